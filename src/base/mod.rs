@@ -1,0 +1,16 @@
+//! What every layer shares and what knows none of them: digests, identities,
+//! clocks, chunking, durable files, retry and single flight.
+
+pub mod chunk;
+pub mod clock;
+pub mod digest;
+pub mod durable;
+pub mod flight;
+pub mod id;
+pub mod retry;
+pub mod units;
+
+use std::{future::Future, pin::Pin};
+
+/// A future that a trait object can return.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

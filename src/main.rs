@@ -1,0 +1,5 @@
+//! The `casmount` program; everything is in the library.
+
+fn main() -> std::process::ExitCode {
+    casmount::cli::run()
+}

@@ -1,0 +1,28 @@
+//! What can go wrong with a name, split by the errno that a program sees.
+
+use crate::store::StoreError;
+
+/// An operation on the tree did not happen; nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum TreeError {
+    #[error("no such file or directory")]
+    NotFound,
+    #[error("the file exists already")]
+    Exists,
+    #[error("not a directory")]
+    NotDirectory,
+    #[error("is a directory")]
+    IsDirectory,
+    #[error("the directory is not empty")]
+    NotEmpty,
+    #[error("a directory cannot move below itself")]
+    BelowItself,
+    #[error("the name is longer than 255 bytes")]
+    NameTooLong,
+    #[error("not permitted")]
+    NotPermitted,
+    #[error("too many links")]
+    TooManyLinks,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}

@@ -1,0 +1,15 @@
+//! One tree out of many machines' logs.
+//!
+//! A volume is a set of registers, one a path; every machine appends its
+//! changes to the volume's log as *segments*, and every machine merges what it
+//! reads: the change with the greatest stamp wins ([`crate::base::clock::Stamp`]).
+
+pub mod change;
+pub mod cut;
+pub mod error;
+pub mod follow;
+pub mod publish;
+pub mod segment;
+pub mod tree;
+
+pub use error::TreeError;

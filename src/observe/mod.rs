@@ -1,0 +1,1 @@
+//! Facts about a running daemon, as text and JSON.

@@ -1,0 +1,171 @@
+//! The rows of the index: what is known about names, files and blobs.
+//!
+//! A row is a value. Whoever changes one commits the whole new row to the
+//! ledger ([`super::ledger`]); nothing is ever changed in place.
+
+use crate::base::{chunk::ChunkList, clock::Stamp, digest::Digest, id::MachineId};
+
+/// The number of a file or directory on this machine, kept across restarts and never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ino(pub u64);
+
+impl Ino {
+    pub const ROOT: Self = Self(1);
+}
+
+/// The number of a staging file, never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StagingId(pub u64);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodeKind {
+    File,
+    Dir,
+    Symlink,
+    Fifo,
+    Socket,
+    CharDevice,
+    BlockDevice,
+}
+
+/// Where the bytes of a file are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// Not a regular file.
+    None,
+    /// Sealed, under this digest; resident or not.
+    Blob(Digest),
+    /// Being written, or waiting to be sealed.
+    Staging(StagingId),
+    /// The bucket does not have this blob: the name reads as "no such file"
+    /// until it is created again. One machine's opinion, never published.
+    Lost(Digest),
+}
+
+/// The first path that a hard-linked file had, on the machine that made it:
+/// names that carry the same id are names of one file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LinkId {
+    pub machine: MachineId,
+    pub ino: u64,
+}
+
+/// What a directory's row knows besides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DirState {
+    /// The directory above; the root is its own.
+    pub up: Ino,
+    /// The name in `up`.
+    pub name: Vec<u8>,
+    /// How many names in it a user sees. Zero is what `rmdir` wants.
+    pub visible_children: u64,
+    /// How many of those are directories.
+    pub subdirs: u64,
+}
+
+/// A file, directory or other object of the tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeRow {
+    pub ino: Ino,
+    pub kind: NodeKind,
+    /// Permission, set-id and sticky bits: `07777`.
+    pub perm: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub rdev: u32,
+    pub size: u64,
+    /// Nanoseconds since 1970, negative before.
+    pub atime: i64,
+    pub mtime: i64,
+    pub ctime: i64,
+    /// Names of a file. A file without any lives until its last close.
+    pub nlink: u32,
+    pub content: Content,
+    /// What a symbolic link points at.
+    pub target: Vec<u8>,
+    /// Extended attributes, sorted by name.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub dir: Option<DirState>,
+    pub link_id: Option<LinkId>,
+}
+
+/// What the newest change says of a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NameState {
+    /// Deleted: kept as a tombstone, so that older changes that arrive later lose.
+    Dead,
+    Live(Ino),
+}
+
+/// The place of an own change in the order of this machine's changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// Of the newest change of the name.
+    pub seq: u64,
+    /// Of the oldest change of the name that is not published.
+    pub first_seq: u64,
+}
+
+/// One name: a register that the last writer wins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NameRow {
+    pub parent: Ino,
+    pub name: Vec<u8>,
+    pub stamp: Stamp,
+    pub state: NameState,
+    /// The directory that holds what is known below this name, live or not;
+    /// equal to `state`'s while the name is a live directory.
+    pub dir: Option<Ino>,
+    /// Set while this machine made the newest change and has not published it.
+    pub pending: Option<Place>,
+}
+
+/// Which bytes of a blob are on this disk and verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Residency {
+    Nothing,
+    /// A bit for each chunk, the lowest bit of the first byte first.
+    Partial(Vec<u8>),
+    Whole,
+}
+
+/// Whether the bucket has a blob.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// Only here; must not leave this disk.
+    Dirty,
+    /// The bucket acknowledged it, or another machine published it.
+    Durable { confirmed_millis: u64 },
+    /// Its bytes were found to differ from its name; never uploaded, kept for inspection.
+    Quarantined,
+}
+
+/// A blob that this machine holds bytes of, or has written.
+///
+/// A blob without a row is durable as far as anyone knows, and not resident.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlobRow {
+    pub digest: Digest,
+    pub size: u64,
+    pub residency: Residency,
+    pub durability: Durability,
+    /// Seconds since 1970 of this machine's clock: last open, lookup or touch.
+    pub used_secs: u64,
+    pub pinned: bool,
+}
+
+/// One change of one row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    PutNode(NodeRow),
+    DropNode(Ino),
+    PutName(NameRow),
+    DropName(Ino, Vec<u8>),
+    PutBlob(BlobRow),
+    DropBlob(Digest),
+    /// The chunks of a blob of more than one; immutable.
+    PutManifest(Digest, ChunkList),
+    /// The bucket has this chunk, confirmed at this time of its clock.
+    ConfirmChunk(Digest, u64),
+    PutMeta(String, Vec<u8>),
+}

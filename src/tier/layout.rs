@@ -1,0 +1,99 @@
+//! Where things are in a bucket: the keys, all relative to the store's prefix.
+//!
+//! ```text
+//! casmount.json                                   format version, store id, chunking
+//! blobs/sha256/<2 hex>/<64 hex>                   a chunk, a blob of one chunk, or a chunk list
+//! volumes/<name>/log/<yyyymmddThhmm>/<ms>-<machine>-<seq>   segments, immutable
+//! probe/<machine>-<random>                        of the first use; removed again
+//! ```
+//!
+//! Keys of segments sort by time: the minute and the milliseconds are those of
+//! the bucket's clock when the segment was published, the milliseconds in 13
+//! digits, the sequence number in 16 hexadecimal digits.
+//!
+//! # Stability
+//!
+//! Keys are part of the store's format (`casmount.json`, [`FORMAT_VERSION`]):
+//! readers refuse a newer version, and `tests/golden.rs` pins these texts.
+
+use crate::base::{digest::Digest, id::MachineId};
+
+/// The version of everything that is written to a bucket.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// The settings of a store.
+pub const STORE: &str = "casmount.json";
+
+/// What all probe objects start with.
+pub const PROBE_PREFIX: &str = "probe/";
+
+/// The object of a chunk, or of a blob of one chunk.
+#[must_use]
+pub fn blob(digest: &Digest) -> String {
+    format!("blobs/sha256/{}/{digest}", digest.shard())
+}
+
+/// What all segments of a volume start with.
+#[must_use]
+pub fn log_prefix(volume: &str) -> String {
+    format!("volumes/{volume}/log/")
+}
+
+/// The segment that `machine` published at `millis` as its number `seq`.
+#[must_use]
+pub fn segment(volume: &str, millis: u64, machine: MachineId, seq: u64) -> String {
+    format!(
+        "{}{}/{millis:013}-{machine}-{seq:016x}",
+        log_prefix(volume),
+        minute(millis)
+    )
+}
+
+/// The folder of the log for a moment, `yyyymmddThhmm` in UTC.
+#[must_use]
+pub fn minute(millis: u64) -> String {
+    let minutes = millis / 60_000;
+    let (year, month, day) = civil_date(minutes / 1440);
+    format!(
+        "{year:04}{month:02}{day:02}T{:02}{:02}",
+        minutes / 60 % 24,
+        minutes % 60
+    )
+}
+
+/// Turns days since 1970 into a date (Hinnant, "chrono-Compatible Low-Level Date Algorithms").
+fn civil_date(days: u64) -> (u64, u64, u64) {
+    let z = days + 719_468;
+    let era = z / 146_097;
+    let doe = z % 146_097;
+    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
+    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
+    let mp = (5 * doy + 2) / 153;
+    let day = doy - (153 * mp + 2) / 5 + 1;
+    let month = if mp < 10 { mp + 3 } else { mp - 9 };
+    (yoe + era * 400 + u64::from(month <= 2), month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn minutes_are_those_of_the_calendar() {
+        assert_eq!(minute(0), "19700101T0000");
+        assert_eq!(minute(951_782_400_000), "20000229T0000");
+        assert_eq!(minute(1_767_225_599_999), "20251231T2359");
+        assert_eq!(minute(4_107_542_400_000), "21000301T0000");
+    }
+
+    #[test]
+    fn segments_sort_by_time() {
+        let key = |millis| segment("main", millis, MachineId(9), 1);
+        assert!(key(999_999_999_999) < key(1_000_000_000_000));
+        assert!(key(1_767_225_599_999) < key(1_767_225_600_000));
+        assert_eq!(
+            segment("main", 1_767_225_600_000, MachineId(0xab), 3),
+            "volumes/main/log/20260101T0000/1767225600000-00000000000000ab-0000000000000003"
+        );
+    }
+}
