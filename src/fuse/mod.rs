@@ -1,8 +1,32 @@
 //! The FUSE front: translates the kernel's requests, decides nothing.
+//!
+//! ```text
+//! front     one method a request: call the vfs, answer
+//! convert   types of the protocol to types of the vfs and back
+//! notify    what the kernel must forget, told from a thread of its own
+//! ```
 
-use std::{io, path::PathBuf, sync::Arc};
+mod convert;
+mod front;
+mod notify;
+
+use std::{
+    fmt, io,
+    path::PathBuf,
+    process::{Command, Stdio},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
+use rustix::mount::UnmountFlags;
 
 use crate::{namespace::tree::TellKernel, vfs::Vfs};
+
+/// The subtype under which mount(8) and `/proc/self/mountinfo` show a mount of ours.
+pub const SUBTYPE: &str = "casmount";
 
 #[derive(Clone, Debug)]
 pub struct MountOptions {
@@ -18,8 +42,20 @@ pub struct MountOptions {
 }
 
 /// A live mount. Dropping it does not unmount.
-#[derive(Debug)]
-pub struct Mounted {}
+pub struct Mounted {
+    mountpoint: PathBuf,
+    session: Mutex<Option<BackgroundSession>>,
+    notices: notify::Notices,
+    passthrough: Arc<AtomicBool>,
+}
+
+impl fmt::Debug for Mounted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mounted")
+            .field("mountpoint", &self.mountpoint)
+            .finish_non_exhaustive()
+    }
+}
 
 /// Mounts and starts answering; returns when the kernel has accepted the mount.
 ///
@@ -27,26 +63,100 @@ pub struct Mounted {}
 ///
 /// What mount(2) or `fusermount3` reported.
 pub fn mount(vfs: Arc<Vfs>, options: &MountOptions, runtime: tokio::runtime::Handle) -> io::Result<Mounted> {
-    let _ = (vfs, options, runtime);
-    todo!()
+    let mut config = Config::default();
+    config.mount_options = vec![
+        MountOption::FSName(options.source.clone()),
+        MountOption::Subtype(SUBTYPE.to_owned()),
+        MountOption::DefaultPermissions,
+        MountOption::NoAtime,
+        MountOption::NoDev,
+        MountOption::NoSuid,
+        if options.read_only {
+            MountOption::RO
+        } else {
+            MountOption::RW
+        },
+    ];
+    config.acl = if options.allow_other {
+        SessionACL::All
+    } else {
+        SessionACL::Owner
+    };
+    config.n_threads = Some(options.threads.max(1));
+    config.clone_fd = true;
+    let passthrough = Arc::new(AtomicBool::new(options.passthrough));
+    let front = front::Front::new(vfs, runtime, Arc::clone(&passthrough));
+    let session = Session::new(front, &options.mountpoint, &config)?.spawn()?;
+    let notices = notify::Notices::start(session.notifier())?;
+    Ok(Mounted {
+        mountpoint: options.mountpoint.clone(),
+        session: Mutex::new(Some(session)),
+        notices,
+        passthrough,
+    })
 }
 
 impl Mounted {
     /// Tells the kernel what is no longer so, from a thread of its own.
+    #[must_use]
     pub fn tell_kernel(&self) -> TellKernel {
-        todo!()
+        self.notices.teller()
     }
+
     /// Whether files are handed to the kernel.
+    #[must_use]
     pub fn passthrough(&self) -> bool {
-        todo!()
+        self.passthrough.load(Ordering::Relaxed)
     }
+
     /// Takes the mount away. `lazily`: even while programs use it.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` while programs use it; what umount(2) or `fusermount3` report else.
     pub fn unmount(&self, lazily: bool) -> io::Result<()> {
-        let _ = lazily;
-        todo!()
+        unmount(&self.mountpoint, lazily)
     }
+
     /// Waits until the mount is gone, however that came.
-    pub fn wait(self) -> io::Result<()> {
-        todo!()
+    ///
+    /// # Errors
+    ///
+    /// What reading requests ended with, if not with the end of the mount.
+    pub fn wait(&self) -> io::Result<()> {
+        let session = self.session.lock().expect("a panic ends the process").take();
+        session.map_or(Ok(()), BackgroundSession::join)
     }
+}
+
+/// Takes a FUSE mount away, as root by umount2(2), else by `fusermount3`.
+///
+/// # Errors
+///
+/// `EBUSY` while programs use it and `lazily` is not set; what the system reports else.
+pub fn unmount(mountpoint: &std::path::Path, lazily: bool) -> io::Result<()> {
+    let flags = if lazily {
+        UnmountFlags::DETACH
+    } else {
+        UnmountFlags::empty()
+    };
+    match rustix::mount::unmount(mountpoint, flags | UnmountFlags::NOFOLLOW) {
+        Err(rustix::io::Errno::PERM) => {}
+        done => return Ok(done?),
+    }
+    let mut command = Command::new("fusermount3");
+    command
+        .arg("-u")
+        .args(lazily.then_some("-z"))
+        .arg("--")
+        .arg(mountpoint);
+    let output = command.stdin(Stdio::null()).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    if said.contains("busy") {
+        return Err(io::Error::from_raw_os_error(libc::EBUSY));
+    }
+    Err(io::Error::other(said.trim().to_owned()))
 }

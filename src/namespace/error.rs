@@ -21,6 +21,8 @@ pub enum TreeError {
     NameTooLong,
     #[error("not permitted")]
     NotPermitted,
+    #[error("there is no such attribute")]
+    NoAttribute,
     #[error("too many links")]
     TooManyLinks,
     #[error(transparent)]

@@ -76,6 +76,10 @@ impl Ledger {
         todo!()
     }
     /// Places grow for ever, across restarts.
+    pub fn is_staging_doubted(&self, id: StagingId) -> bool {
+        let _ = id;
+        todo!()
+    }
     pub fn next_place(&self) -> u64 {
         todo!()
     }

@@ -16,6 +16,7 @@ pub mod index;
 pub mod ingest;
 pub mod journal;
 pub mod ledger;
+pub mod manifest;
 pub mod reclaim;
 pub mod rows;
 pub mod staging;
@@ -45,6 +46,7 @@ pub struct StoreOptions {
 /// The cache directory of one daemon, open.
 #[derive(Debug)]
 pub struct Store {
+    pub dir: PathBuf,
     pub ledger: Arc<ledger::Ledger>,
     pub staging: staging::Staging,
     pub blobs: Arc<blobs::Blobs>,

@@ -11,6 +11,8 @@ pub struct Ino(pub u64);
 
 impl Ino {
     pub const ROOT: Self = Self(1);
+    /// Not a directory that anyone sees: its names are link ids, see [`LinkId`].
+    pub const LINKS: Self = Self(0);
 }
 
 /// The number of a staging file, never used again.
@@ -87,6 +89,31 @@ pub struct NodeRow {
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     pub dir: Option<DirState>,
     pub link_id: Option<LinkId>,
+}
+
+impl NodeRow {
+    /// A node without content, made at `now` (nanoseconds since 1970).
+    #[must_use]
+    pub fn new(ino: Ino, kind: NodeKind, now: i64) -> Self {
+        Self {
+            ino,
+            kind,
+            perm: 0,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            size: 0,
+            atime: now,
+            mtime: now,
+            ctime: now,
+            nlink: 0,
+            content: Content::None,
+            target: Vec::new(),
+            xattrs: Vec::new(),
+            dir: None,
+            link_id: None,
+        }
+    }
 }
 
 /// What the newest change says of a name.
@@ -168,4 +195,6 @@ pub enum Change {
     /// The bucket has this chunk, confirmed at this time of its clock.
     ConfirmChunk(Digest, u64),
     PutMeta(String, Vec<u8>),
+    /// The bytes of this staging file were on the disk (`fdatasync` returned) before this change.
+    SyncedStaging(StagingId),
 }

@@ -1,8 +1,60 @@
-//! File system semantics, without FUSE types.
+//! File system semantics, without FUSE types: what each request of a program
+//! does to the tree, the staging files and the blobs.
+//!
+//! Requests that need only this disk are answered in place by plain functions.
+//! Those that may need the network exist twice: a step that answers in place or
+//! says what is missing ([`OpenStep::Fetch`], `None` of [`Vfs::read_resident`]), and
+//! an `async` function that the front runs in a task.
+//!
+//! # Locks
+//!
+//! Of the locks here one is held at a time, and the tree's may be taken under
+//! an [`handle::OpenNode`]'s, never the other way round.
 
-use std::{sync::Arc, time::Duration};
+mod attr;
+mod close;
+mod dirs;
+mod error;
+mod handle;
+mod io;
+mod names;
+mod open;
+mod report;
+mod resume;
+mod seal;
+mod set_attr;
 
-use crate::{namespace::tree::Tree, store::Store};
+use std::{
+    fmt,
+    num::NonZeroUsize,
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+pub use attr::Attr;
+pub use dirs::{DirEntry, DirPage};
+pub use error::VfsError;
+pub use handle::Loan;
+pub use io::Seek;
+pub use names::{Created, NewFile};
+pub use open::{Lend, Missing, OpenRequest, OpenStep, Opened};
+pub use report::{FlushReport, FsStat, Listed, VfsStatus};
+pub use set_attr::SetAttr;
+
+use lru::LruCache;
+
+use crate::{
+    base::digest::Digest,
+    namespace::tree::{Notice, TellKernel, Tree},
+    store::{
+        Store,
+        rows::{Ino, StagingId},
+    },
+};
+use handle::{Handle, OpenNode, Shared, Table};
 
 /// Who files belong to, as programs see them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,83 +76,124 @@ pub struct VfsOptions {
     pub xattr: bool,
 }
 
-/// What a flush left undone.
-#[derive(Clone, Debug, Default)]
-pub struct FlushReport {
-    /// Paths still open for writing; they are not part of the flush.
-    pub still_open: Vec<String>,
-    /// Closed files that are not sealed.
-    pub unsealed: u64,
+/// What the counters of [`VfsStatus`] count.
+#[derive(Debug, Default)]
+struct Counters {
+    hits: AtomicU64,
+    misses: AtomicU64,
+    passthrough_opens: AtomicU64,
+    lost: AtomicU64,
+    sealed: AtomicU64,
 }
 
-/// One line of `casmount ls`.
-#[derive(Clone, Debug)]
-pub struct Listed {
-    pub path: String,
-    /// `file`, `dir`, `symlink`, ...
-    pub kind: &'static str,
-    pub size: u64,
-    /// Of a sealed file.
-    pub digest: Option<String>,
-    /// `resident`, `partial` or `remote`; for a file that is not sealed `staging`.
-    pub residency: &'static str,
-    /// `durable`, `dirty`, `quarantined`, `writing`, `lost`.
-    pub durability: &'static str,
+/// Inodes whose pages are remembered; one that is forgotten is read again.
+const PAGES_REMEMBERED: NonZeroUsize = NonZeroUsize::new(1 << 16).expect("not zero");
+
+/// What the wiring wants to be called for.
+pub type Hook = Arc<dyn Fn() + Send + Sync>;
+
+/// The file system of one mount.
+pub struct Vfs {
+    options: VfsOptions,
+    store: Arc<Store>,
+    tree: Arc<Tree>,
+    nodes: Shared<Ino, OpenNode>,
+    handles: Table<Handle>,
+    dirs: Table<dirs::DirHandle>,
+    settling: seal::Settling,
+    /// Which blob filled the pages that the kernel may have of an inode that the daemon served.
+    pages: Mutex<LruCache<Ino, Digest>>,
+    counters: Counters,
+    on_use: OnceLock<Hook>,
+    on_seal: OnceLock<Hook>,
+    tell_kernel: OnceLock<TellKernel>,
 }
 
-/// Counters of what programs did to the mount.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct VfsStatus {
-    pub open_files: u64,
-    pub open_for_writing: u64,
-    /// Closed files that wait to be sealed.
-    pub settling: u64,
-    /// Opens of files whose bytes were all here.
-    pub hits: u64,
-    /// Opens of files that needed the bucket.
-    pub misses: u64,
-    /// Opens that the kernel serves by itself.
-    pub passthrough_opens: u64,
-    /// Blobs found missing in the bucket.
-    pub lost: u64,
-    pub sealed: u64,
+impl fmt::Debug for Vfs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Vfs")
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
 }
-
-#[derive(Debug)]
-pub struct Vfs {}
 
 impl Vfs {
-    /// Resumes the sealing of what a stop left closed and unsealed.
-    pub fn new(
-        options: VfsOptions,
-        store: Arc<Store>,
-        tree: Arc<Tree>,
-        runtime: tokio::runtime::Handle,
-    ) -> Arc<Self> {
-        let _ = (options, store, tree, runtime);
-        todo!()
+    /// Makes the file system of `tree` and resumes the sealing of what a stop
+    /// left closed and unsealed.
+    pub fn new(options: VfsOptions, store: Arc<Store>, tree: Arc<Tree>) -> Result<Arc<Self>, VfsError> {
+        let vfs = Arc::new(Self {
+            options,
+            store,
+            tree,
+            nodes: Shared::default(),
+            handles: Table::default(),
+            dirs: Table::default(),
+            settling: seal::Settling::default(),
+            pages: Mutex::new(LruCache::new(PAGES_REMEMBERED)),
+            counters: Counters::default(),
+            on_use: OnceLock::new(),
+            on_seal: OnceLock::new(),
+            tell_kernel: OnceLock::new(),
+        });
+        vfs.resume()?;
+        vfs.start_sealing();
+        Ok(vfs)
     }
-    /// Seals everything whose close had returned before the call, without the settle time.
-    pub async fn seal_all(&self, deadline: tokio::time::Instant) -> FlushReport {
-        let _ = deadline;
-        todo!()
+
+    /// Whom to call when a program uses the mount; for the follower's pace.
+    pub fn set_on_use(&self, on_use: Hook) {
+        // Set once, by the wiring; a second call would be a mistake there and changes nothing.
+        let _ = self.on_use.set(on_use);
     }
-    pub fn status(&self) -> VfsStatus {
-        todo!()
+
+    /// Whom to call when a file became a dirty blob; for the uploader.
+    pub fn set_on_seal(&self, on_seal: Hook) {
+        let _ = self.on_seal.set(on_seal);
     }
-    /// Lists what is at a path of the mount: the file itself, or the children of a directory.
-    /// Errors are `NotFound` and so on.
-    pub fn list(&self, path: &[u8]) -> Result<Vec<Listed>, crate::namespace::TreeError> {
-        let _ = path;
-        todo!()
+
+    fn on_seal(&self) {
+        if let Some(on_seal) = self.on_seal.get() {
+            on_seal();
+        }
     }
-    /// When a program last used the mount; for the follower's pace.
-    pub fn set_on_use(&self, on_use: Arc<dyn Fn() + Send + Sync>) {
-        let _ = on_use;
-        todo!()
+
+    /// Who tells the kernel of names that changed by themselves.
+    pub fn set_tell_kernel(&self, tell_kernel: TellKernel) {
+        let _ = self.tell_kernel.set(tell_kernel);
     }
-    /// Stops sealing; called after the unmount.
-    pub fn shutdown(&self) {
-        todo!()
+
+    #[must_use]
+    pub fn options(&self) -> &VfsOptions {
+        &self.options
     }
+
+    fn used(&self) {
+        if let Some(on_use) = self.on_use.get() {
+            on_use();
+        }
+    }
+
+    fn tell(&self, notices: Vec<Notice>) {
+        if let Some(tell_kernel) = self.tell_kernel.get().filter(|_| !notices.is_empty()) {
+            tell_kernel(notices);
+        }
+    }
+
+    fn writable(&self) -> Result<(), VfsError> {
+        if self.options.read_only {
+            Err(VfsError::ReadOnly)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn discard(&self, staging: Vec<StagingId>) {
+        for id in staging {
+            self.store.staging.remove_after_barrier(id);
+        }
+    }
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
 }

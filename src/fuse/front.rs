@@ -1,0 +1,655 @@
+//! One method a request: call the vfs, answer.
+
+use std::{
+    ffi::OsStr,
+    io,
+    os::unix::ffi::OsStrExt,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use fuser::{
+    BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation,
+    INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+
+use super::convert;
+use crate::{
+    namespace::tree::AttrChange,
+    store::rows::NodeKind,
+    vfs::{Attr, Created, Loan, NewFile, OpenRequest, OpenStep, Opened, Seek, SetAttr, Vfs, VfsError},
+};
+
+/// How long the kernel may keep names and attributes: until it is told otherwise.
+const TTL: Duration = Duration::from_secs(24 * 3600);
+
+/// Requests that the kernel may have under way in the background (readahead,
+/// asynchronous reads, RELEASE). With fuser's default of 16, sixteen reads that wait for
+/// the bucket would hold up every other.
+const MAX_BACKGROUND: u16 = 1024;
+
+/// Bytes that the kernel reads ahead of a sequential reader, and asks for at once.
+const READAHEAD_BYTES: u32 = 1 << 20;
+
+pub(super) struct Front {
+    vfs: Arc<Vfs>,
+    runtime: tokio::runtime::Handle,
+    /// Asked for by the user; cleared when the kernel does not offer it.
+    passthrough: Arc<AtomicBool>,
+}
+
+impl Front {
+    pub(super) fn new(vfs: Arc<Vfs>, runtime: tokio::runtime::Handle, passthrough: Arc<AtomicBool>) -> Self {
+        Self {
+            vfs,
+            runtime,
+            passthrough,
+        }
+    }
+
+    fn passthrough(&self) -> bool {
+        self.passthrough.load(Ordering::Relaxed)
+    }
+
+    fn make(&self, req: &Request, parent: INodeNo, name: &OsStr, new: NewObject<'_>, reply: ReplyEntry) {
+        let new = NewFile {
+            kind: new.kind,
+            perm: new.mode & 0o7777,
+            uid: req.uid(),
+            gid: req.gid(),
+            rdev: new.rdev,
+            target: new.target.to_vec(),
+        };
+        answer_entry(
+            reply,
+            self.vfs
+                .make(convert::ino(parent), name.as_bytes(), new)
+                .map(Some),
+        );
+    }
+}
+
+struct NewObject<'a> {
+    kind: NodeKind,
+    mode: u32,
+    rdev: u32,
+    target: &'a [u8],
+}
+
+impl Filesystem for Front {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let wanted = InitFlags::FUSE_ASYNC_READ
+            | InitFlags::FUSE_ATOMIC_O_TRUNC
+            | InitFlags::FUSE_BIG_WRITES
+            | InitFlags::FUSE_DO_READDIRPLUS
+            | InitFlags::FUSE_READDIRPLUS_AUTO
+            | InitFlags::FUSE_PARALLEL_DIROPS
+            | InitFlags::FUSE_MAX_PAGES
+            | InitFlags::FUSE_CACHE_SYMLINKS
+            | InitFlags::FUSE_EXPLICIT_INVAL_DATA;
+        // What an older kernel lacks costs speed, not correctness.
+        let _ = config.add_capabilities(wanted & config.capabilities());
+        if self.passthrough() {
+            let offered = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+                && config.set_max_stack_depth(1).is_ok();
+            self.passthrough.store(offered, Ordering::Relaxed);
+            if !offered {
+                tracing::warn!(
+                    "this kernel has no FUSE passthrough (it came with Linux 6.9): the daemon serves reads itself"
+                );
+            }
+        }
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        let _ = config.set_congestion_threshold(MAX_BACKGROUND / 4 * 3);
+        let _ = config.set_max_readahead(READAHEAD_BYTES);
+        let _ = config.set_max_write(READAHEAD_BYTES);
+        let _ = config.set_time_granularity(Duration::from_nanos(1));
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        answer_entry(reply, self.vfs.lookup(convert::ino(parent), name.as_bytes()));
+    }
+
+    fn forget(&self, _req: &Request, _ino: INodeNo, _nlookup: u64) {
+        // Numbers are never used again, and rows do not depend on what the kernel remembers.
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        answer_attr(reply, self.vfs.attr(convert::ino(ino)));
+    }
+
+    fn setattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let change = AttrChange {
+            perm: mode.map(|mode| mode & 0o7777),
+            uid,
+            gid,
+            atime: atime.map(convert::set_time),
+            mtime: mtime.map(convert::set_time),
+        };
+        let set = SetAttr {
+            change,
+            size,
+            handle: fh.map(u64::from),
+        };
+        let ino = convert::ino(ino);
+        match self.vfs.set_attr(ino, set) {
+            Err(err) => answer_attr(reply, Err(err)),
+            Ok(Ok(attr)) => answer_attr(reply, Ok(attr)),
+            Ok(Err(missing)) => {
+                let vfs = Arc::clone(&self.vfs);
+                self.runtime.spawn(async move {
+                    answer_attr(reply, vfs.set_attr_fetching(ino, set, missing).await);
+                });
+            }
+        }
+    }
+
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        answer_data(reply, self.vfs.read_link(convert::ino(ino)));
+    }
+
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let Some(kind) = convert::kind_of_mode(mode) else {
+            return reply.error(Errno::EINVAL);
+        };
+        self.make(
+            req,
+            parent,
+            name,
+            NewObject {
+                kind,
+                mode,
+                rdev,
+                target: b"",
+            },
+            reply,
+        );
+    }
+
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+        self.make(
+            req,
+            parent,
+            name,
+            NewObject {
+                kind: NodeKind::Dir,
+                mode,
+                rdev: 0,
+                target: b"",
+            },
+            reply,
+        );
+    }
+
+    fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let target = target.as_os_str().as_bytes();
+        let new = NewObject {
+            kind: NodeKind::Symlink,
+            mode: 0o777,
+            rdev: 0,
+            target,
+        };
+        self.make(req, parent, link_name, new, reply);
+    }
+
+    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        answer_empty(reply, self.vfs.unlink(convert::ino(parent), name.as_bytes()));
+    }
+
+    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        answer_empty(reply, self.vfs.rmdir(convert::ino(parent), name.as_bytes()));
+    }
+
+    fn rename(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let Some(mode) = convert::rename_mode(flags) else {
+            return reply.error(Errno::EINVAL);
+        };
+        let from = (convert::ino(parent), name.as_bytes());
+        let to = (convert::ino(newparent), newname.as_bytes());
+        answer_empty(reply, self.vfs.rename(from, to, mode));
+    }
+
+    fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        let linked = self
+            .vfs
+            .link(convert::ino(ino), convert::ino(newparent), newname.as_bytes());
+        answer_entry(reply, linked.map(Some));
+    }
+
+    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let ino = convert::ino(ino);
+        let request = convert::open_request(flags);
+        let lend = |file: &std::fs::File| reply.open_backing(file).map(|id| Arc::new(id) as Loan);
+        match self.vfs.open(ino, request, self.passthrough().then_some(&lend)) {
+            Err(err) => answer_open(reply, Err(err)),
+            Ok(OpenStep::Ready(opened)) => answer_open(reply, Ok(opened)),
+            Ok(OpenStep::Fetch(missing)) => {
+                let vfs = Arc::clone(&self.vfs);
+                let passthrough = self.passthrough();
+                self.runtime.spawn(async move {
+                    let lend = |file: &std::fs::File| reply.open_backing(file).map(|id| Arc::new(id) as Loan);
+                    let opened = vfs.open_fetching(ino, request, missing, lend, passthrough).await;
+                    answer_open(reply, opened);
+                });
+            }
+        }
+    }
+
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let new = NewFile {
+            kind: NodeKind::File,
+            perm: mode & 0o7777,
+            uid: req.uid(),
+            gid: req.gid(),
+            rdev: 0,
+            target: Vec::new(),
+        };
+        let request = OpenRequest {
+            write: true,
+            ..convert::open_request(OpenFlags(flags))
+        };
+        let lend = |file: &std::fs::File| reply.open_backing(file).map(|id| Arc::new(id) as Loan);
+        let lend = self
+            .passthrough()
+            .then_some(&lend as &dyn Fn(&std::fs::File) -> io::Result<Loan>);
+        let exclusive = flags & libc::O_EXCL != 0;
+        match self.vfs.create(
+            convert::ino(parent),
+            name.as_bytes(),
+            new,
+            request,
+            exclusive,
+            lend,
+        ) {
+            Err(err) => reply.error(convert::errno(&err)),
+            Ok(Created::New(attr, opened) | Created::Existing(attr, OpenStep::Ready(opened))) => {
+                answer_create(reply, &attr, &opened);
+            }
+            Ok(Created::Existing(attr, OpenStep::Fetch(missing))) => {
+                let vfs = Arc::clone(&self.vfs);
+                let passthrough = self.passthrough();
+                self.runtime.spawn(async move {
+                    let lend = |file: &std::fs::File| reply.open_backing(file).map(|id| Arc::new(id) as Loan);
+                    match vfs
+                        .open_fetching(attr.ino, request, missing, lend, passthrough)
+                        .await
+                    {
+                        Ok(opened) => answer_create(reply, &attr, &opened),
+                        Err(err) => reply.error(convert::errno(&err)),
+                    }
+                });
+            }
+        }
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        if let Some(result) = self.vfs.read_resident(fh.into(), offset, size as usize) {
+            return answer_data(reply, result);
+        }
+        let vfs = Arc::clone(&self.vfs);
+        self.runtime.spawn(async move {
+            answer_data(reply, vfs.read_fetching(fh.into(), offset, size as usize).await);
+        });
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        match self.vfs.write(fh.into(), offset, data) {
+            Ok(written) => reply.written(written),
+            Err(err) => reply.error(convert::errno(&err)),
+        }
+    }
+
+    fn flush(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+        answer_empty(reply, self.vfs.flush(fh.into()));
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        answer_empty(reply, self.vfs.release(fh.into()));
+    }
+
+    fn fsync(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        // Waits for the disk: not on a thread that answers other requests.
+        let vfs = Arc::clone(&self.vfs);
+        self.runtime
+            .spawn_blocking(move || answer_empty(reply, vfs.fsync(fh.into(), datasync)));
+    }
+
+    fn fsyncdir(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        let vfs = Arc::clone(&self.vfs);
+        self.runtime
+            .spawn_blocking(move || answer_empty(reply, vfs.fsync_dir()));
+    }
+
+    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        match self.vfs.open_dir(convert::ino(ino)) {
+            Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
+            Err(err) => reply.error(convert::errno(&err)),
+        }
+    }
+
+    fn readdir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        match self.vfs.read_dir(fh.into(), offset) {
+            Err(err) => reply.error(convert::errno(&err)),
+            Ok(entries) => {
+                for entry in entries {
+                    let kind = convert::file_type(entry.kind);
+                    if reply.add(
+                        INodeNo(entry.ino.0),
+                        entry.next_offset,
+                        kind,
+                        OsStr::from_bytes(&entry.name),
+                    ) {
+                        break;
+                    }
+                }
+                reply.ok();
+            }
+        }
+    }
+
+    fn readdirplus(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let entries = match self.vfs.read_dir(fh.into(), offset) {
+            Err(err) => return reply.error(convert::errno(&err)),
+            Ok(entries) => entries,
+        };
+        for entry in entries {
+            let attr = match self.vfs.entry_attr(entry.ino) {
+                Err(err) => return reply.error(convert::errno(&err)),
+                Ok(None) => continue,
+                Ok(Some(attr)) => convert::attr(&attr),
+            };
+            let name = OsStr::from_bytes(&entry.name);
+            if reply.add(attr.ino, entry.next_offset, name, &TTL, &attr, Generation(0)) {
+                break;
+            }
+        }
+        reply.ok();
+    }
+
+    fn releasedir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.vfs.release_dir(fh.into());
+        reply.ok();
+    }
+
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        match self.vfs.stat_fs() {
+            Err(err) => reply.error(convert::errno(&err)),
+            Ok(fs) => reply.statfs(
+                fs.blocks,
+                fs.free,
+                fs.available,
+                fs.files,
+                fs.free_files,
+                fs.block_bytes,
+                fs.name_max,
+                fs.block_bytes,
+            ),
+        }
+    }
+
+    fn setxattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        answer_empty(
+            reply,
+            self.vfs
+                .set_xattr(convert::ino(ino), name.as_bytes(), value, flags),
+        );
+    }
+
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        answer_xattr(reply, size, self.vfs.xattr(convert::ino(ino), name.as_bytes()));
+    }
+
+    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        answer_xattr(reply, size, self.vfs.list_xattrs(convert::ino(ino)));
+    }
+
+    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        answer_empty(reply, self.vfs.remove_xattr(convert::ino(ino), name.as_bytes()));
+    }
+
+    fn fallocate(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        answer_empty(reply, self.vfs.allocate(fh.into(), offset, length, mode));
+    }
+
+    fn lseek(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let what = match whence {
+            libc::SEEK_DATA => Seek::Data,
+            libc::SEEK_HOLE => Seek::Hole,
+            // The kernel answers all others by itself.
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let Ok(offset) = u64::try_from(offset) else {
+            return reply.error(Errno::ENXIO);
+        };
+        match self.vfs.seek(fh.into(), offset, what) {
+            Ok(at) => reply.offset(at as i64),
+            Err(err) => reply.error(convert::errno(&err)),
+        }
+    }
+
+    fn copy_file_range(
+        &self,
+        _req: &Request,
+        _ino_in: INodeNo,
+        fh_in: FileHandle,
+        offset_in: u64,
+        _ino_out: INodeNo,
+        fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        match self
+            .vfs
+            .copy_range(fh_in.into(), offset_in, fh_out.into(), offset_out, len)
+        {
+            Ok(copied) => reply.written(copied as u32),
+            Err(err) => reply.error(convert::errno(&err)),
+        }
+    }
+}
+
+fn answer_entry(reply: ReplyEntry, result: Result<Option<Attr>, VfsError>) {
+    match result {
+        Ok(Some(attr)) => reply.entry(&TTL, &convert::attr(&attr), Generation(0)),
+        Ok(None) => reply.entry(&TTL, &convert::no_entry(), Generation(0)),
+        Err(err) => reply.error(convert::errno(&err)),
+    }
+}
+
+fn answer_attr(reply: ReplyAttr, result: Result<Attr, VfsError>) {
+    match result {
+        Ok(attr) => reply.attr(&TTL, &convert::attr(&attr)),
+        Err(err) => reply.error(convert::errno(&err)),
+    }
+}
+
+fn answer_empty(reply: ReplyEmpty, result: Result<(), VfsError>) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(err) => reply.error(convert::errno(&err)),
+    }
+}
+
+fn answer_data(reply: ReplyData, result: Result<impl AsRef<[u8]>, VfsError>) {
+    match result {
+        Ok(data) => reply.data(data.as_ref()),
+        Err(err) => {
+            tracing::debug!(error = %err, "a read failed");
+            reply.error(convert::errno(&err));
+        }
+    }
+}
+
+fn answer_xattr(reply: ReplyXattr, size: u32, result: Result<Vec<u8>, VfsError>) {
+    match result {
+        Ok(value) if size == 0 => reply.size(value.len() as u32),
+        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
+        Ok(value) => reply.data(&value),
+        Err(err) => reply.error(convert::errno(&err)),
+    }
+}
+
+fn answer_open(reply: ReplyOpen, result: Result<Opened, VfsError>) {
+    match result {
+        Err(err) => reply.error(convert::errno(&err)),
+        Ok(opened) => {
+            let (handle, flags) = (FileHandle(opened.handle), open_flags(&opened));
+            match backing(&opened) {
+                Some(id) => reply.opened_passthrough(handle, flags, id),
+                None => reply.opened(handle, flags),
+            }
+        }
+    }
+}
+
+fn answer_create(reply: ReplyCreate, attr: &Attr, opened: &Opened) {
+    let (handle, flags) = (FileHandle(opened.handle), open_flags(opened));
+    let attr = convert::attr(attr);
+    match backing(opened) {
+        Some(id) => reply.created_passthrough(&TTL, &attr, Generation(0), handle, flags, id),
+        None => reply.created(&TTL, &attr, Generation(0), handle, flags),
+    }
+}
+
+/// What the front lent to the kernel; loans are only ever made by it.
+fn backing(opened: &Opened) -> Option<&BackingId> {
+    opened
+        .loan
+        .as_ref()
+        .and_then(|loan| loan.downcast_ref::<BackingId>())
+}
+
+fn open_flags(opened: &Opened) -> FopenFlags {
+    let mut flags = FopenFlags::empty();
+    if opened.keep_cache && opened.loan.is_none() {
+        flags |= FopenFlags::FOPEN_KEEP_CACHE;
+    }
+    if !opened.write {
+        // A close of a reader is of no interest: one request less.
+        flags |= FopenFlags::FOPEN_NOFLUSH;
+    }
+    flags
+}

@@ -1,0 +1,216 @@
+//! Merging what other machines changed.
+
+use super::{Edit, InUse, Tree, edit::live};
+use crate::{
+    base::clock::Stamp,
+    namespace::{
+        TreeError,
+        change::{Entry, EntryChunks, PathChange},
+    },
+    store::rows::{Change, Content, Ino, LinkId, NameRow, NameState, NodeKind, NodeRow},
+};
+
+/// Something the kernel may hold in its caches and that is no longer so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// The name means something else now, or nothing.
+    Entry { parent: Ino, name: Vec<u8> },
+    /// The attributes changed, the bytes did not.
+    Attributes { ino: Ino },
+}
+
+/// Changes merged while the tree is locked once: bounds how long a program waits.
+const BATCH: usize = 256;
+
+impl Tree {
+    /// Merges changes of other machines; idempotent, in any order.
+    ///
+    /// Returns what the kernel must be told, which the caller does from a
+    /// thread of its own, and the staging files that no file needs any more.
+    pub fn apply(&self, changes: Vec<PathChange>) -> Result<Applied, TreeError> {
+        let mut applied = Applied::default();
+        let mut changes = changes.into_iter().peekable();
+        while changes.peek().is_some() {
+            let mut in_use = self.lock();
+            let mut edit = Edit::unasked(self, &mut in_use);
+            for change in changes.by_ref().take(BATCH) {
+                apply_one(&mut edit, change)?;
+            }
+            let (discarded, notices) = edit.commit()?;
+            applied.notices.extend(notices);
+            applied.discarded.extend(discarded);
+        }
+        Ok(applied)
+    }
+}
+
+/// What merging changed on this machine.
+#[derive(Debug, Default)]
+pub struct Applied {
+    pub notices: Vec<Notice>,
+    pub discarded: Vec<crate::store::rows::StagingId>,
+}
+
+fn apply_one(edit: &mut Edit<'_>, change: PathChange) -> Result<(), TreeError> {
+    edit.observe(change.stamp);
+    let mut names = change.path.split(|&byte| byte == b'/').collect::<Vec<_>>();
+    let Some(name) = names.pop() else { return Ok(()) };
+    let mut parent = Ino::ROOT;
+    for above in names {
+        parent = edit.dir_below(parent, above)?;
+    }
+    let old = edit.name(parent, name)?;
+    if old.as_ref().is_some_and(|old| old.stamp >= change.stamp) {
+        return Ok(());
+    }
+    let old_ino = old.as_ref().and_then(|old| live(old.state));
+    let dir = old.as_ref().and_then(|old| old.dir);
+    let state = match change.entry {
+        None => NameState::Dead,
+        Some(entry) => NameState::Live(place(edit, parent, name, old_ino, dir, entry)?),
+    };
+    if let Some(ino) = old_ino.filter(|&ino| state != NameState::Live(ino)) {
+        shadow(edit.in_use, ino, parent, name);
+    }
+    let (stamp, name) = (change.stamp, name.to_vec());
+    let above = edit.node(parent)?.ok_or(TreeError::NotFound)?;
+    edit.set_name(NameRow {
+        parent,
+        name,
+        stamp,
+        state,
+        dir,
+        pending: None,
+    })?;
+    // A directory's time is that of its own entry, or of a later change in it,
+    // whichever of the two arrived first.
+    let described = register_stamp(edit, &above)?;
+    let changed = edit.node(parent)?.is_some_and(|node| node.mtime != above.mtime);
+    if changed {
+        let changed_at = i64::try_from(stamp.millis)
+            .unwrap_or(i64::MAX)
+            .saturating_mul(1_000_000);
+        let mtime = if described > stamp {
+            above.mtime
+        } else {
+            above.mtime.max(changed_at)
+        };
+        edit.node_mut(parent)?.mtime = mtime;
+        edit.notice(|| Notice::Attributes { ino: parent });
+    }
+    Ok(())
+}
+
+/// When the entry of a directory was written; the root has none.
+fn register_stamp(edit: &Edit<'_>, dir: &NodeRow) -> Result<Stamp, TreeError> {
+    match dir.dir.as_ref().filter(|_| dir.ino != Ino::ROOT) {
+        Some(place) => Ok(edit
+            .name(place.up, &place.name)?
+            .map_or(Stamp::ZERO, |row| row.stamp)),
+        None => Ok(Stamp::ZERO),
+    }
+}
+
+/// The node that an entry describes: the one that is there if its bytes are the same, else a new one.
+fn place(
+    edit: &mut Edit<'_>,
+    parent: Ino,
+    name: &[u8],
+    old: Option<Ino>,
+    dir: Option<Ino>,
+    entry: Entry,
+) -> Result<Ino, TreeError> {
+    if entry.kind == NodeKind::Dir {
+        let ino = match dir {
+            Some(dir) => dir,
+            None => edit.new_dir(parent, name),
+        };
+        describe(edit, ino, &entry)?;
+        return Ok(ino);
+    }
+    let content = match &entry.blob {
+        None => Content::None,
+        Some(blob) => Content::Blob(blob.digest),
+    };
+    if let Some(blob) = &entry.blob
+        && let EntryChunks::Inline(list) = &blob.chunks
+    {
+        edit.also([Change::PutManifest(blob.digest, list.clone())]);
+    }
+    let linked = entry.link_id.map(|id| linked(edit, id)).transpose()?.flatten();
+    for known in [old, linked].into_iter().flatten() {
+        let Some(node) = edit.node(known)? else { continue };
+        if node.kind == entry.kind
+            && node.content == content
+            && node.target == entry.target
+            && node.rdev == entry.rdev
+        {
+            describe(edit, known, &entry)?;
+            return Ok(known);
+        }
+    }
+    let ino = edit.next_ino();
+    edit.put_node(NodeRow {
+        rdev: entry.rdev,
+        size: entry
+            .blob
+            .as_ref()
+            .map_or(entry.target.len() as u64, |blob| blob.size),
+        content,
+        target: entry.target.clone(),
+        ..NodeRow::new(ino, entry.kind, edit.now)
+    });
+    describe(edit, ino, &entry)?;
+    if let Some(id) = entry.link_id {
+        edit.remember_link_id(id, ino)?;
+    }
+    Ok(ino)
+}
+
+impl Edit<'_> {
+    /// Makes a file known under its link id, so that its other names find it.
+    pub(super) fn remember_link_id(&mut self, id: LinkId, ino: Ino) -> Result<(), TreeError> {
+        self.set_name(NameRow {
+            parent: Ino::LINKS,
+            name: link_name(id),
+            stamp: Stamp::ZERO,
+            state: NameState::Live(ino),
+            dir: None,
+            pending: None,
+        })
+    }
+}
+
+/// Takes over the attributes of an entry.
+fn describe(edit: &mut Edit<'_>, ino: Ino, entry: &Entry) -> Result<(), TreeError> {
+    let now = edit.now;
+    let node = edit.node_mut(ino)?;
+    node.perm = entry.perm;
+    node.uid = entry.uid;
+    node.gid = entry.gid;
+    node.mtime = entry.mtime;
+    node.atime = node.atime.max(entry.mtime);
+    node.ctime = now;
+    node.xattrs.clone_from(&entry.xattrs);
+    node.link_id = entry.link_id;
+    edit.notice(|| Notice::Attributes { ino });
+    Ok(())
+}
+
+/// The file that carries a link id on this machine.
+fn linked(edit: &Edit<'_>, id: LinkId) -> Result<Option<Ino>, TreeError> {
+    Ok(edit
+        .name(Ino::LINKS, &link_name(id))?
+        .and_then(|row| live(row.state)))
+}
+
+fn link_name(id: LinkId) -> Vec<u8> {
+    format!("{}-{:x}", id.machine, id.ino).into_bytes()
+}
+
+/// Remembers that a name was taken from a file while it is open for writing (law 5).
+fn shadow(in_use: &mut InUse, ino: Ino, parent: Ino, name: &[u8]) {
+    if let Some(pin) = in_use.pins.get_mut(&ino).filter(|pin| pin.writers > 0) {
+        pin.shadowed.push((parent, name.to_vec()));
+    }
+}

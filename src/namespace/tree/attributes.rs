@@ -1,0 +1,102 @@
+//! Attributes: mode, owner, times, extended attributes.
+
+use std::sync::Arc;
+
+use super::{Edit, Tree};
+use crate::{
+    namespace::TreeError,
+    store::rows::{Content, Ino, NodeRow},
+};
+
+/// A time to set, as utimensat(2) has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetTime {
+    /// Nanoseconds since 1970.
+    To(i64),
+    Now,
+}
+
+/// Which attributes to change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AttrChange {
+    pub perm: Option<u32>,
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+    pub atime: Option<SetTime>,
+    pub mtime: Option<SetTime>,
+}
+
+impl AttrChange {
+    /// Whether other machines are told. Setting the times of a published file to *now* is a
+    /// touch, the sign of use that caches give: it stays on this machine.
+    fn is_told(&self) -> bool {
+        self.perm.is_some()
+            || self.uid.is_some()
+            || self.gid.is_some()
+            || matches!(self.mtime, Some(SetTime::To(_)))
+    }
+}
+
+impl Tree {
+    /// Changes attributes of a file or directory.
+    pub fn set_attributes(&self, ino: Ino, change: AttrChange) -> Result<Arc<NodeRow>, TreeError> {
+        let mut in_use = self.lock();
+        let mut edit = Edit::new(self, &mut in_use);
+        let now = edit.now;
+        let at = |time: SetTime| match time {
+            SetTime::To(nanos) => nanos,
+            SetTime::Now => now,
+        };
+        let node = edit.node_mut(ino)?;
+        node.perm = change.perm.map_or(node.perm, |perm| perm & 0o7777);
+        node.uid = change.uid.unwrap_or(node.uid);
+        node.gid = change.gid.unwrap_or(node.gid);
+        node.atime = change.atime.map_or(node.atime, at);
+        node.mtime = change.mtime.map_or(node.mtime, at);
+        node.ctime = now;
+        // A file that is being written is told when it is closed and sealed.
+        let unsealed = matches!(node.content, Content::Staging(_)) && node.nlink > 0;
+        if change.is_told() && !unsealed {
+            edit.restamp(ino)?;
+        }
+        let row = edit.node(ino)?.ok_or(TreeError::NotFound)?;
+        edit.commit()?;
+        Ok(row)
+    }
+
+    /// Sets an extended attribute, or removes it (`None`).
+    ///
+    /// `create` and `replace` are `XATTR_CREATE` and `XATTR_REPLACE` of setxattr(2).
+    pub fn set_xattr(
+        &self,
+        ino: Ino,
+        name: &[u8],
+        value: Option<&[u8]>,
+        create: bool,
+        replace: bool,
+    ) -> Result<(), TreeError> {
+        let mut in_use = self.lock();
+        let mut edit = Edit::new(self, &mut in_use);
+        let now = edit.now;
+        let node = edit.node_mut(ino)?;
+        let found = node
+            .xattrs
+            .binary_search_by(|(known, _)| known.as_slice().cmp(name));
+        match (found, value) {
+            (Ok(_), Some(_)) if create => return Err(TreeError::Exists),
+            (Err(_), Some(_)) if replace => return Err(TreeError::NoAttribute),
+            (Err(_), None) => return Err(TreeError::NoAttribute),
+            (Ok(at), Some(value)) => node.xattrs[at].1 = value.to_vec(),
+            (Err(at), Some(value)) => node.xattrs.insert(at, (name.to_vec(), value.to_vec())),
+            (Ok(at), None) => {
+                node.xattrs.remove(at);
+            }
+        }
+        node.ctime = now;
+        if !matches!(node.content, Content::Staging(_)) {
+            edit.restamp(ino)?;
+        }
+        edit.commit()?;
+        Ok(())
+    }
+}

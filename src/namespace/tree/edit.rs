@@ -1,0 +1,442 @@
+//! One change of the tree: rows read through, rows changed, one commit.
+//!
+//! Whoever changes a register calls [`Edit::set_name`], which alone keeps what
+//! follows from it:
+//!
+//! # Invariants
+//!
+//! - `nlink` of a file is the number of live registers that name it.
+//! - `visible_children` and `subdirs` of a directory count what a user sees in it.
+//! - A file that nothing names and nobody has open has no row.
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::Arc,
+};
+
+use super::{InUse, Notice, Tree, encode_clock, seen_at, wall_nanos};
+use crate::{
+    base::clock::Stamp,
+    namespace::TreeError,
+    store::rows::{Change, Content, DirState, Ino, NameRow, NameState, NodeKind, NodeRow, Place, StagingId},
+};
+
+/// What a register shows: which node, and whether it is a directory.
+type Seen = Option<(Ino, bool)>;
+
+pub(super) struct Edit<'a> {
+    tree: &'a Tree,
+    pub(super) in_use: &'a mut InUse,
+    /// Nanoseconds since 1970: the time that changed nodes get.
+    pub(super) now: i64,
+    nodes: HashMap<Ino, Option<NodeRow>>,
+    names: HashMap<(Ino, Vec<u8>), Option<NameRow>>,
+    extra: Vec<Change>,
+    stamped: Option<Stamp>,
+    /// Staging files that no file needs any more.
+    discarded: Vec<StagingId>,
+    /// Of what the kernel cannot know by itself: changes that no program here asked for.
+    notices: Option<Vec<Notice>>,
+}
+
+impl<'a> Edit<'a> {
+    /// An edit that a program's request makes.
+    pub(super) fn new(tree: &'a Tree, in_use: &'a mut InUse) -> Self {
+        Self {
+            tree,
+            in_use,
+            now: wall_nanos(),
+            nodes: HashMap::new(),
+            names: HashMap::new(),
+            extra: Vec::new(),
+            stamped: None,
+            discarded: Vec::new(),
+            notices: None,
+        }
+    }
+
+    /// An edit behind the kernel's back: it has to be told.
+    pub(super) fn unasked(tree: &'a Tree, in_use: &'a mut InUse) -> Self {
+        Self {
+            notices: Some(Vec::new()),
+            ..Self::new(tree, in_use)
+        }
+    }
+
+    pub(super) fn notice(&mut self, notice: impl FnOnce() -> Notice) {
+        if let Some(notices) = &mut self.notices {
+            notices.push(notice());
+        }
+    }
+
+    pub(super) fn node(&self, ino: Ino) -> Result<Option<Arc<NodeRow>>, TreeError> {
+        match self.nodes.get(&ino) {
+            Some(changed) => Ok(changed.clone().map(Arc::new)),
+            None => Ok(self.tree.ledger.node(ino)?),
+        }
+    }
+
+    /// A node to change in place.
+    pub(super) fn node_mut(&mut self, ino: Ino) -> Result<&mut NodeRow, TreeError> {
+        let slot = match self.nodes.entry(ino) {
+            Entry::Occupied(slot) => slot.into_mut(),
+            Entry::Vacant(slot) => {
+                let row = self.tree.ledger.node(ino)?.ok_or(TreeError::NotFound)?;
+                slot.insert(Some(Arc::unwrap_or_clone(row)))
+            }
+        };
+        slot.as_mut().ok_or(TreeError::NotFound)
+    }
+
+    pub(super) fn put_node(&mut self, row: NodeRow) {
+        self.nodes.insert(row.ino, Some(row));
+    }
+
+    pub(super) fn also(&mut self, changes: impl IntoIterator<Item = Change>) {
+        self.extra.extend(changes);
+    }
+
+    pub(super) fn name(&self, parent: Ino, name: &[u8]) -> Result<Option<NameRow>, TreeError> {
+        // A look-up by (number, bytes) would need an owned key; edits are small, so it is made.
+        match self.names.get(&(parent, name.to_vec())) {
+            Some(changed) => Ok(changed.clone()),
+            None => Ok(self.tree.ledger.name(parent, name)?.map(Arc::unwrap_or_clone)),
+        }
+    }
+
+    /// All registers of a directory, dead ones too, with the changes of this edit.
+    pub(super) fn names_in(&self, parent: Ino) -> Result<Vec<NameRow>, TreeError> {
+        let mut rows = Vec::new();
+        let mut after: Option<Vec<u8>> = None;
+        loop {
+            let page = self.tree.ledger.names_in(parent, after.as_deref(), 1000)?;
+            let Some(last) = page.last() else { break };
+            after = Some(last.name.clone());
+            rows.extend(page.into_iter().map(Arc::unwrap_or_clone));
+        }
+        rows.retain(|row| !self.names.contains_key(&(parent, row.name.clone())));
+        rows.extend(
+            self.names
+                .values()
+                .flatten()
+                .filter(|row| row.parent == parent)
+                .cloned(),
+        );
+        Ok(rows)
+    }
+
+    pub(super) fn visible(&self, parent: Ino, name: &[u8]) -> Result<Option<Arc<NodeRow>>, TreeError> {
+        match self.name(parent, name)? {
+            Some(row) => self.visible_at(&row),
+            None => Ok(None),
+        }
+    }
+
+    fn visible_at(&self, row: &NameRow) -> Result<Option<Arc<NodeRow>>, TreeError> {
+        let own = match row.state {
+            NameState::Live(ino) => self.node(ino)?,
+            NameState::Dead => None,
+        };
+        let below = row.dir.map(|dir| self.node(dir)).transpose()?.flatten();
+        Ok(seen_at(own, below))
+    }
+
+    fn seen(&self, row: Option<&NameRow>) -> Result<Seen, TreeError> {
+        let node = row.map(|row| self.visible_at(row)).transpose()?.flatten();
+        Ok(node.map(|node| (node.ino, node.kind == NodeKind::Dir)))
+    }
+
+    /// Draws the next stamp of this machine.
+    pub(super) fn stamp(&mut self) -> Stamp {
+        let stamp = self.tree.stamp();
+        self.stamped = Some(stamp);
+        stamp
+    }
+
+    /// Notes a stamp of another machine, so that ours follow it.
+    pub(super) fn observe(&mut self, stamp: Stamp) {
+        if self.tree.clock.observe(stamp, (self.tree.bucket_time)()) {
+            self.stamped = self.stamped.max(Some(stamp));
+        }
+    }
+
+    pub(super) fn next_ino(&self) -> Ino {
+        self.tree.ledger.next_ino()
+    }
+
+    /// The stamp and place of a change of a register whose last change was at `pending`.
+    pub(super) fn next_change(&mut self, pending: Option<Place>) -> (Stamp, Place) {
+        let seq = self.tree.ledger.next_place();
+        (
+            self.stamp(),
+            Place {
+                seq,
+                first_seq: pending.map_or(seq, |place| place.first_seq),
+            },
+        )
+    }
+
+    /// Changes a register as a write of this machine, to be published.
+    pub(super) fn own(&mut self, parent: Ino, name: &[u8], state: NameState) -> Result<(), TreeError> {
+        let old = self.name(parent, name)?;
+        let (stamp, place) = self.next_change(old.as_ref().and_then(|row| row.pending));
+        self.set_name(NameRow {
+            parent,
+            name: name.to_vec(),
+            stamp,
+            state,
+            dir: old.and_then(|row| row.dir),
+            pending: Some(place),
+        })
+    }
+
+    /// Stamps every name of a file anew: what it holds has changed (law 4).
+    pub(super) fn restamp(&mut self, ino: Ino) -> Result<(), TreeError> {
+        let node = self.node(ino)?.ok_or(TreeError::NotFound)?;
+        if let Some(dir) = &node.dir {
+            if ino == Ino::ROOT {
+                return Ok(());
+            }
+            let (up, name) = (dir.up, dir.name.clone());
+            return self.own(up, &name, NameState::Live(ino));
+        }
+        let home = self.in_use.pins.get(&ino).and_then(|pin| pin.home.clone());
+        if node.nlink == 1
+            && let Some((parent, name)) = home
+            && self
+                .name(parent, &name)?
+                .is_some_and(|row| row.state == NameState::Live(ino))
+        {
+            return self.own(parent, &name, NameState::Live(ino));
+        }
+        for row in self.tree.ledger.names_of(ino)? {
+            if row.parent != Ino::LINKS
+                && self
+                    .name(row.parent, &row.name)?
+                    .is_some_and(|now| now.state == row.state)
+            {
+                self.own(row.parent, &row.name, row.state)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Changes a register, and what follows from it.
+    pub(super) fn set_name(&mut self, mut row: NameRow) -> Result<(), TreeError> {
+        let old = self.name(row.parent, &row.name)?;
+        let before = self.seen(old.as_ref())?;
+        let old_ino = old.as_ref().and_then(|old| live(old.state));
+        if let NameState::Live(ino) = row.state
+            && self.node(ino)?.is_some_and(|node| node.kind == NodeKind::Dir)
+        {
+            row.dir = Some(ino);
+        }
+        let new_ino = live(row.state);
+        let (parent, name, dir) = (row.parent, row.name.clone(), row.dir);
+        if parent == Ino::LINKS {
+            self.names.insert((parent, name), Some(row));
+            return Ok(());
+        }
+        self.names.insert((parent, name.clone()), Some(row));
+        if old_ino != new_ino {
+            if let Some(ino) = new_ino {
+                self.link(ino)?;
+                if let Some(pin) = self.in_use.pins.get_mut(&ino) {
+                    pin.home = Some((parent, name.clone()));
+                }
+            }
+            if let Some(ino) = old_ino {
+                self.unlink(ino)?;
+            }
+        }
+        // A directory that lives on only for its children has no attributes of its own.
+        if new_ino.is_none()
+            && let Some(dir) = dir
+            && old_ino == Some(dir)
+        {
+            let node = self.node_mut(dir)?;
+            (node.perm, node.uid, node.gid) = (0o755, 0, 0);
+        }
+        let after = {
+            let row = self.name(parent, &name)?;
+            self.seen(row.as_ref())?
+        };
+        self.notice(|| Notice::Entry { parent, name });
+        self.adjust(parent, before, after)
+    }
+
+    /// Forgets a register altogether; only for one that nobody was ever told of.
+    pub(super) fn drop_name(&mut self, parent: Ino, name: &[u8]) {
+        self.names.insert((parent, name.to_vec()), None);
+    }
+
+    /// Puts a register whose children and counts the caller accounts for.
+    pub(super) fn place_name(&mut self, row: NameRow) {
+        self.names.insert((row.parent, row.name.clone()), Some(row));
+    }
+
+    /// Accounts for what a user sees at one name of `parent` now.
+    pub(super) fn adjust(&mut self, parent: Ino, before: Seen, after: Seen) -> Result<(), TreeError> {
+        if before == after {
+            return Ok(());
+        }
+        let now = self.now;
+        let node = self.node_mut(parent)?;
+        (node.mtime, node.ctime) = (now, now);
+        let dir = node.dir.as_mut().ok_or(TreeError::NotDirectory)?;
+        let had_children = dir.visible_children > 0;
+        dir.visible_children =
+            dir.visible_children + u64::from(after.is_some()) - u64::from(before.is_some());
+        let is_dir = |seen: Seen| u64::from(seen.is_some_and(|(_, is_dir)| is_dir));
+        dir.subdirs = dir.subdirs + is_dir(after) - is_dir(before);
+        let has_children = dir.visible_children > 0;
+        let (up, name) = (dir.up, dir.name.clone());
+        node.nlink = u32::try_from(2 + node.dir.as_ref().map_or(0, |dir| dir.subdirs)).unwrap_or(u32::MAX);
+        if parent == Ino::ROOT || had_children == has_children {
+            return Ok(());
+        }
+        // The first or last child decides whether a dead directory can be seen.
+        let Some(row) = self.name(up, &name)? else {
+            return Ok(());
+        };
+        if row.dir != Some(parent) || row.state == NameState::Live(parent) {
+            return Ok(());
+        }
+        let own = live(row.state).map(|ino| self.node(ino)).transpose()?.flatten();
+        let without = seen_at(own, None).map(|node| (node.ino, false));
+        let with = Some((parent, true));
+        self.notice(|| Notice::Entry { parent: up, name });
+        if has_children {
+            self.adjust(up, without, with)
+        } else {
+            self.adjust(up, with, without)
+        }
+    }
+
+    fn link(&mut self, ino: Ino) -> Result<(), TreeError> {
+        let now = self.now;
+        let node = self.node_mut(ino)?;
+        if node.kind != NodeKind::Dir {
+            node.nlink += 1;
+            node.ctime = now;
+        }
+        Ok(())
+    }
+
+    pub(super) fn unlink(&mut self, ino: Ino) -> Result<(), TreeError> {
+        let now = self.now;
+        let node = self.node_mut(ino)?;
+        if node.kind == NodeKind::Dir {
+            return Ok(());
+        }
+        node.nlink = node.nlink.saturating_sub(1);
+        node.ctime = now;
+        if node.nlink == 0 && !self.in_use.pins.contains_key(&ino) {
+            self.discard(ino)?;
+        }
+        Ok(())
+    }
+
+    /// Drops the row of a file that nothing names and nobody uses.
+    pub(super) fn discard(&mut self, ino: Ino) -> Result<(), TreeError> {
+        let Some(node) = self.node(ino)? else {
+            return Ok(());
+        };
+        if let Content::Staging(id) = node.content {
+            self.discarded.push(id);
+        }
+        self.nodes.insert(ino, None);
+        Ok(())
+    }
+
+    pub(super) fn discard_staging(&mut self, id: StagingId) {
+        self.discarded.push(id);
+    }
+
+    /// The directory that keeps the registers below a name, made if there is none.
+    pub(super) fn dir_below(&mut self, parent: Ino, name: &[u8]) -> Result<Ino, TreeError> {
+        let row = self.name(parent, name)?;
+        if let Some(dir) = row.as_ref().and_then(|row| row.dir) {
+            return Ok(dir);
+        }
+        let dir = self.new_dir(parent, name);
+        self.place_name(NameRow {
+            dir: Some(dir),
+            ..row.unwrap_or_else(|| NameRow {
+                parent,
+                name: name.to_vec(),
+                stamp: Stamp::ZERO,
+                state: NameState::Dead,
+                dir: None,
+                pending: None,
+            })
+        });
+        Ok(dir)
+    }
+
+    /// A directory node that nothing names yet.
+    pub(super) fn new_dir(&mut self, up: Ino, name: &[u8]) -> Ino {
+        let ino = self.next_ino();
+        self.put_node(NodeRow {
+            perm: 0o755,
+            nlink: 2,
+            dir: Some(DirState {
+                up,
+                name: name.to_vec(),
+                visible_children: 0,
+                subdirs: 0,
+            }),
+            ..NodeRow::new(ino, NodeKind::Dir, self.now)
+        });
+        ino
+    }
+
+    /// Commits everything as one; returns the staging files that may go
+    /// after the next barrier, and what the kernel may have to be told.
+    pub(super) fn commit(self) -> Result<(Vec<StagingId>, Vec<Notice>), TreeError> {
+        let mut changes = self.extra;
+        changes.extend(
+            self.nodes
+                .into_iter()
+                .map(|(ino, row)| row.map_or(Change::DropNode(ino), Change::PutNode)),
+        );
+        changes.extend(
+            self.names
+                .into_iter()
+                .map(|((parent, name), row)| row.map_or(Change::DropName(parent, name), Change::PutName)),
+        );
+        changes.extend(self.stamped.map(encode_clock));
+        if !changes.is_empty() {
+            self.tree.ledger.commit(changes)?;
+        }
+        Ok((self.discarded, self.notices.unwrap_or_default()))
+    }
+}
+
+pub(super) fn live(state: NameState) -> Option<Ino> {
+    match state {
+        NameState::Live(ino) => Some(ino),
+        NameState::Dead => None,
+    }
+}
+
+impl Edit<'_> {
+    /// Hides a file whose blob is gone, at all of its names.
+    pub(super) fn lose(&mut self, ino: Ino, digest: crate::base::digest::Digest) -> Result<(), TreeError> {
+        let names = self.tree.ledger.names_of(ino)?;
+        let mut before = Vec::with_capacity(names.len());
+        for row in names.iter().filter(|row| row.parent != Ino::LINKS) {
+            before.push((row.parent, row.name.clone(), self.seen(Some(row))?));
+        }
+        self.node_mut(ino)?.content = Content::Lost(digest);
+        for (parent, name, seen) in before {
+            let after = {
+                let row = self.name(parent, &name)?;
+                self.seen(row.as_ref())?
+            };
+            self.notice(|| Notice::Entry { parent, name });
+            self.adjust(parent, seen, after)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,309 @@
+//! The tree of this machine: own changes and those of others, merged.
+//!
+//! A volume is a set of registers, one a path; a [`NameRow`] is such a register.
+//! What a user sees is a function of the registers alone, so the order in which
+//! changes of other machines arrive does not matter:
+//!
+//! # Laws of the merge
+//!
+//! 1. Of two changes of one path the one with the greater stamp counts.
+//! 2. A path is a directory if its register says so, *or* if anything below it
+//!    can be seen: a live child keeps its ancestors alive, also below a path
+//!    that another machine deleted or made a file. Such a directory has mode
+//!    0755 and belongs to root until its register says otherwise; a file whose
+//!    path is such a directory is hidden until the last child is gone.
+//! 3. The rename of a tree is, in the log, a tombstone for every path below the
+//!    old name and a new entry for every path below the new one. What another
+//!    machine made below the old name meanwhile stays there.
+//! 4. A change of a file of several names is a change of each name.
+//! 5. A remote replacement of a file that is open for writing here takes the
+//!    name; when the writer closes it after a change, that close is the later
+//!    write and takes the name back.
+//!
+//! # Shape
+//!
+//! Registers form a trie of directories with stable numbers: a row's `dir` is
+//! the node below which the registers of its children are kept, also when the
+//! name itself is dead or a file. Every change goes through an [`edit::Edit`],
+//! which keeps the counts of visible children and links, and is committed as one.
+//!
+//! # Locking
+//!
+//! One lock serialises changes and opens; reads take none. Nothing waits for
+//! the disk or the network while it is held, but for the journal's append.
+
+mod apply;
+mod attributes;
+mod edit;
+mod names;
+mod open;
+mod pending;
+mod rename;
+
+use edit::Edit;
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+pub use apply::{Applied, Notice};
+pub use attributes::{AttrChange, SetTime};
+pub use names::{NewNode, Removed};
+pub use open::SealOutcome;
+pub use pending::{Pending, Readiness};
+pub use rename::RenameMode;
+
+use super::TreeError;
+use crate::{
+    base::{
+        clock::{Hlc, Stamp},
+        id::MachineId,
+    },
+    store::{
+        ledger::Ledger,
+        rows::{Change, Content, DirState, Ino, NameRow, NameState, NodeKind, NodeRow},
+    },
+};
+
+/// Whoever tells the kernel; implemented by the FUSE front.
+pub type TellKernel = Arc<dyn Fn(Vec<Notice>) + Send + Sync>;
+
+/// The bucket's time in milliseconds since 1970.
+pub type BucketTime = Arc<dyn Fn() -> u64 + Send + Sync>;
+
+/// The longest name, in bytes, as on every file system of Linux.
+pub const NAME_MAX: usize = 255;
+
+/// Where the clock's newest reading is kept.
+const META_CLOCK: &str = "clock";
+
+/// How a file is in use on this machine.
+#[derive(Debug, Default)]
+struct Pin {
+    opens: u32,
+    writers: u32,
+    /// A name it got while in use: saves looking for its names when it is closed.
+    home: Option<(Ino, Vec<u8>)>,
+    /// Names that another machine's change took while a writer had the file open.
+    shadowed: Vec<(Ino, Vec<u8>)>,
+}
+
+/// What changes and opens are serialised by.
+#[derive(Debug, Default)]
+struct InUse {
+    pins: HashMap<Ino, Pin>,
+    /// Files being hashed; `true` once a writer came in between.
+    sealing: HashMap<Ino, bool>,
+}
+
+/// The tree of one volume on one machine.
+pub struct Tree {
+    ledger: Arc<Ledger>,
+    clock: Hlc,
+    bucket_time: BucketTime,
+    in_use: Mutex<InUse>,
+}
+
+impl fmt::Debug for Tree {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tree")
+            .field("clock", &self.clock)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Tree {
+    /// Opens the tree that `ledger` keeps, making its root if it is new.
+    pub fn open(
+        ledger: Arc<Ledger>,
+        machine: MachineId,
+        bucket_time: BucketTime,
+    ) -> Result<Arc<Self>, TreeError> {
+        let seen = ledger
+            .meta(META_CLOCK)?
+            .and_then(|bytes| decode_clock(&bytes))
+            .unwrap_or(Stamp::ZERO);
+        let tree = Self {
+            ledger,
+            clock: Hlc::new(machine, seen),
+            bucket_time,
+            in_use: Mutex::default(),
+        };
+        if tree.ledger.node(Ino::ROOT)?.is_none() {
+            let now = wall_nanos();
+            let root = NodeRow {
+                dir: Some(DirState {
+                    up: Ino::ROOT,
+                    name: Vec::new(),
+                    visible_children: 0,
+                    subdirs: 0,
+                }),
+                perm: 0o755,
+                nlink: 2,
+                ..NodeRow::new(Ino::ROOT, NodeKind::Dir, now)
+            };
+            tree.ledger.commit(vec![Change::PutNode(root)])?;
+        }
+        Ok(Arc::new(tree))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, InUse> {
+        self.in_use.lock().expect("a panic ends the process")
+    }
+
+    /// A node by its number, if it is still known.
+    pub fn node(&self, ino: Ino) -> Result<Option<Arc<NodeRow>>, TreeError> {
+        Ok(self.ledger.node(ino)?)
+    }
+
+    /// What a user sees at a name; the cost is that of two rows.
+    pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Option<Arc<NodeRow>>, TreeError> {
+        check_name(name)?;
+        match self.ledger.name(parent, name)? {
+            Some(row) => self.visible(&row),
+            None => Ok(None),
+        }
+    }
+
+    /// What a user sees at a register (laws 1 and 2).
+    fn visible(&self, row: &NameRow) -> Result<Option<Arc<NodeRow>>, TreeError> {
+        let own = match row.state {
+            NameState::Live(ino) => self.ledger.node(ino)?,
+            NameState::Dead => None,
+        };
+        let below = match row.dir {
+            Some(dir) => self.ledger.node(dir)?,
+            None => None,
+        };
+        Ok(seen_at(own, below))
+    }
+
+    /// Up to `limit` names that a user sees in `dir` behind the name `after`.
+    ///
+    /// The second value is where to go on; `None` at the end.
+    pub fn list(
+        &self,
+        dir: Ino,
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<(Vec<(Vec<u8>, Arc<NodeRow>)>, Option<Vec<u8>>), TreeError> {
+        let rows = self.ledger.names_in(dir, after, limit)?;
+        let next = if rows.len() == limit {
+            rows.last().map(|row| row.name.clone())
+        } else {
+            None
+        };
+        let mut seen = Vec::with_capacity(rows.len());
+        for row in rows {
+            if let Some(node) = self.visible(&row)? {
+                seen.push((row.name.clone(), node));
+            }
+        }
+        Ok((seen, next))
+    }
+
+    /// The path of a directory from the root, without a leading `/`.
+    pub fn dir_path(&self, dir: Ino) -> Result<Vec<u8>, TreeError> {
+        let mut names = Vec::new();
+        let mut at = dir;
+        while at != Ino::ROOT {
+            let node = self.ledger.node(at)?.ok_or(TreeError::NotFound)?;
+            let place = node.dir.as_ref().ok_or(TreeError::NotDirectory)?;
+            names.push(place.name.clone());
+            at = place.up;
+        }
+        names.reverse();
+        Ok(names.join(&b'/'))
+    }
+
+    /// One path that a file has, for people; empty for the root and for a file without a name.
+    pub fn path_of(&self, ino: Ino) -> Result<Vec<u8>, TreeError> {
+        let node = self.ledger.node(ino)?.ok_or(TreeError::NotFound)?;
+        if node.dir.is_some() {
+            return self.dir_path(ino);
+        }
+        match self
+            .ledger
+            .names_of(ino)?
+            .iter()
+            .find(|row| row.parent != Ino::LINKS)
+        {
+            Some(row) => join(self.dir_path(row.parent)?, &row.name),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// What a user sees at a path from the root; names are separated by `/`.
+    pub fn resolve(&self, path: &[u8]) -> Result<Arc<NodeRow>, TreeError> {
+        let mut at = self.ledger.node(Ino::ROOT)?.ok_or(TreeError::NotFound)?;
+        for name in path
+            .split(|&byte| byte == b'/')
+            .filter(|name| !name.is_empty() && *name != b".")
+        {
+            if at.kind != NodeKind::Dir {
+                return Err(TreeError::NotDirectory);
+            }
+            at = self.lookup(at.ino, name)?.ok_or(TreeError::NotFound)?;
+        }
+        Ok(at)
+    }
+
+    fn stamp(&self) -> Stamp {
+        self.clock.now((self.bucket_time)())
+    }
+}
+
+fn join(mut path: Vec<u8>, name: &[u8]) -> Result<Vec<u8>, TreeError> {
+    if !path.is_empty() {
+        path.push(b'/');
+    }
+    path.extend_from_slice(name);
+    Ok(path)
+}
+
+/// What a user sees where a register names `own`, and `below` is known under it (law 2).
+fn seen_at(own: Option<Arc<NodeRow>>, below: Option<Arc<NodeRow>>) -> Option<Arc<NodeRow>> {
+    let is_dir = |node: &Arc<NodeRow>| node.kind == NodeKind::Dir;
+    if own.as_ref().is_some_and(is_dir) {
+        return own;
+    }
+    let populated = |node: &Arc<NodeRow>| node.dir.as_ref().is_some_and(|dir| dir.visible_children > 0);
+    below
+        .filter(populated)
+        .or(own.filter(|node| !matches!(node.content, Content::Lost(_))))
+}
+
+fn check_name(name: &[u8]) -> Result<(), TreeError> {
+    if name.len() > NAME_MAX {
+        Err(TreeError::NameTooLong)
+    } else {
+        Ok(())
+    }
+}
+
+/// This machine's own clock, in nanoseconds since 1970: what programs expect in
+/// times of files.
+pub(crate) fn wall_nanos() -> i64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    now.tv_sec
+        .saturating_mul(1_000_000_000)
+        .saturating_add(now.tv_nsec)
+}
+
+/// 8 bytes of milliseconds and 4 of the counter, little-endian.
+fn encode_clock(stamp: Stamp) -> Change {
+    let mut bytes = stamp.millis.to_le_bytes().to_vec();
+    bytes.extend_from_slice(&stamp.counter.to_le_bytes());
+    Change::PutMeta(META_CLOCK.to_owned(), bytes)
+}
+
+fn decode_clock(bytes: &[u8]) -> Option<Stamp> {
+    let (millis, counter) = bytes.split_first_chunk::<8>()?;
+    Some(Stamp {
+        millis: u64::from_le_bytes(*millis),
+        counter: u32::from_le_bytes(counter.try_into().ok()?),
+        machine: MachineId(0),
+    })
+}

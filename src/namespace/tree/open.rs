@@ -1,0 +1,186 @@
+//! Files in use: opening, writing, closing, sealing, as far as the tree is concerned.
+
+use std::sync::Arc;
+
+use super::{Edit, Notice, Tree};
+use crate::{
+    base::digest::Digest,
+    namespace::TreeError,
+    store::rows::{Change, Content, Ino, NameState, NodeRow, StagingId},
+};
+
+/// Whether a sealed file could be put in place of its staging file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SealOutcome {
+    Sealed,
+    /// A writer came, or the file went, while it was hashed: its digest is worthless.
+    Overtaken,
+}
+
+impl Tree {
+    /// Keeps a file alive for an open, also when its last name goes.
+    pub fn pin(&self, ino: Ino, write: bool) -> Result<Arc<NodeRow>, TreeError> {
+        let mut in_use = self.lock();
+        let node = self.ledger.node(ino)?.ok_or(TreeError::NotFound)?;
+        let pin = in_use.pins.entry(ino).or_default();
+        pin.opens += 1;
+        if write {
+            pin.writers += 1;
+            if let Some(overtaken) = in_use.sealing.get_mut(&ino) {
+                *overtaken = true;
+            }
+        }
+        Ok(node)
+    }
+
+    /// Ends an open. A file that nothing names any more goes with its last one;
+    /// its staging file is returned.
+    pub fn unpin(&self, ino: Ino, write: bool) -> Result<Vec<StagingId>, TreeError> {
+        let mut in_use = self.lock();
+        let Some(pin) = in_use.pins.get_mut(&ino) else {
+            return Ok(Vec::new());
+        };
+        pin.opens -= 1;
+        pin.writers -= u32::from(write);
+        if pin.writers == 0 {
+            pin.shadowed.clear();
+        }
+        if pin.opens > 0 {
+            return Ok(Vec::new());
+        }
+        in_use.pins.remove(&ino);
+        if self.ledger.node(ino)?.is_none_or(|node| node.nlink > 0) {
+            return Ok(Vec::new());
+        }
+        let mut edit = Edit::new(self, &mut in_use);
+        edit.discard(ino)?;
+        Ok(edit.commit()?.0)
+    }
+
+    /// Files open for writing now.
+    pub fn open_for_writing(&self) -> Vec<Ino> {
+        let in_use = self.lock();
+        in_use
+            .pins
+            .iter()
+            .filter(|(_, pin)| pin.writers > 0)
+            .map(|(ino, _)| *ino)
+            .collect()
+    }
+
+    /// Puts a staging file under a file, in place of its blob. `also` is committed with it.
+    ///
+    /// Not a change to tell anybody: that is made when the file is closed.
+    pub fn set_staging(
+        &self,
+        ino: Ino,
+        id: StagingId,
+        size: u64,
+        also: Vec<Change>,
+    ) -> Result<(), TreeError> {
+        let mut in_use = self.lock();
+        let mut edit = Edit::new(self, &mut in_use);
+        let node = edit.node_mut(ino)?;
+        node.content = Content::Staging(id);
+        node.size = size;
+        edit.also(also);
+        edit.commit()?;
+        Ok(())
+    }
+
+    /// Records what a close of a writer left. With `modified` it is the
+    /// moment at which the change of the file was made: its names get new stamps, and
+    /// those that another machine took meanwhile come back (law 5).
+    pub fn closed(&self, ino: Ino, size: u64, mtime: i64, modified: bool) -> Result<Vec<Notice>, TreeError> {
+        let mut in_use = self.lock();
+        let shadowed = match in_use.pins.get_mut(&ino) {
+            Some(pin) if modified => std::mem::take(&mut pin.shadowed),
+            _ => Vec::new(),
+        };
+        let mut edit = Edit::new(self, &mut in_use);
+        let now = edit.now;
+        let node = edit.node_mut(ino)?;
+        node.size = size;
+        node.mtime = mtime;
+        if modified {
+            node.ctime = now;
+            edit.restamp(ino)?;
+            for (parent, name) in &shadowed {
+                edit.own(*parent, name, NameState::Live(ino))?;
+            }
+        }
+        edit.commit()?;
+        // The kernel knows what was written; only names that came back are news.
+        Ok(shadowed
+            .into_iter()
+            .map(|(parent, name)| Notice::Entry { parent, name })
+            .collect())
+    }
+
+    /// Starts sealing; false when a writer has the file open or it is no longer `id`.
+    pub fn begin_seal(&self, ino: Ino, id: StagingId) -> Result<bool, TreeError> {
+        let mut in_use = self.lock();
+        let node = self.ledger.node(ino)?;
+        let quiet = node.is_some_and(|node| node.content == Content::Staging(id) && node.nlink > 0)
+            && in_use.pins.get(&ino).is_none_or(|pin| pin.writers == 0);
+        if quiet {
+            in_use.sealing.insert(ino, false);
+        }
+        Ok(quiet)
+    }
+
+    /// Gives sealing up.
+    pub fn abort_seal(&self, ino: Ino) {
+        self.lock().sealing.remove(&ino);
+    }
+
+    /// Puts a blob in place of a staging file, unless a writer came since
+    /// [`Tree::begin_seal`]; `also` makes the blob known and is committed with it.
+    pub fn finish_seal(
+        &self,
+        ino: Ino,
+        id: StagingId,
+        digest: Digest,
+        size: u64,
+        also: Vec<Change>,
+    ) -> Result<SealOutcome, TreeError> {
+        let mut in_use = self.lock();
+        let overtaken = in_use.sealing.remove(&ino).unwrap_or(true);
+        let mut edit = Edit::new(self, &mut in_use);
+        let current = edit
+            .node(ino)?
+            .is_some_and(|node| node.content == Content::Staging(id) && node.nlink > 0);
+        if overtaken || !current {
+            return Ok(SealOutcome::Overtaken);
+        }
+        let node = edit.node_mut(ino)?;
+        node.content = Content::Blob(digest);
+        node.size = size;
+        edit.also(also);
+        edit.commit()?;
+        Ok(SealOutcome::Sealed)
+    }
+
+    /// Drops a file whose bytes a power loss took, at all of its names. Like
+    /// [`Tree::lose`] it is this machine's opinion and not published.
+    pub fn lose_staging(&self, ino: Ino) -> Result<(), TreeError> {
+        let mut in_use = self.lock();
+        let mut edit = Edit::unasked(self, &mut in_use);
+        edit.lose(ino, Digest::EMPTY)?;
+        edit.commit()?;
+        Ok(())
+    }
+
+    /// Drops files that no name refers to, which a crash left behind; returns their staging files.
+    pub fn drop_nameless(&self) -> Result<Vec<StagingId>, TreeError> {
+        let mut in_use = self.lock();
+        let nodes = self.ledger.nameless_nodes()?;
+        let mut edit = Edit::new(self, &mut in_use);
+        for node in nodes.iter().filter(|node| node.dir.is_none()) {
+            if !edit.in_use.pins.contains_key(&node.ino) {
+                edit.discard(node.ino)?;
+            }
+        }
+        Ok(edit.commit()?.0)
+    }
+}

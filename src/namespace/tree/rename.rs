@@ -1,0 +1,234 @@
+//! Renaming: a register goes, another comes; of a directory, for every path below it (law 3).
+
+use super::{Edit, Removed, Tree, check_name, edit::live};
+use crate::{
+    namespace::TreeError,
+    store::rows::{Ino, NameRow, NameState, NodeKind},
+};
+
+/// What rename(2) is asked to do with an existing target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RenameMode {
+    Replace,
+    /// `RENAME_NOREPLACE`: fail with [`TreeError::Exists`].
+    NoReplace,
+    /// `RENAME_EXCHANGE`: both must exist and trade places.
+    Exchange,
+}
+
+/// A name that no user can make, for the moment of an exchange within one edit.
+const BETWEEN: &[u8] = b"/exchange";
+
+impl Tree {
+    /// Renames a file or directory. The cost of a directory is that of
+    /// everything below it, which is committed, and later published, as one.
+    pub fn rename(
+        &self,
+        from: (Ino, &[u8]),
+        to: (Ino, &[u8]),
+        mode: RenameMode,
+    ) -> Result<Removed, TreeError> {
+        check_name(from.1)?;
+        check_name(to.1)?;
+        let mut in_use = self.lock();
+        let mut edit = Edit::new(self, &mut in_use);
+        let source = edit.visible(from.0, from.1)?.ok_or(TreeError::NotFound)?;
+        let target = edit.visible(to.0, to.1)?;
+        let above = edit.node(to.0)?.ok_or(TreeError::NotFound)?;
+        if !self.is_reachable(&edit, &above)? {
+            return Err(TreeError::NotFound);
+        }
+        if source.kind == NodeKind::Dir && self.is_below(&edit, to.0, source.ino)? {
+            return Err(TreeError::BelowItself);
+        }
+        match (&target, mode) {
+            (Some(_), RenameMode::NoReplace) => return Err(TreeError::Exists),
+            (None, RenameMode::Exchange) => return Err(TreeError::NotFound),
+            (Some(target), RenameMode::Exchange) => {
+                if target.kind == NodeKind::Dir && self.is_below(&edit, from.0, target.ino)? {
+                    return Err(TreeError::BelowItself);
+                }
+                if target.ino != source.ino {
+                    edit.relocate(to, (to.0, BETWEEN))?;
+                    edit.relocate(from, to)?;
+                    edit.relocate((to.0, BETWEEN), from)?;
+                    edit.forget_below(to.0, BETWEEN)?;
+                }
+            }
+            // Two names of one file: rename(2) leaves both.
+            (Some(target), RenameMode::Replace) if target.ino == source.ino => {}
+            (Some(target), RenameMode::Replace) => {
+                match (source.kind == NodeKind::Dir, target.kind == NodeKind::Dir) {
+                    (true, false) => return Err(TreeError::NotDirectory),
+                    (false, true) => return Err(TreeError::IsDirectory),
+                    (true, true) if target.dir.as_ref().is_some_and(|dir| dir.visible_children > 0) => {
+                        return Err(TreeError::NotEmpty);
+                    }
+                    _ => {}
+                }
+                edit.relocate(from, to)?;
+            }
+            (None, _) => edit.relocate(from, to)?,
+        }
+        let (discarded, _) = edit.commit()?;
+        Ok(Removed { discarded })
+    }
+
+    /// Whether `dir` is `above` or lies below it.
+    fn is_below(&self, edit: &Edit<'_>, dir: Ino, above: Ino) -> Result<bool, TreeError> {
+        let mut at = dir;
+        loop {
+            if at == above {
+                return Ok(true);
+            }
+            if at == Ino::ROOT {
+                return Ok(false);
+            }
+            let node = edit.node(at)?.ok_or(TreeError::NotFound)?;
+            at = node.dir.as_ref().ok_or(TreeError::NotDirectory)?.up;
+        }
+    }
+}
+
+impl Edit<'_> {
+    /// Moves what is seen at one name to another, whatever is there.
+    fn relocate(&mut self, from: (Ino, &[u8]), to: (Ino, &[u8])) -> Result<(), TreeError> {
+        let source = self.visible(from.0, from.1)?.ok_or(TreeError::NotFound)?;
+        if source.kind != NodeKind::Dir {
+            // The new name first: a file never is without one.
+            self.own(to.0, to.1, NameState::Live(source.ino))?;
+            return self.own(from.0, from.1, NameState::Dead);
+        }
+        let moved = source.ino;
+        // What the old path knew stays below it, in a directory of its own.
+        let left = self.new_dir(from.0, from.1);
+        let old_target = self.name(to.0, to.1)?;
+        self.own(from.0, from.1, NameState::Dead)?;
+        // `own` accounted for the name while the children were still below it;
+        // with the children gone it stands for the empty directory left behind.
+        let row = self.name(from.0, from.1)?.ok_or(TreeError::NotFound)?;
+        self.hide_if_implicit(&row, moved)?;
+        self.place_name(NameRow {
+            dir: Some(left),
+            ..row
+        });
+        let place = self.node_mut(moved)?;
+        let attributes = (source.perm, source.uid, source.gid, source.mtime);
+        (place.perm, place.uid, place.gid, place.mtime) = attributes;
+        let dir = place.dir.as_mut().ok_or(TreeError::NotDirectory)?;
+        (dir.up, dir.name) = (to.0, to.1.to_vec());
+        let replaced = old_target.as_ref().and_then(|row| row.dir);
+        self.own(to.0, to.1, NameState::Live(moved))?;
+        self.move_below(moved, left, replaced)
+    }
+
+    /// Takes a dead directory that its children kept alive out of the count of
+    /// its parent, because the children are about to leave it.
+    fn hide_if_implicit(&mut self, row: &NameRow, dir: Ino) -> Result<(), TreeError> {
+        if live(row.state).is_none()
+            && self
+                .node(dir)?
+                .is_some_and(|node| node.dir.as_ref().is_some_and(|d| d.visible_children > 0))
+        {
+            self.adjust(row.parent, Some((dir, true)), None)?;
+        }
+        Ok(())
+    }
+
+    /// Restates every register below a directory that moved: tombstones and
+    /// unseen names stay below `left`, what is seen moves, and what was known
+    /// below the name that it replaced comes to it.
+    fn move_below(&mut self, moved: Ino, left: Ino, replaced: Option<Ino>) -> Result<(), TreeError> {
+        for row in self.names_in(moved)? {
+            let seen = self.visible(moved, &row.name)?;
+            let Some(seen) = seen else {
+                self.drop_name(moved, &row.name);
+                self.adopt(row, left)?;
+                continue;
+            };
+            // A file that the directory of its name hid does not come along.
+            if let Some(hidden) = live(row.state).filter(|&ino| ino != seen.ino) {
+                self.unlink(hidden)?;
+            }
+            let (stamp, place) = self.next_change(None);
+            let mut stays = NameRow {
+                parent: left,
+                stamp,
+                state: NameState::Dead,
+                pending: Some(place),
+                ..row.clone()
+            };
+            let (stamp, place) = self.next_change(row.pending);
+            let goes = NameRow {
+                state: NameState::Live(seen.ino),
+                stamp,
+                pending: Some(place),
+                ..row.clone()
+            };
+            let known = match replaced {
+                Some(replaced) => self.name(replaced, &row.name)?,
+                None => None,
+            };
+            if seen.kind == NodeKind::Dir {
+                let below = self.new_dir(left, &row.name);
+                stays.dir = Some(below);
+                self.place_name(stays);
+                self.place_name(NameRow {
+                    dir: Some(seen.ino),
+                    ..goes
+                });
+                self.move_below(seen.ino, below, known.and_then(|row| row.dir))?;
+            } else {
+                if let Some(dir) = stays.dir {
+                    self.node_mut(dir)?
+                        .dir
+                        .as_mut()
+                        .ok_or(TreeError::NotDirectory)?
+                        .up = left;
+                }
+                self.place_name(stays);
+                let dir = known.and_then(|row| row.dir);
+                if let Some(dir) = dir {
+                    self.node_mut(dir)?
+                        .dir
+                        .as_mut()
+                        .ok_or(TreeError::NotDirectory)?
+                        .up = moved;
+                }
+                self.place_name(NameRow { dir, ..goes });
+            }
+        }
+        let Some(replaced) = replaced else { return Ok(()) };
+        for row in self.names_in(replaced)? {
+            self.drop_name(replaced, &row.name);
+            if self.name(moved, &row.name)?.is_none() {
+                self.adopt(row, moved)?;
+            }
+        }
+        self.discard(replaced)
+    }
+
+    /// Puts a register that shows nothing below another directory.
+    fn adopt(&mut self, row: NameRow, parent: Ino) -> Result<(), TreeError> {
+        if let Some(dir) = row.dir {
+            self.node_mut(dir)?
+                .dir
+                .as_mut()
+                .ok_or(TreeError::NotDirectory)?
+                .up = parent;
+        }
+        self.place_name(NameRow { parent, ..row });
+        Ok(())
+    }
+
+    /// Forgets a name and everything known below it, which nobody was told of.
+    fn forget_below(&mut self, parent: Ino, name: &[u8]) -> Result<(), TreeError> {
+        let dir = self.name(parent, name)?.and_then(|row| row.dir);
+        self.drop_name(parent, name);
+        let Some(dir) = dir else { return Ok(()) };
+        for row in self.names_in(dir)? {
+            self.forget_below(dir, &row.name)?;
+        }
+        self.discard(dir)
+    }
+}

@@ -1,0 +1,56 @@
+//! Attributes as programs see them.
+
+use super::{Owner, VfsOptions};
+use crate::store::rows::{Ino, NodeKind, NodeRow};
+
+/// What stat(2) shows of a file or directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attr {
+    pub ino: Ino,
+    pub kind: NodeKind,
+    pub perm: u32,
+    pub nlink: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub rdev: u32,
+    pub size: u64,
+    /// Units of 512 bytes.
+    pub blocks: u64,
+    /// Nanoseconds since 1970.
+    pub atime: i64,
+    pub mtime: i64,
+    pub ctime: i64,
+}
+
+/// What a directory shows as its size, as ext4 does.
+const DIR_BYTES: u64 = 4096;
+
+impl Attr {
+    /// The attributes in a row, for a mount with these options.
+    #[must_use]
+    pub fn of(node: &NodeRow, options: &VfsOptions) -> Self {
+        let (uid, gid) = match options.owner {
+            Owner::Fixed { uid, gid } => (uid, gid),
+            Owner::Preserve => (node.uid, node.gid),
+        };
+        let size = if node.kind == NodeKind::Dir {
+            DIR_BYTES
+        } else {
+            node.size
+        };
+        Self {
+            ino: node.ino,
+            kind: node.kind,
+            perm: node.perm & !options.umask,
+            nlink: node.nlink,
+            uid,
+            gid,
+            rdev: node.rdev,
+            size,
+            blocks: size.div_ceil(512),
+            atime: node.atime,
+            mtime: node.mtime,
+            ctime: node.ctime,
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Closing and syncing: the moments at which a change is made, and made safe.
+
+use std::sync::Arc;
+
+use super::{
+    Vfs, VfsError,
+    handle::{Handle, OpenNode, OpenState, Serving},
+    open::stat,
+};
+use crate::store::rows::{Change, Ino};
+
+impl Vfs {
+    /// A descriptor was closed (FLUSH): what was written through it is now a
+    /// change of the file, with this moment's stamp.
+    pub fn flush(&self, handle: u64) -> Result<(), VfsError> {
+        let handle = self.handle(handle)?;
+        if !handle.write {
+            return Ok(());
+        }
+        self.record(&handle.node, &mut handle.node.lock())
+    }
+
+    /// The last descriptor of an open is gone (RELEASE).
+    pub fn release(&self, handle: u64) -> Result<(), VfsError> {
+        let handle = self.handles.remove(handle).ok_or(VfsError::BadHandle)?;
+        let node = &handle.node;
+        let mut settle = false;
+        let recorded = {
+            let mut state = node.lock();
+            state.handles -= 1;
+            state.writers -= u32::from(handle.write);
+            let mut recorded = Ok(());
+            if handle.write && state.writers == 0 {
+                recorded = self.record(node, &mut state);
+                settle = matches!(state.serving, Serving::Staging { .. });
+            }
+            if state.handles == 0 {
+                self.drop_kept(node.ino, &state);
+                self.stop_serving(node, &mut state);
+            }
+            recorded
+        };
+        self.nodes
+            .release(node.ino, node, |node| node.lock().handles == 0);
+        self.discard(self.tree.unpin(node.ino, handle.write)?);
+        if settle {
+            self.settling.rest(node.ino, self.options.settle);
+        }
+        recorded
+    }
+
+    /// Writes down what changed since it was last written down.
+    pub(super) fn record(&self, node: &OpenNode, state: &mut OpenState) -> Result<(), VfsError> {
+        let Serving::Staging { file, .. } = &state.serving else {
+            return Ok(());
+        };
+        let now = stat(file)?;
+        if now == state.recorded && !state.written {
+            return Ok(());
+        }
+        let notices = self.tree.closed(node.ino, now.0, now.1, true)?;
+        state.recorded = now;
+        state.written = false;
+        self.tell(notices);
+        Ok(())
+    }
+
+    /// A staging file that was sealed while readers had it open kept its name
+    /// for a writer; with the last close it is not needed any more.
+    fn drop_kept(&self, ino: Ino, state: &OpenState) {
+        let Serving::Staging { id, .. } = &state.serving else {
+            return;
+        };
+        let needed = self.tree.node(ino).is_ok_and(|node| {
+            node.is_some_and(|node| node.content == crate::store::rows::Content::Staging(*id))
+        });
+        if !needed {
+            self.store.staging.remove_after_barrier(*id);
+        }
+    }
+
+    /// Makes a file's bytes and the index survive power loss (FSYNC). Waits for the disk.
+    pub fn fsync(&self, handle: u64, data_only: bool) -> Result<(), VfsError> {
+        let handle = self.handle(handle)?;
+        let (file, id) = {
+            let mut state = handle.node.lock();
+            if handle.write {
+                self.record(&handle.node, &mut state)?;
+            }
+            match &state.serving {
+                Serving::Nothing | Serving::Empty => (None, None),
+                Serving::Staging { id, file, .. } => (Some(Arc::clone(file)), Some(*id)),
+                Serving::Blob { blob, .. } if blob.is_whole() => (Some(Arc::new(blob.file()?)), None),
+                Serving::Blob { .. } => (None, None),
+            }
+        };
+        if let Some(file) = file {
+            if data_only {
+                file.sync_data()?
+            } else {
+                file.sync_all()?
+            }
+        }
+        if let Some(id) = id {
+            self.store.ledger.commit(vec![Change::SyncedStaging(id)])?;
+        }
+        Ok(self.store.ledger.sync()?)
+    }
+
+    /// Makes every name survive power loss (FSYNCDIR). Waits for the disk.
+    pub fn fsync_dir(&self) -> Result<(), VfsError> {
+        Ok(self.store.ledger.sync()?)
+    }
+
+    pub(super) fn handle(&self, handle: u64) -> Result<Arc<Handle>, VfsError> {
+        self.handles.get(handle).ok_or(VfsError::BadHandle)
+    }
+}

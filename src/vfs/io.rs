@@ -1,0 +1,189 @@
+//! Reading and writing what the kernel does not do by itself.
+
+use std::{fs::File, os::unix::fs::FileExt, sync::Arc};
+
+use bytes::Bytes;
+use rustix::fs::{FallocateFlags, SeekFrom};
+
+use super::{Vfs, VfsError, handle::Serving};
+use crate::store::{StoreError, blobs::Blob};
+
+/// What `SEEK_DATA` and `SEEK_HOLE` of lseek(2) look for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seek {
+    Data,
+    Hole,
+}
+
+/// The bytes of an open inode, taken out of its lock.
+enum Bytesource {
+    Empty,
+    File(Arc<File>),
+    Blob(Arc<Blob>),
+}
+
+impl Vfs {
+    /// Reads bytes that are on this disk; `None` when some must be fetched
+    /// first, with [`Vfs::read_fetching`]. Short only at the end of the file.
+    pub fn read_resident(&self, handle: u64, offset: u64, len: usize) -> Option<Result<Bytes, VfsError>> {
+        match self.source(handle) {
+            Err(err) => Some(Err(err)),
+            Ok(Bytesource::Empty) => Some(Ok(Bytes::new())),
+            Ok(Bytesource::File(file)) => Some(read_file(&file, offset, len)),
+            Ok(Bytesource::Blob(blob)) if blob.is_whole() => {
+                Some(blob.read(offset, len).map(Bytes::from).map_err(VfsError::from))
+            }
+            // The fetcher sees every read of a partial blob, to fetch ahead of the reader.
+            Ok(Bytesource::Blob(_)) => None,
+        }
+    }
+
+    /// Reads bytes, bringing those that are not here; bounded by the read timeout.
+    pub async fn read_fetching(&self, handle: u64, offset: u64, len: usize) -> Result<Bytes, VfsError> {
+        let open = self.handle(handle)?;
+        let blob = match self.source(handle)? {
+            Bytesource::Empty => return Ok(Bytes::new()),
+            // A writer came meanwhile and brought the whole.
+            Bytesource::File(file) => return read_file(&file, offset, len),
+            Bytesource::Blob(blob) => blob,
+        };
+        match self.store.fetcher.read(&blob, &open.cursor, offset, len).await {
+            Err(err @ StoreError::Missing { blob }) => {
+                self.lose(open.node.ino, blob)?;
+                Err(err.into())
+            }
+            other => {
+                self.used();
+                Ok(other?)
+            }
+        }
+    }
+
+    fn source(&self, handle: u64) -> Result<Bytesource, VfsError> {
+        let handle = self.handle(handle)?;
+        let state = handle.node.lock();
+        Ok(match &state.serving {
+            Serving::Nothing => return Err(VfsError::BadHandle),
+            Serving::Empty => Bytesource::Empty,
+            Serving::Staging { file, .. } => Bytesource::File(Arc::clone(file)),
+            Serving::Blob { blob, .. } => Bytesource::Blob(Arc::clone(blob)),
+        })
+    }
+
+    /// Writes bytes to the staging file of an open file.
+    pub fn write(&self, handle: u64, offset: u64, data: &[u8]) -> Result<u32, VfsError> {
+        let handle = self.handle(handle)?;
+        let file = {
+            let mut state = handle.node.lock();
+            let Serving::Staging { file, .. } = &state.serving else {
+                return Err(VfsError::BadHandle);
+            };
+            let file = Arc::clone(file);
+            if !handle.write {
+                return Err(VfsError::BadHandle);
+            }
+            state.written = true;
+            file
+        };
+        // The kernel serialises appends of one machine and gives their offsets; only where it
+        // does not know the size better than the file does is the end looked up.
+        let offset = if handle.append {
+            offset.max(super::open::stat(&file)?.0)
+        } else {
+            offset
+        };
+        match file.write_all_at(data, offset) {
+            Err(err) if err.raw_os_error() == Some(libc::ENOSPC) => {
+                self.store.reclaimer.run_now();
+                file.write_all_at(data, offset)?;
+            }
+            other => other?,
+        }
+        Ok(data.len() as u32)
+    }
+
+    /// Allocates or frees space (fallocate(2)); `mode` as in the kernel's interface.
+    pub fn allocate(&self, handle: u64, offset: u64, len: u64, mode: i32) -> Result<(), VfsError> {
+        let handle = self.handle(handle)?;
+        let mut state = handle.node.lock();
+        let Serving::Staging { file, .. } = &state.serving else {
+            return Err(VfsError::BadHandle);
+        };
+        let flags = FallocateFlags::from_bits(mode as u32).ok_or(VfsError::NotSupported)?;
+        rustix::fs::fallocate(file, flags, offset, len).map_err(std::io::Error::from)?;
+        state.written = true;
+        Ok(())
+    }
+
+    /// Finds the next data or hole (lseek(2)); a sealed file that is not whole here is all data.
+    pub fn seek(&self, handle: u64, offset: u64, what: Seek) -> Result<u64, VfsError> {
+        let (file, size) = match self.source(handle)? {
+            Bytesource::Empty => return Err(VfsError::NoSuchOffset),
+            Bytesource::File(file) => (Some(file), 0),
+            Bytesource::Blob(blob) if blob.is_whole() => (Some(Arc::new(blob.file()?)), blob.size()),
+            Bytesource::Blob(blob) => (None, blob.size()),
+        };
+        let Some(file) = file else {
+            return match what {
+                _ if offset >= size => Err(VfsError::NoSuchOffset),
+                Seek::Data => Ok(offset),
+                Seek::Hole => Ok(size),
+            };
+        };
+        let from = match what {
+            Seek::Data => SeekFrom::Data(offset),
+            Seek::Hole => SeekFrom::Hole(offset),
+        };
+        // The descriptor's own position is of no meaning here: all else reads at offsets.
+        Ok(rustix::fs::seek(&file, from).map_err(std::io::Error::from)?)
+    }
+
+    /// Copies between two open files without the bytes passing through a
+    /// program (copy_file_range(2)); shares them where the disk's file system can.
+    pub fn copy_range(
+        &self,
+        from: u64,
+        from_offset: u64,
+        to: u64,
+        to_offset: u64,
+        len: u64,
+    ) -> Result<u64, VfsError> {
+        let source = match self.source(from)? {
+            Bytesource::Empty => return Ok(0),
+            Bytesource::File(file) => file,
+            Bytesource::Blob(blob) if blob.is_whole() => Arc::new(blob.file()?),
+            // The kernel falls back to reading and writing, which fetches.
+            Bytesource::Blob(_) => return Err(VfsError::NotSupported),
+        };
+        let target = self.handle(to)?;
+        let file = {
+            let mut state = target.node.lock();
+            state.written = true;
+            match &state.serving {
+                Serving::Staging { file, .. } if target.write => Arc::clone(file),
+                _ => return Err(VfsError::BadHandle),
+            }
+        };
+        let (mut from_offset, mut to_offset) = (from_offset, to_offset);
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        let copied =
+            rustix::fs::copy_file_range(&source, Some(&mut from_offset), &file, Some(&mut to_offset), len)
+                .map_err(std::io::Error::from)?;
+        Ok(copied as u64)
+    }
+}
+
+fn read_file(file: &File, offset: u64, len: usize) -> Result<Bytes, VfsError> {
+    let mut bytes = vec![0; len];
+    let mut filled = 0;
+    while filled < len {
+        match file.read_at(&mut bytes[filled..], offset + filled as u64) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(err) if err.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(err) => return Err(err.into()),
+        }
+    }
+    bytes.truncate(filled);
+    Ok(bytes.into())
+}

@@ -1,0 +1,184 @@
+//! Requests about names.
+
+use std::sync::Arc;
+
+use super::{
+    Attr, Lend, OpenRequest, OpenStep, Opened, Vfs, VfsError, count,
+    handle::{Handle, OpenNode, Serving},
+};
+use crate::{
+    namespace::{
+        TreeError,
+        tree::{NewNode, RenameMode},
+    },
+    store::{
+        fetch::ReadCursor,
+        rows::{Content, Ino, NodeKind},
+    },
+};
+
+/// What a new file, directory or other object starts with.
+#[derive(Clone, Debug)]
+pub struct NewFile {
+    pub kind: NodeKind,
+    /// Permission, set-id and sticky bits, the caller's umask applied.
+    pub perm: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub rdev: u32,
+    /// Of a symbolic link.
+    pub target: Vec<u8>,
+}
+
+/// What creating and opening a file came to.
+pub enum Created {
+    New(Attr, Opened),
+    /// Another program was quicker: the file is there, and is to be opened.
+    Existing(Attr, OpenStep),
+}
+
+impl Vfs {
+    /// What is at a name; `None` if nothing is.
+    pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Option<Attr>, VfsError> {
+        self.used();
+        let Some(node) = self.tree.lookup(parent, name)? else {
+            return Ok(None);
+        };
+        if let Content::Blob(digest) = node.content {
+            self.store.blobs.touch(&digest);
+        }
+        Ok(Some(self.attr_of(&node)))
+    }
+
+    /// Makes anything but an open file.
+    pub fn make(&self, parent: Ino, name: &[u8], new: NewFile) -> Result<Attr, VfsError> {
+        self.writable()?;
+        self.used();
+        let node = self.tree.create(parent, name, new.into_node(None))?;
+        Ok(Attr::of(&node, &self.options))
+    }
+
+    /// Makes a file and opens it for writing.
+    pub fn create(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        new: NewFile,
+        request: OpenRequest,
+        exclusive: bool,
+        lend: Lend<'_>,
+    ) -> Result<Created, VfsError> {
+        self.writable()?;
+        self.used();
+        let (id, file) = self.store.staging.create()?;
+        let node = match self.tree.create(parent, name, new.into_node(Some(id))) {
+            Ok(node) => node,
+            Err(err) => {
+                self.store.staging.remove(id);
+                return match (err, exclusive) {
+                    (TreeError::Exists, false) => self.open_existing(parent, name, request, lend),
+                    (err, _) => Err(err.into()),
+                };
+            }
+        };
+        let open = self.nodes.get_or(node.ino, || OpenNode::new(node.ino));
+        let loan = {
+            let mut state = open.lock();
+            // An open for reading alone is counted as a writer too: the file was just made by it.
+            state.handles += 1;
+            state.writers += 1;
+            state.recorded = (0, node.mtime);
+            state.written = true;
+            let loan = lend.and_then(|lend| lend(&file).ok());
+            state.serving = Serving::Staging {
+                id,
+                file: Arc::new(file),
+                loan: loan.clone(),
+            };
+            loan
+        };
+        if loan.is_some() {
+            count(&self.counters.passthrough_opens);
+        }
+        let handle = Handle {
+            node: open,
+            write: true,
+            append: request.append,
+            cursor: ReadCursor::default(),
+        };
+        let opened = Opened {
+            handle: self.handles.insert(handle),
+            loan,
+            keep_cache: false,
+            write: true,
+        };
+        Ok(Created::New(Attr::of(&node, &self.options), opened))
+    }
+
+    fn open_existing(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        request: OpenRequest,
+        lend: Lend<'_>,
+    ) -> Result<Created, VfsError> {
+        let node = self.tree.lookup(parent, name)?.ok_or(TreeError::NotFound)?;
+        if node.kind == NodeKind::Dir {
+            return Err(TreeError::IsDirectory.into());
+        }
+        let step = self.open(node.ino, request, lend)?;
+        Ok(Created::Existing(self.attr_of(&node), step))
+    }
+
+    pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr, VfsError> {
+        self.writable()?;
+        self.used();
+        let node = self.tree.link(ino, parent, name)?;
+        Ok(self.attr_of(&node))
+    }
+
+    pub fn unlink(&self, parent: Ino, name: &[u8]) -> Result<(), VfsError> {
+        self.writable()?;
+        self.used();
+        let removed = self.tree.unlink(parent, name)?;
+        self.discard(removed.discarded);
+        Ok(())
+    }
+
+    pub fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<(), VfsError> {
+        self.writable()?;
+        self.used();
+        Ok(self.tree.rmdir(parent, name)?)
+    }
+
+    pub fn rename(&self, from: (Ino, &[u8]), to: (Ino, &[u8]), mode: RenameMode) -> Result<(), VfsError> {
+        self.writable()?;
+        self.used();
+        let removed = self.tree.rename(from, to, mode)?;
+        self.discard(removed.discarded);
+        Ok(())
+    }
+
+    /// What a symbolic link points at.
+    pub fn read_link(&self, ino: Ino) -> Result<Vec<u8>, VfsError> {
+        let node = self.tree.node(ino)?.ok_or(TreeError::NotFound)?;
+        if node.kind != NodeKind::Symlink {
+            return Err(VfsError::Invalid);
+        }
+        Ok(node.target.clone())
+    }
+}
+
+impl NewFile {
+    fn into_node(self, staging: Option<crate::store::rows::StagingId>) -> NewNode {
+        NewNode {
+            kind: self.kind,
+            perm: self.perm & 0o7777,
+            uid: self.uid,
+            gid: self.gid,
+            rdev: self.rdev,
+            target: self.target,
+            staging,
+        }
+    }
+}

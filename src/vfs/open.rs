@@ -1,0 +1,467 @@
+//! Opening files: which bytes serve an inode while it is open.
+//!
+//! See [`super::handle::Serving`] for why that is decided at the first open.
+
+use std::{fs::File, io, sync::Arc};
+
+use super::{
+    Vfs, VfsError, count,
+    handle::{Handle, Loan, OpenNode, OpenState, Serving},
+};
+use crate::{
+    base::digest::Digest,
+    namespace::TreeError,
+    store::{
+        StoreError,
+        blobs::{Blob, TakeOver},
+        fetch::ReadCursor,
+        rows::{Content, Ino, NodeRow},
+    },
+};
+
+/// How a file is opened.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OpenRequest {
+    pub write: bool,
+    pub truncate: bool,
+    pub append: bool,
+}
+
+/// A file that is open.
+pub struct Opened {
+    pub handle: u64,
+    /// What the front made of the file it lent to the kernel.
+    pub loan: Option<Loan>,
+    /// Pages that the kernel kept of this inode are still right.
+    pub keep_cache: bool,
+    pub write: bool,
+}
+
+/// What an attempt to open came to.
+pub enum OpenStep {
+    Ready(Opened),
+    /// Chunks are missing: bring them with [`Vfs::open_fetching`].
+    Fetch(Missing),
+}
+
+/// The chunks that an open waits for.
+pub struct Missing {
+    blob: Arc<Blob>,
+    whole: bool,
+}
+
+/// Hands a file to the kernel; fails where the kernel does not want it.
+pub type Lend<'a> = Option<&'a (dyn Fn(&File) -> io::Result<Loan> + 'a)>;
+
+/// Attempts before an open gives up: each is spoilt only by a change of the
+/// file between two looks at it.
+const ATTEMPTS: u32 = 8;
+
+impl Vfs {
+    /// Opens a file whose bytes are here, or says what must be fetched first.
+    pub fn open(&self, ino: Ino, request: OpenRequest, lend: Lend<'_>) -> Result<OpenStep, VfsError> {
+        self.used();
+        let request = OpenRequest {
+            write: request.write || request.truncate,
+            ..request
+        };
+        if request.write {
+            self.writable()?;
+        }
+        for _ in 0..ATTEMPTS {
+            let row = match self.tree.pin(ino, request.write) {
+                Err(TreeError::NotFound) => return Err(VfsError::Gone),
+                row => row?,
+            };
+            let node = self.nodes.get_or(ino, || OpenNode::new(ino));
+            let served = self.serve(&node, &row, request, lend);
+            if let Ok(Served::Now { loan }) = served {
+                let keep_cache = self.keeps_pages(&row, request);
+                return Ok(OpenStep::Ready(self.opened(node, request, loan, keep_cache)));
+            }
+            self.forget_open(&node, request.write)?;
+            match served? {
+                Served::Fetch(missing) => return Ok(OpenStep::Fetch(missing)),
+                Served::Changed => {}
+                Served::Now { .. } => unreachable!("returned above"),
+            }
+        }
+        Err(VfsError::Gone)
+    }
+
+    /// Fetches what an open lacks and opens; bounded by the read timeout.
+    pub async fn open_fetching(
+        &self,
+        ino: Ino,
+        request: OpenRequest,
+        mut missing: Missing,
+        lend: impl Fn(&File) -> io::Result<Loan> + Send + Sync,
+        may_lend: bool,
+    ) -> Result<Opened, VfsError> {
+        count(&self.counters.misses);
+        for _ in 0..ATTEMPTS {
+            self.bring(ino, &missing).await?;
+            match self.open(ino, request, may_lend.then_some(&lend))? {
+                OpenStep::Ready(opened) => return Ok(opened),
+                OpenStep::Fetch(more) => missing = more,
+            }
+        }
+        Err(VfsError::Gone)
+    }
+
+    pub(super) async fn bring(&self, ino: Ino, missing: &Missing) -> Result<(), VfsError> {
+        let fetched = if missing.whole {
+            self.store.fetcher.ensure_whole(&missing.blob).await
+        } else {
+            self.store.fetcher.ensure_first(&missing.blob).await
+        };
+        match fetched {
+            Err(StoreError::Missing { blob }) => {
+                self.lose(ino, blob)?;
+                Err(VfsError::Gone)
+            }
+            other => Ok(other?),
+        }
+    }
+
+    /// Hides a file whose blob is gone from the bucket, and says so.
+    pub(super) fn lose(&self, ino: Ino, blob: Digest) -> Result<(), VfsError> {
+        count(&self.counters.lost);
+        let path = self.tree.path_of(ino).unwrap_or_default();
+        tracing::warn!(
+            path = %String::from_utf8_lossy(&path),
+            chunk = %blob,
+            "gone from the bucket: the name reads as \"no such file\" here until it is made again"
+        );
+        self.tell(self.tree.lose(ino)?);
+        Ok(())
+    }
+
+    /// Whether the pages that the kernel kept of an inode since an earlier open
+    /// are those of the blob it is opened with now.
+    fn keeps_pages(&self, row: &NodeRow, request: OpenRequest) -> bool {
+        let mut pages = self.pages.lock().expect("a panic ends the process");
+        match row.content {
+            Content::Blob(digest) if !request.write => pages.put(row.ino, digest) == Some(digest),
+            _ => {
+                pages.pop(&row.ino);
+                false
+            }
+        }
+    }
+
+    fn opened(
+        &self,
+        node: Arc<OpenNode>,
+        request: OpenRequest,
+        loan: Option<Loan>,
+        keep_cache: bool,
+    ) -> Opened {
+        if loan.is_some() {
+            count(&self.counters.passthrough_opens);
+        }
+        let handle = Handle {
+            node,
+            write: request.write,
+            append: request.append,
+            cursor: ReadCursor::default(),
+        };
+        Opened {
+            handle: self.handles.insert(handle),
+            loan,
+            keep_cache,
+            write: request.write,
+        }
+    }
+
+    /// Undoes the pin of an open that did not come to be.
+    fn forget_open(&self, node: &Arc<OpenNode>, write: bool) -> Result<(), VfsError> {
+        self.nodes
+            .release(node.ino, node, |node| node.lock().handles == 0);
+        self.discard(self.tree.unpin(node.ino, write)?);
+        Ok(())
+    }
+
+    fn serve(
+        &self,
+        node: &OpenNode,
+        row: &NodeRow,
+        request: OpenRequest,
+        lend: Lend<'_>,
+    ) -> Result<Served, VfsError> {
+        let mut state = node.lock();
+        let first = state.handles == 0;
+        let served = if request.write {
+            self.serve_writer(node, &mut state, row, request, lend)
+        } else {
+            self.serve_reader(node, &mut state, row, lend)
+        };
+        if !matches!(served, Ok(Served::Now { .. })) {
+            if first {
+                self.stop_serving(node, &mut state);
+            }
+            return served;
+        }
+        if first && !request.write {
+            count(&self.counters.hits);
+        }
+        state.handles += 1;
+        state.writers += u32::from(request.write);
+        Ok(Served::Now {
+            loan: state.serving.loan().cloned(),
+        })
+    }
+
+    fn serve_reader(
+        &self,
+        node: &OpenNode,
+        state: &mut OpenState,
+        row: &NodeRow,
+        lend: Lend<'_>,
+    ) -> Result<Served, VfsError> {
+        if !matches!(state.serving, Serving::Nothing) {
+            return Ok(Served::Now { loan: None });
+        }
+        state.serving = match row.content {
+            Content::None => return Err(VfsError::Invalid),
+            Content::Lost(_) => return Err(VfsError::Gone),
+            Content::Blob(Digest::EMPTY) => Serving::Empty,
+            Content::Staging(id) => {
+                let file = match self.store.staging.open(id, false) {
+                    Ok(file) => Arc::new(file),
+                    // Sealed between the look at the row and this one.
+                    Err(_) if self.content_changed(node.ino, row)? => return Ok(Served::Changed),
+                    Err(err) => return Err(err.into()),
+                };
+                let loan = lend.and_then(|lend| lent(lend(&file)));
+                Serving::Staging { id, file, loan }
+            }
+            Content::Blob(digest) => {
+                let blob = self.open_blob(&digest, row)?;
+                if !blob.is_whole() {
+                    if !blob.has(0, 1) {
+                        return Ok(Served::Fetch(Missing { blob, whole: false }));
+                    }
+                    Serving::Blob { blob, loan: None }
+                } else if let Some(lend) = lend.filter(|_| blob.lend(node.ino)) {
+                    let loan = lent(lend(&blob.file()?));
+                    if loan.is_none() {
+                        blob.give_back(node.ino);
+                    }
+                    Serving::Blob { blob, loan }
+                } else {
+                    Serving::Blob { blob, loan: None }
+                }
+            }
+        };
+        Ok(Served::Now { loan: None })
+    }
+
+    fn serve_writer(
+        &self,
+        node: &OpenNode,
+        state: &mut OpenState,
+        row: &NodeRow,
+        request: OpenRequest,
+        lend: Lend<'_>,
+    ) -> Result<Served, VfsError> {
+        let first = matches!(state.serving, Serving::Nothing);
+        let loaned = state.serving.loan().is_some();
+        let source = match (&state.serving, row.content) {
+            (_, Content::None) => return Err(VfsError::Invalid),
+            (Serving::Staging { id, .. }, Content::Staging(now)) if *id == now => {
+                if state.writers == 0 {
+                    Source::Reopen
+                } else {
+                    Source::Open
+                }
+            }
+            // Sealed while readers have it open: their file, not the blob's, is what a writer must change.
+            (Serving::Staging { .. }, Content::Blob(digest)) => Source::Unseal(digest),
+            (Serving::Nothing, Content::Staging(_)) => Source::Reopen,
+            (_, Content::Lost(_)) => return Err(VfsError::Gone),
+            (_, Content::Blob(Digest::EMPTY)) => Source::Fresh,
+            (_, Content::Blob(_)) if request.truncate && !loaned => Source::Fresh,
+            (_, Content::Blob(digest)) => Source::Blob(digest),
+            (_, Content::Staging(_)) => return Ok(Served::Changed),
+        };
+        let mut fresh = false;
+        match source {
+            Source::Open => {}
+            Source::Reopen => {
+                let Content::Staging(id) = row.content else {
+                    return Ok(Served::Changed);
+                };
+                let file = Arc::new(self.store.staging.open(id, true)?);
+                match &mut state.serving {
+                    Serving::Staging { file: open, .. } => *open = file,
+                    serving => *serving = Serving::Staging { id, file, loan: None },
+                }
+            }
+            Source::Fresh => {
+                let (id, file) = self.store.staging.create()?;
+                self.tree.set_staging(node.ino, id, 0, Vec::new())?;
+                self.give_back(node, state);
+                state.serving = Serving::Staging {
+                    id,
+                    file: Arc::new(file),
+                    loan: None,
+                };
+                fresh = true;
+            }
+            Source::Blob(digest) => {
+                let blob = self.open_blob(&digest, row)?;
+                if !blob.is_whole() {
+                    return Ok(Served::Fetch(Missing { blob, whole: true }));
+                }
+                let done = self.store.blobs.take_over(&blob, loaned)?;
+                self.put_taken_over(node, state, row, done)?;
+            }
+            Source::Unseal(digest) => self.unseal(node, state, row, digest)?,
+        }
+        let Serving::Staging { file, loan, .. } = &mut state.serving else {
+            return Ok(Served::Changed);
+        };
+        if first {
+            *loan = lend.and_then(|lend| lent(lend(file)));
+        }
+        let file = Arc::clone(file);
+        if state.writers == 0 {
+            state.recorded = if fresh {
+                (row.size, row.mtime)
+            } else {
+                stat(&file)?
+            };
+            state.written = fresh;
+        }
+        if request.truncate && !fresh {
+            file.set_len(0)?;
+            state.written = true;
+        }
+        Ok(Served::Now { loan: None })
+    }
+
+    /// Puts the staging file made from a blob under an inode. It keeps the
+    /// times of the file, so that a writer that changes nothing leaves no trace.
+    fn put_taken_over(
+        &self,
+        node: &OpenNode,
+        state: &mut OpenState,
+        row: &NodeRow,
+        mut done: TakeOver,
+    ) -> Result<(), VfsError> {
+        super::set_attr::set_file_times(&done.file, Some(row.atime), Some(row.mtime))?;
+        let changes = std::mem::take(&mut done.changes);
+        self.tree.set_staging(node.ino, done.id, row.size, changes)?;
+        let file = Arc::new(done.file.try_clone()?);
+        let id = done.id;
+        self.store.blobs.finish_take_over(done);
+        let loan = match std::mem::replace(&mut state.serving, Serving::Nothing) {
+            Serving::Blob { blob, loan } => {
+                blob.give_back(node.ino);
+                loan
+            }
+            Serving::Staging { loan, .. } => loan,
+            Serving::Nothing | Serving::Empty => None,
+        };
+        state.serving = Serving::Staging { id, file, loan };
+        Ok(())
+    }
+
+    /// Makes a file writable again that was sealed while readers had its staging file open.
+    fn unseal(
+        &self,
+        node: &OpenNode,
+        state: &mut OpenState,
+        row: &NodeRow,
+        digest: Digest,
+    ) -> Result<(), VfsError> {
+        let Serving::Staging { id, file, .. } = &mut state.serving else {
+            return Err(VfsError::Invalid);
+        };
+        let same_file = match digest {
+            Digest::EMPTY => None,
+            digest => Some(self.open_blob(&digest, row)?),
+        };
+        if let Some(blob) = same_file
+            && blob.is_whole()
+            && is_same_file(&blob.file()?, file)?
+        {
+            let done = self.store.blobs.take_over(&blob, true)?;
+            return self.put_taken_over(node, state, row, done);
+        }
+        // A duplicate: the readers' file is theirs alone, and its name was kept for this.
+        *file = Arc::new(self.store.staging.open(*id, true)?);
+        let id = *id;
+        self.tree.set_staging(node.ino, id, row.size, Vec::new())?;
+        Ok(())
+    }
+
+    fn open_blob(&self, digest: &Digest, row: &NodeRow) -> Result<Arc<Blob>, VfsError> {
+        self.store
+            .blobs
+            .open(digest, row.size)?
+            .ok_or_else(|| VfsError::Store(StoreError::Corrupt { blob: *digest }))
+    }
+
+    fn content_changed(&self, ino: Ino, row: &NodeRow) -> Result<bool, VfsError> {
+        Ok(self.tree.node(ino)?.is_none_or(|now| now.content != row.content))
+    }
+
+    /// Ends the loan of a blob's file.
+    fn give_back(&self, node: &OpenNode, state: &OpenState) {
+        if let Serving::Blob { blob, loan: Some(_) } = &state.serving {
+            blob.give_back(node.ino);
+        }
+    }
+
+    /// Lets go of what served an inode, after its last close.
+    pub(super) fn stop_serving(&self, node: &OpenNode, state: &mut OpenState) {
+        self.give_back(node, state);
+        state.serving = Serving::Nothing;
+    }
+}
+
+/// What looking for bytes to serve came to.
+enum Served {
+    Now {
+        loan: Option<Loan>,
+    },
+    Fetch(Missing),
+    /// The file changed meanwhile: look again.
+    Changed,
+}
+
+/// Where the bytes that a writer changes come from.
+enum Source {
+    /// The staging file is open for writing already.
+    Open,
+    Reopen,
+    Fresh,
+    Blob(Digest),
+    Unseal(Digest),
+}
+
+/// A file that the kernel does not take is served by the daemon.
+fn lent(result: io::Result<Loan>) -> Option<Loan> {
+    result
+        .inspect_err(|err| tracing::debug!(error = %err, "the kernel does not take the file"))
+        .ok()
+}
+
+fn is_same_file(a: &File, b: &File) -> io::Result<bool> {
+    let (a, b) = (rustix::fs::fstat(a)?, rustix::fs::fstat(b)?);
+    Ok((a.st_dev, a.st_ino) == (b.st_dev, b.st_ino))
+}
+
+/// Size and modification time of a staging file, the latter in nanoseconds since 1970.
+pub(super) fn stat(file: &File) -> io::Result<(u64, i64)> {
+    let stat = rustix::fs::fstat(file)?;
+    Ok((stat.st_size as u64, nanos(stat.st_mtime, stat.st_mtime_nsec)))
+}
+
+pub(super) fn nanos(seconds: i64, nanoseconds: u64) -> i64 {
+    seconds
+        .saturating_mul(1_000_000_000)
+        .saturating_add(nanoseconds as i64)
+}

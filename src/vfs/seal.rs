@@ -1,0 +1,278 @@
+//! Sealing: files that were closed and have rested become blobs.
+//!
+//! A file is hashed without any lock; a writer that comes meanwhile makes the
+//! result worthless, and the tree says so ([`Tree::finish_seal`]). The kernel is asked
+//! first whether a writer lives that this daemon does not know of
+//! ([`ingest::is_quiet`]): a mapping that outlived its descriptor, or a program that outlived
+//! the daemon before this one. Such a file is looked at again later.
+//!
+//! [`Tree::finish_seal`]: crate::namespace::tree::Tree::finish_seal
+
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap, HashSet},
+    sync::{Arc, Condvar, Mutex, MutexGuard},
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{Vfs, VfsError, count, handle::Serving};
+use crate::{
+    namespace::tree::SealOutcome,
+    store::{
+        StoreError,
+        ingest::{self, Quiet},
+        rows::{Content, Ino, NodeRow, StagingId},
+    },
+};
+
+/// How long a file that is not quiet, or could not be sealed, is left alone.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// Files hashed at once. Hashing keeps a core busy; more than a few would take
+/// the machine from the build that it is there for.
+const MAX_THREADS: usize = 4;
+
+/// Files that wait to be sealed.
+#[derive(Debug, Default)]
+pub(super) struct Settling {
+    state: Mutex<State>,
+    /// Something is due earlier than it was, or the end has come.
+    wake: Condvar,
+    /// A file was sealed or given up.
+    pub(super) progress: tokio::sync::Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    due: HashMap<Ino, Instant>,
+    /// The same in order of time; entries that `due` does not confirm are stale.
+    order: BinaryHeap<Reverse<(Instant, Ino)>>,
+    sealing: HashSet<Ino>,
+    /// Files found to have a writer that this daemon does not know of.
+    unquiet: HashSet<Ino>,
+    stopped: bool,
+}
+
+impl Settling {
+    /// Seals `ino` when `rest` has passed, and not before.
+    pub(super) fn rest(&self, ino: Ino, rest: Duration) {
+        self.put(ino, Instant::now() + rest);
+    }
+
+    fn put(&self, ino: Ino, due: Instant) {
+        let mut state = self.lock();
+        state.due.insert(ino, due);
+        state.order.push(Reverse((due, ino)));
+        self.wake.notify_one();
+    }
+
+    /// Ends the rest of every file.
+    pub(super) fn hurry(&self) {
+        let mut state = self.lock();
+        let now = Instant::now();
+        let inos: Vec<Ino> = state.due.keys().copied().collect();
+        for ino in inos {
+            state.due.insert(ino, now);
+            state.order.push(Reverse((now, ino)));
+        }
+        self.wake.notify_all();
+    }
+
+    /// Files that are not sealed yet.
+    pub(super) fn waiting(&self) -> HashSet<Ino> {
+        let state = self.lock();
+        state.due.keys().chain(&state.sealing).copied().collect()
+    }
+
+    /// Those of them that somebody unknown may still write to.
+    pub(super) fn unquiet(&self) -> HashSet<Ino> {
+        self.lock().unquiet.clone()
+    }
+
+    pub(super) fn stop(&self) {
+        self.lock().stopped = true;
+        self.wake.notify_all();
+    }
+
+    /// Waits for the next file whose rest is over; `None` at the end.
+    fn next(&self) -> Option<Ino> {
+        let mut state = self.lock();
+        loop {
+            if state.stopped {
+                return None;
+            }
+            let now = Instant::now();
+            let wait = match state.order.peek() {
+                None => None,
+                Some(&Reverse((due, ino)))
+                    if state.due.get(&ino) != Some(&due) || state.sealing.contains(&ino) =>
+                {
+                    state.order.pop();
+                    // Closed again while it is sealed: that sealing will be overtaken and put it back.
+                    continue;
+                }
+                Some(&Reverse((due, ino))) if due <= now => {
+                    state.order.pop();
+                    state.due.remove(&ino);
+                    state.sealing.insert(ino);
+                    return Some(ino);
+                }
+                Some(&Reverse((due, _))) => Some(due - now),
+            };
+            state = match wait {
+                None => self.wake.wait(state).expect("a panic ends the process"),
+                Some(wait) => {
+                    self.wake
+                        .wait_timeout(state, wait)
+                        .expect("a panic ends the process")
+                        .0
+                }
+            };
+        }
+    }
+
+    fn done(&self, ino: Ino, end: &End) {
+        let mut state = self.lock();
+        state.sealing.remove(&ino);
+        if *end == End::Unquiet {
+            state.unquiet.insert(ino);
+        } else {
+            state.unquiet.remove(&ino);
+        }
+        let again = match end {
+            End::Sealed | End::NotNeeded => state.due.get(&ino).copied(),
+            End::Unquiet | End::Failed => Some(Instant::now() + RETRY),
+        };
+        if let Some(due) = again {
+            state.due.insert(ino, due);
+            state.order.push(Reverse((due, ino)));
+            self.wake.notify_one();
+        }
+        drop(state);
+        self.progress.notify_waiters();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("a panic ends the process")
+    }
+}
+
+/// What an attempt to seal a file came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Sealed,
+    /// It is gone, open for writing (its close asks again), or sealed already.
+    NotNeeded,
+    /// Somebody unknown may write to it.
+    Unquiet,
+    /// To be tried again.
+    Failed,
+}
+
+impl Vfs {
+    /// Starts the threads that seal; they end with [`Vfs::shutdown`].
+    pub(super) fn start_sealing(self: &Arc<Self>) {
+        let threads = thread::available_parallelism()
+            .map_or(1, usize::from)
+            .min(MAX_THREADS);
+        for number in 0..threads {
+            let vfs = Arc::clone(self);
+            thread::Builder::new()
+                .name(format!("seal-{number}"))
+                .spawn(move || {
+                    while let Some(ino) = vfs.settling.next() {
+                        let end = vfs.seal(ino).unwrap_or_else(|err| {
+                            tracing::warn!(ino = ino.0, error = %Chain(&err), "cannot seal a file, trying again");
+                            End::Failed
+                        });
+                        vfs.settling.done(ino, &end);
+                    }
+                })
+                .expect("a thread can be started while the daemon starts");
+        }
+    }
+
+    /// Ends sealing; what is unsealed is resumed by the next start.
+    pub fn shutdown(&self) {
+        self.settling.stop();
+    }
+
+    fn seal(&self, ino: Ino) -> Result<End, VfsError> {
+        let Some(node) = self.tree.node(ino)? else {
+            return Ok(End::NotNeeded);
+        };
+        let Content::Staging(id) = node.content else {
+            return Ok(End::NotNeeded);
+        };
+        if !self.tree.begin_seal(ino, id)? {
+            return Ok(End::NotNeeded);
+        }
+        let end = self.seal_begun(&node, id);
+        if !matches!(end, Ok(End::Sealed)) {
+            self.tree.abort_seal(ino);
+        }
+        end
+    }
+
+    fn seal_begun(&self, node: &NodeRow, id: StagingId) -> Result<End, VfsError> {
+        let file = self.store.staging.open(id, false)?;
+        let Quiet::Yes { size, mtime } = ingest::is_quiet(&file)? else {
+            return Ok(End::Unquiet);
+        };
+        if (size, mtime) != (node.size, node.mtime) {
+            // Somebody wrote after the last close, through a mapping for example: a change of its own.
+            self.tell(self.tree.closed(node.ino, size, mtime, true)?);
+        }
+        let sliced = ingest::slice_file(&file)?;
+        let changes = match self.store.blobs.seal(id, &sliced) {
+            Err(StoreError::Full) => {
+                self.store.reclaimer.run_now();
+                self.store.blobs.seal(id, &sliced)?
+            }
+            changes => changes?,
+        };
+        match self
+            .tree
+            .finish_seal(node.ino, id, sliced.digest, sliced.chunks.size(), changes)?
+        {
+            SealOutcome::Overtaken => Ok(End::NotNeeded),
+            SealOutcome::Sealed => {
+                count(&self.counters.sealed);
+                self.drop_name_unless_open(node.ino, id);
+                self.on_seal();
+                Ok(End::Sealed)
+            }
+        }
+    }
+
+    /// Readers who have the staging file open keep its name for a writer to come, see
+    /// [`super::close`]; else it goes.
+    fn drop_name_unless_open(&self, ino: Ino, id: StagingId) {
+        let open = self.nodes.get(ino);
+        let kept = open.as_ref().is_some_and(
+            |open| matches!(open.lock().serving, Serving::Staging { id: served, .. } if served == id),
+        );
+        if let Some(open) = open {
+            self.nodes.release(ino, &open, |open| open.lock().handles == 0);
+        }
+        if !kept {
+            self.store.staging.remove_after_barrier(id);
+        }
+    }
+}
+
+/// An error with its causes, on one line.
+struct Chain<'a>(&'a dyn std::error::Error);
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut source = self.0.source();
+        while let Some(cause) = source {
+            write!(f, ": {cause}")?;
+            source = cause.source();
+        }
+        Ok(())
+    }
+}

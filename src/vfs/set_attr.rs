@@ -1,0 +1,245 @@
+//! Reading and changing attributes.
+
+use std::{fs::File, io, sync::Arc};
+
+use rustix::fs::{Timespec, Timestamps};
+
+use super::{
+    Attr, Lend, OpenRequest, OpenStep, Vfs, VfsError,
+    handle::Serving,
+    open::{Missing, nanos, stat},
+};
+use crate::{
+    namespace::{
+        TreeError,
+        tree::{AttrChange, SetTime},
+    },
+    store::rows::{Content, Ino, NodeRow},
+};
+
+/// What setattr is asked to change.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SetAttr {
+    pub change: AttrChange,
+    pub size: Option<u64>,
+    /// The open file through which it is asked, if any.
+    pub handle: Option<u64>,
+}
+
+/// The longest name and value of an extended attribute, as in xattr(7).
+const XATTR_NAME_MAX: usize = 255;
+const XATTR_VALUE_MAX: usize = 65_536;
+
+impl Vfs {
+    pub fn attr(&self, ino: Ino) -> Result<Attr, VfsError> {
+        let node = self.tree.node(ino)?.ok_or(VfsError::Gone)?;
+        Ok(self.attr_of(&node))
+    }
+
+    /// The attributes of a node; of one that is being written, those of its staging file count.
+    pub(super) fn attr_of(&self, node: &NodeRow) -> Attr {
+        let mut attr = Attr::of(node, &self.options);
+        if !matches!(node.content, Content::Staging(_)) {
+            return attr;
+        }
+        let Some(open) = self.nodes.get(node.ino) else {
+            return attr;
+        };
+        let file = {
+            let state = open.lock();
+            match &state.serving {
+                Serving::Staging { file, .. } if state.writers > 0 => Some(Arc::clone(file)),
+                _ => None,
+            }
+        };
+        self.nodes
+            .release(node.ino, &open, |open| open.lock().handles == 0);
+        if let Some(stat) = file.and_then(|file| rustix::fs::fstat(&file).ok()) {
+            attr.size = stat.st_size as u64;
+            attr.blocks = stat.st_blocks as u64;
+            attr.mtime = nanos(stat.st_mtime, stat.st_mtime_nsec);
+            attr.ctime = attr.ctime.max(nanos(stat.st_ctime, stat.st_ctime_nsec));
+        }
+        attr
+    }
+
+    /// Changes attributes, or says what must be fetched first (to cut a file short in its middle).
+    pub fn set_attr(&self, ino: Ino, set: SetAttr) -> Result<Result<Attr, Missing>, VfsError> {
+        self.writable()?;
+        self.used();
+        if let Some(size) = set.size
+            && let Some(missing) = self.set_size(ino, size, set.handle)?
+        {
+            return Ok(Err(missing));
+        }
+        self.set_times_of_staging(ino, set.change)?;
+        let node = self.tree.node(ino)?.ok_or(VfsError::Gone)?;
+        if set.change == AttrChange::default() {
+            return Ok(Ok(self.attr_of(&node)));
+        }
+        if let Content::Blob(digest) = node.content {
+            self.store.blobs.touch(&digest);
+        }
+        let node = self.tree.set_attributes(ino, set.change)?;
+        Ok(Ok(self.attr_of(&node)))
+    }
+
+    /// As [`Vfs::set_attr`], bringing what is missing.
+    pub async fn set_attr_fetching(
+        &self,
+        ino: Ino,
+        set: SetAttr,
+        mut missing: Missing,
+    ) -> Result<Attr, VfsError> {
+        loop {
+            self.bring(ino, &missing).await?;
+            match self.set_attr(ino, set)? {
+                Ok(attr) => return Ok(attr),
+                Err(more) => missing = more,
+            }
+        }
+    }
+
+    fn set_size(&self, ino: Ino, size: u64, handle: Option<u64>) -> Result<Option<Missing>, VfsError> {
+        if let Some(handle) = handle
+            && self.handle(handle)?.write
+        {
+            let handle = self.handle(handle)?;
+            let mut state = handle.node.lock();
+            let Serving::Staging { file, .. } = &state.serving else {
+                return Err(VfsError::BadHandle);
+            };
+            file.set_len(size)?;
+            state.written = true;
+            return Ok(None);
+        }
+        let request = OpenRequest {
+            write: true,
+            truncate: size == 0,
+            append: false,
+        };
+        let no_lend: Lend<'_> = None;
+        let opened = match self.open(ino, request, no_lend)? {
+            OpenStep::Ready(opened) => opened,
+            OpenStep::Fetch(missing) => return Ok(Some(missing)),
+        };
+        let result = self.set_size(ino, size, Some(opened.handle));
+        self.release(opened.handle)?;
+        result
+    }
+
+    /// The times of a file that is not sealed are those of its staging file too:
+    /// a time that differs later says that somebody wrote.
+    fn set_times_of_staging(&self, ino: Ino, change: AttrChange) -> Result<(), VfsError> {
+        if change.mtime.is_none() && change.atime.is_none() {
+            return Ok(());
+        }
+        let Some(node) = self.tree.node(ino)? else {
+            return Ok(());
+        };
+        let Content::Staging(id) = node.content else {
+            return Ok(());
+        };
+        let now = crate::namespace::tree::wall_nanos();
+        let at = |time: Option<SetTime>| {
+            time.map(|time| match time {
+                SetTime::To(nanos) => nanos,
+                SetTime::Now => now,
+            })
+        };
+        if let Some(open) = self.nodes.get(ino) {
+            let mut state = open.lock();
+            if let Serving::Staging { file, .. } = &state.serving {
+                let file = Arc::clone(file);
+                let written = state.written || (state.writers > 0 && stat(&file)? != state.recorded);
+                set_file_times(&file, at(change.atime), at(change.mtime))?;
+                state.written = written;
+                state.recorded = stat(&file)?;
+                drop(state);
+                self.nodes.release(ino, &open, |open| open.lock().handles == 0);
+                return Ok(());
+            }
+            drop(state);
+            self.nodes.release(ino, &open, |open| open.lock().handles == 0);
+        }
+        match self.store.staging.open(id, false) {
+            Ok(file) => Ok(set_file_times(&file, at(change.atime), at(change.mtime))?),
+            // Sealed meanwhile: the row alone has the times.
+            Err(_) if self.tree.node(ino)?.is_none_or(|now| now.content != node.content) => Ok(()),
+            Err(err) => Err(err.into()),
+        }
+    }
+
+    pub fn xattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>, VfsError> {
+        self.xattrs_enabled()?;
+        let node = self.tree.node(ino)?.ok_or(TreeError::NotFound)?;
+        let found = node.xattrs.iter().find(|(known, _)| known == name);
+        found
+            .map(|(_, value)| value.clone())
+            .ok_or(VfsError::Tree(TreeError::NoAttribute))
+    }
+
+    /// The names of all extended attributes, each ended by a NUL byte.
+    pub fn list_xattrs(&self, ino: Ino) -> Result<Vec<u8>, VfsError> {
+        self.xattrs_enabled()?;
+        let node = self.tree.node(ino)?.ok_or(TreeError::NotFound)?;
+        let mut names = Vec::new();
+        for (name, _) in &node.xattrs {
+            names.extend_from_slice(name);
+            names.push(0);
+        }
+        Ok(names)
+    }
+
+    /// Sets an extended attribute; `flags` are those of setxattr(2).
+    ///
+    /// Only names that begin with `user.` are kept: the others mean something to
+    /// the kernel of one machine.
+    pub fn set_xattr(&self, ino: Ino, name: &[u8], value: &[u8], flags: i32) -> Result<(), VfsError> {
+        self.xattrs_enabled()?;
+        self.writable()?;
+        if !name.starts_with(b"user.") {
+            return Err(VfsError::NotSupported);
+        }
+        if name.len() > XATTR_NAME_MAX || value.len() > XATTR_VALUE_MAX {
+            return Err(VfsError::TooLarge);
+        }
+        let (create, replace) = (flags & libc::XATTR_CREATE != 0, flags & libc::XATTR_REPLACE != 0);
+        Ok(self.tree.set_xattr(ino, name, Some(value), create, replace)?)
+    }
+
+    pub fn remove_xattr(&self, ino: Ino, name: &[u8]) -> Result<(), VfsError> {
+        self.xattrs_enabled()?;
+        self.writable()?;
+        Ok(self.tree.set_xattr(ino, name, None, false, false)?)
+    }
+
+    fn xattrs_enabled(&self) -> Result<(), VfsError> {
+        if self.options.xattr {
+            Ok(())
+        } else {
+            Err(VfsError::NoXattr)
+        }
+    }
+}
+
+/// Sets the times of a staging file, in nanoseconds since 1970; `None` leaves one as it is.
+pub(super) fn set_file_times(file: &File, atime: Option<i64>, mtime: Option<i64>) -> io::Result<()> {
+    let spec = |nanos: Option<i64>| match nanos {
+        Some(nanos) => Timespec {
+            tv_sec: nanos.div_euclid(1_000_000_000),
+            tv_nsec: nanos.rem_euclid(1_000_000_000),
+        },
+        None => Timespec {
+            tv_sec: 0,
+            tv_nsec: rustix::fs::UTIME_OMIT,
+        },
+    };
+    Ok(rustix::fs::futimens(
+        file,
+        &Timestamps {
+            last_access: spec(atime),
+            last_modification: spec(mtime),
+        },
+    )?)
+}
