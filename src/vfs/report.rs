@@ -82,7 +82,7 @@ impl Vfs {
                 .into_iter()
                 .filter(|ino| writing.contains(ino))
                 .collect();
-            if open.is_empty() || Instant::now() >= grace {
+            if (open.is_empty() && self.settling.all_at_rest()) || Instant::now() >= grace {
                 break open;
             }
             tokio::time::sleep(LOOK).await;

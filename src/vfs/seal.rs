@@ -11,7 +11,10 @@
 use std::{
     cmp::Reverse,
     collections::{BinaryHeap, HashMap, HashSet},
-    sync::{Arc, Condvar, Mutex, MutexGuard},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -41,6 +44,17 @@ pub(super) struct Settling {
     wake: Condvar,
     /// A file was sealed or given up.
     pub(super) progress: tokio::sync::Notify,
+    /// Closes between the end of their writer and the begin of their rest.
+    closing: AtomicUsize,
+}
+
+/// A close that will put its file to rest in a moment.
+pub(super) struct ClosingGuard<'a>(&'a AtomicUsize);
+
+impl Drop for ClosingGuard<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 #[derive(Debug, Default)]
@@ -65,6 +79,16 @@ impl Settling {
         state.due.insert(ino, due);
         state.order.push(Reverse((due, ino)));
         self.wake.notify_one();
+    }
+
+    pub(super) fn closing(&self) -> ClosingGuard<'_> {
+        self.closing.fetch_add(1, Ordering::SeqCst);
+        ClosingGuard(&self.closing)
+    }
+
+    /// Whether every close that ended its writer has put its file to rest.
+    pub(super) fn all_at_rest(&self) -> bool {
+        self.closing.load(Ordering::SeqCst) == 0
     }
 
     /// Ends the rest of every file.

@@ -250,9 +250,9 @@ impl<'a> Edit<'a> {
             }
         }
         // A directory that lives on only for its children has no attributes of its own.
-        if new_ino.is_none()
-            && let Some(dir) = dir
+        if let Some(dir) = dir
             && old_ino == Some(dir)
+            && new_ino != Some(dir)
         {
             let node = self.node_mut(dir)?;
             (node.perm, node.uid, node.gid) = (0o755, 0, 0);
