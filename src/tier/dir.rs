@@ -314,3 +314,34 @@ impl Bucket for DirBucket {
         Box::pin(self.run("delete", key, State::delete))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+
+    #[test]
+    fn errors_are_sorted_by_what_the_caller_does_next() {
+        let sorted = |errno: Errno| failed("write", Path::new("/s/k"), errno.into());
+        for errno in [
+            Errno::NOSPC,
+            Errno::DQUOT,
+            Errno::IO,
+            Errno::STALE,
+            Errno::TIMEDOUT,
+        ] {
+            let error = sorted(errno);
+            assert!(error.is_transient(), "{errno}");
+            assert!(error.to_string().contains("/s/k"), "{error}");
+        }
+        for errno in [Errno::ACCESS, Errno::PERM, Errno::ROFS] {
+            let error = sorted(errno);
+            assert!(matches!(error, TierError::Denied { .. }), "{errno}");
+            assert!(
+                error.to_string().contains("to write is missing for /s/k"),
+                "{error}"
+            );
+        }
+    }
+}

@@ -160,6 +160,23 @@ pub async fn open_store(bucket: &dyn Bucket, if_absent: IfAbsent) -> Result<Stor
     let found = match read_store(bucket).await {
         // A directory that is not there yet is made with the store's first object.
         Err(TierError::NoBucket { .. }) if if_absent == IfAbsent::Create => None,
+        Err(TierError::Denied {
+            permission,
+            key,
+            source,
+        }) => {
+            // Without the permission to list, an absent object is answered in the same way.
+            let listable = permitted(bucket.list(layout::STORE, None).await)?.is_some();
+            return Err(TierError::Denied {
+                permission: if listable {
+                    permission
+                } else {
+                    "s3:ListBucket (or s3:GetObject)"
+                },
+                key,
+                source,
+            });
+        }
         other => other?,
     };
     if let Some(store) = found {
