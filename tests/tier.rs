@@ -5,6 +5,8 @@
 mod contract;
 #[path = "tier/dir.rs"]
 mod dir;
+#[path = "tier/environment.rs"]
+mod environment;
 #[path = "tier/faults.rs"]
 mod faults;
 #[path = "s3server/mod.rs"]

@@ -15,6 +15,8 @@
 //! - A name that was answered as written survives power loss: its folder is
 //!   synced before the answer. So is the folder of an object that is found to
 //!   exist already, because its writer may have died before doing so.
+//! - Folders and files have the modes that the umask gives: several users who
+//!   write to one directory need a common group and a umask to match.
 //! - A root that was seen once is never made again: what is missing then is a
 //!   disk that is not mounted, and every object would seem lost.
 //!
@@ -66,7 +68,8 @@ struct State {
 impl DirBucket {
     /// Opens `root`, which need not exist yet.
     ///
-    /// Learns the time and removes what crashes left, as far as it may write there.
+    /// Of one that is in use it learns the time and removes what crashes left,
+    /// as far as it may write there; every write learns the time anew.
     pub async fn connect(root: PathBuf) -> Self {
         let bucket = Self {
             state: Arc::new(State {
@@ -78,7 +81,8 @@ impl DirBucket {
         let state = Arc::clone(&bucket.state);
         // Every failure shows again, with its reason, at the first request.
         let _ = aside("open", "", move || {
-            if state.check_root(Path::new("")).is_ok() {
+            // Without the private folder it is no store yet, and nothing is to be left in it.
+            if state.check_root(Path::new("")).is_ok() && state.root.join(PRIVATE).is_dir() {
                 state.sweep_temp_files();
                 state.sample_clock();
             }
@@ -149,20 +153,25 @@ impl State {
         Ok(meta.is_file().then_some((file, meta)))
     }
 
-    fn get(&self, key: &str, range: Option<Range<u64>>, max_bytes: u64) -> Result<Option<Object>, TierError> {
+    fn get(
+        &self,
+        key: &str,
+        range: Option<&Range<u64>>,
+        max_bytes: u64,
+    ) -> Result<Option<Object>, TierError> {
         let path = self.path(key)?;
         let malformed = |why: String| TierError::Malformed {
             key: key.to_owned(),
             why,
         };
-        if range.as_ref().is_some_and(Range::is_empty) {
+        if range.is_some_and(Range::is_empty) {
             return Err(malformed("an empty range was asked for".to_owned()));
         }
         let Some((mut file, meta)) = self.open(&path, "read")? else {
             return Ok(None);
         };
         let whole = 0..meta.len();
-        let wanted = range.clone().unwrap_or(whole.clone());
+        let wanted = range.unwrap_or(&whole).clone();
         if range.is_some() && wanted.start >= meta.len() {
             return Err(malformed(
                 "it ends before the range that was asked for".to_owned(),
@@ -282,7 +291,9 @@ impl Bucket for DirBucket {
         range: Option<Range<u64>>,
         max_bytes: u64,
     ) -> BoxFuture<'a, Result<Option<Object>, TierError>> {
-        Box::pin(self.run("read", key, move |state, key| state.get(key, range, max_bytes)))
+        Box::pin(self.run("read", key, move |state, key| {
+            state.get(key, range.as_ref(), max_bytes)
+        }))
     }
 
     fn head<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<ObjectMeta>, TierError>> {

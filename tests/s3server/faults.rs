@@ -79,7 +79,7 @@ pub(super) enum Wrong {
     LostReply,
     Reset,
     Stall,
-    WrongBytes,
+    Flip,
 }
 
 impl Faults {
@@ -106,7 +106,7 @@ impl Faults {
             (self.lost_reply, Wrong::LostReply, changes),
             (self.reset, Wrong::Reset, true),
             (self.stall, Wrong::Stall, true),
-            (self.wrong_bytes, Wrong::WrongBytes, reads),
+            (self.wrong_bytes, Wrong::Flip, reads),
         ] {
             if applies {
                 if draw < share {

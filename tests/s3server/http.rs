@@ -130,7 +130,7 @@ impl ServerState {
             Some(Wrong::Conflict) => {
                 return Ok(self.refuse(request, 409, "ConditionalRequestConflict").await);
             }
-            Some(Wrong::LostReply | Wrong::Reset | Wrong::Stall | Wrong::WrongBytes) | None => {}
+            Some(Wrong::LostReply | Wrong::Reset | Wrong::Stall | Wrong::Flip) | None => {}
         }
         let reply = self
             .service
@@ -144,7 +144,7 @@ impl ServerState {
         let spoil = match wrong {
             Some(Wrong::Reset) => Some(Spoil::CutAfter(half)),
             Some(Wrong::Stall) => Some(Spoil::StallAfter(half)),
-            Some(Wrong::WrongBytes) => Some(Spoil::Flip),
+            Some(Wrong::Flip) => Some(Spoil::Flip),
             _ => None,
         };
         Ok(reply.map(|inner| self.body(inner, spoil)))

@@ -40,6 +40,27 @@ async fn what_a_crash_left_is_no_object_and_is_swept_when_it_is_old() {
 }
 
 #[tokio::test]
+async fn looking_at_a_directory_leaves_nothing_in_it() {
+    let fixture = Fixture::dir().await;
+    assert!(fixture.bucket.get("a", None, 1).await.unwrap().is_none());
+    fixture.bucket.list("", None).await.unwrap();
+    fixture.bucket.delete("a").await.unwrap();
+    assert_eq!(fs::read_dir(fixture.path()).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn the_time_of_a_store_in_use_is_known_at_once() {
+    let fixture = Fixture::dir().await;
+    fixture.bucket.put_new("a", Body::raw("x")).await.unwrap();
+    let url = fixture.bucket.url().parse().unwrap();
+    let again = connect(&url, &ConnectOptions::default()).await.unwrap();
+    // A clock that has seen nothing prints no bounds.
+    let clock = format!("{:?}", again.clock());
+    assert!(clock.contains("Some"), "{clock}");
+    assert_eq!(private_files(&fixture), 0);
+}
+
+#[tokio::test]
 async fn a_root_that_is_missing_is_no_empty_bucket() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("store");
@@ -83,7 +104,6 @@ async fn keys_do_not_lead_out_of_the_root() {
 #[tokio::test]
 async fn what_stands_in_the_way_is_named_by_its_path() {
     let fixture = Fixture::dir().await;
-    fs::remove_dir_all(fixture.path().join(".casmount")).unwrap();
     fs::write(fixture.path().join(".casmount"), "in the way").unwrap();
     let error = fixture.bucket.put_new("a", Body::raw("x")).await.unwrap_err();
     assert!(error.is_transient(), "{error}");

@@ -178,7 +178,7 @@ impl State {
         };
         let created = match create() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                fs::create_dir_all(&folder).and_then(|()| create())
+                self.make_private(&folder).and_then(|()| create())
             }
             other => other,
         };
@@ -190,6 +190,17 @@ impl State {
             }),
             Err(error) => Err(failed("write", &path, error)),
         }
+    }
+
+    /// Makes the folder of temporary files, but never the root above it.
+    fn make_private(&self, folder: &Path) -> io::Result<()> {
+        for dir in [&self.root.join(PRIVATE), folder] {
+            match fs::create_dir(dir) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// Makes the root for the object that makes a store, and for no other.

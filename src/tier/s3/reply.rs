@@ -87,10 +87,9 @@ where
     let kind = match &error {
         // The request could not even be made from what the settings say.
         SdkError::ConstructionFailure(_) => Kind::Unsupported,
-        SdkError::TimeoutError(_) | SdkError::DispatchFailure(_) => Kind::Unavailable,
         SdkError::ResponseError(reply) => kind(reply.raw().status().as_u16(), None),
         SdkError::ServiceError(reply) => kind(reply.raw().status().as_u16(), reply.err().code()),
-        // The enum is open: what a later SDK adds is retried until it is known.
+        // Timeouts and broken connections. The enum is open: what a later SDK adds is retried until it is known.
         _ => Kind::Unavailable,
     };
     let answered = || DisplayErrorContext(&error).to_string();
@@ -163,9 +162,8 @@ fn kind(status: u16, code: Option<&str>) -> Kind {
         416 => Kind::Range,
         301 | 307 | 308 => Kind::Region,
         501 | 505 => Kind::Unsupported,
-        408 | 425 | 429 | 500.. => Kind::Unavailable,
-        // A success that could not be read: a proxy in between, or half a reply.
-        200..=299 => Kind::Unavailable,
+        // Of 2xx: a success that could not be read, by a proxy in between or cut in half.
+        200..=299 | 408 | 425 | 429 | 500.. => Kind::Unavailable,
         _ => Kind::Unsupported,
     }
 }
