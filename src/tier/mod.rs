@@ -7,6 +7,7 @@
 //! Absence is a value on a query (`None`), never an error; an error means that
 //! nobody knows whether the object is there.
 
+pub mod body;
 pub mod dir;
 pub mod error;
 pub mod layout;
@@ -97,7 +98,7 @@ pub trait Bucket: Send + Sync + std::fmt::Debug {
     /// The bucket's clock, as every reply so far bounds it.
     fn clock(&self) -> &ServerClock;
 
-    /// Whether compressed bodies are worth storing here.
+    /// Whether compressed bodies are worth storing here. Where they are not, they are unpacked first.
     fn compresses(&self) -> bool;
 
     /// Reads an object, or bytes `range` of it as stored; `None` if there is none.
@@ -134,3 +135,21 @@ pub trait Bucket: Send + Sync + std::fmt::Debug {
 
 /// A bucket that every layer above shares.
 pub type SharedBucket = Arc<dyn Bucket>;
+
+/// Runs work that blocks, or that computes for milliseconds, away from the runtime's workers.
+async fn aside<T: Send + 'static>(
+    verb: &'static str,
+    key: &str,
+    work: impl FnOnce() -> Result<T, TierError> + Send + 'static,
+) -> Result<T, TierError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        // The runtime is being shut down.
+        Err(error) => Err(TierError::Unavailable {
+            verb,
+            key: key.to_owned(),
+            source: Box::new(error),
+        }),
+    }
+}
