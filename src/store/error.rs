@@ -1,6 +1,9 @@
 //! What can go wrong on this disk, split by what the caller does next.
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use crate::{base::digest::Digest, tier::TierError};
 
@@ -38,4 +41,19 @@ pub enum StoreError {
     /// The cache directory cannot be used at all. An operator must act.
     #[error("{why}")]
     Unusable { why: String },
+}
+
+impl StoreError {
+    /// Says what was tried on which path; a full disk becomes [`StoreError::Full`],
+    /// because that is what the caller can act on. For `map_err`.
+    pub(crate) fn disk(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full,
+            _ => Self::Disk {
+                verb,
+                path: path.to_owned(),
+                source,
+            },
+        }
+    }
 }

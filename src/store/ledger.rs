@@ -1,13 +1,62 @@
 //! The one door to the index: rows in memory, backed by a journal and by SQLite.
 //!
-//! (to be completed by the implementation)
+//! A change is one append to the journal and an entry in memory; then it is committed. A thread absorbs
+//! what changed into the index, the newest state of each row once, however often it changed. Questions
+//! are answered from memory where it knows, else by the index.
+//!
+//! ```text
+//! commit -> journal (one write) -> overlay -> ... absorber, every second ... -> index
+//! question -> caches -> overlay -> index
+//! ```
+//!
+//! # Invariants
+//!
+//! - What [`Ledger::commit`] took survives the end of the process at any instant, all of it or nothing of it.
+//! - A committed change is seen by every question asked after `commit` returned.
+//! - What was committed before a [`Ledger::sync`] or a barrier survives power loss.
+//! - Journal records are applied in the order of their numbers, live and in a replay alike, so that both
+//!   end with the same rows and the same sums.
+//!
+//! # Policy
+//!
+//! The absorber waits a second between batches, because most rows of a build change several times within
+//! one (a temporary name, its rename, the seal); memory, not time, bounds what may wait.
 
-use std::sync::Arc;
+mod barrier;
+mod layers;
+mod memory;
+mod numbers;
+mod queries;
+mod recover;
+mod reserve;
+#[cfg(test)]
+mod tests;
 
-use super::{StoreError, rows::*};
+use std::{
+    fs::File,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use self::{
+    barrier::{Bell, Callbacks, MAX_JOURNAL_BYTES},
+    layers::{ABSORB_BYTES, Layers},
+    numbers::Numbers,
+};
+use super::{
+    StoreError,
+    journal::{Journal, RECORD_HEADER_BYTES},
+    record::{self, Redo},
+    rows::{BlobRow, Change, Ino, NameRow, NodeRow},
+};
 use crate::base::{chunk::ChunkList, digest::Digest};
 
 /// Sums over all blobs, kept as rows change; reading them costs nothing.
+///
+/// What was evicted is counted since the cache directory was made: clean blobs
+/// whose bytes left this disk, to make room or because a writer took them over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
     pub resident_bytes: u64,
@@ -19,31 +68,110 @@ pub struct Totals {
     pub evicted_blobs: u64,
 }
 
+/// How often the ledger's threads act by themselves.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    pub absorb_every: Duration,
+    pub barrier_every: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            absorb_every: Duration::from_secs(1),
+            barrier_every: Duration::from_secs(30),
+        }
+    }
+}
+
 #[derive(Debug)]
-pub struct Ledger {}
+pub struct Ledger {
+    core: Arc<Core>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// What the ledger shares with its threads.
+#[derive(Debug)]
+struct Core {
+    dir: PathBuf,
+    /// `dir`, for `syncfs(2)`.
+    root: File,
+    layers: Layers,
+    journal: Journal,
+    numbers: Numbers,
+    /// The newest record that survives power loss; held while a barrier runs.
+    barrier_seq: Mutex<u64>,
+    callbacks: Mutex<Callbacks>,
+    absorber: Bell,
+    barriers: Bell,
+}
+
+impl Core {
+    fn commit(&self, mut redos: Vec<Redo>) -> Result<(), StoreError> {
+        if redos.is_empty() {
+            return Ok(());
+        }
+        self.layers.make_room(|| self.absorber.ring())?;
+        let mut record = vec![0; RECORD_HEADER_BYTES];
+        record::encode(&redos, &mut record);
+
+        let mut tail = self.journal.tail();
+        let carried = redos.iter().any(|redo| matches!(redo, Redo::Ceilings(_)));
+        if let Some(ceilings) = self.numbers.due().filter(|_| !carried) {
+            redos.push(Redo::Ceilings(ceilings));
+            record::encode(&redos[redos.len() - 1..], &mut record);
+        }
+        let steps = self.layers.plan(tail.seq() + 1, &redos)?;
+        let seq = match tail.append(&mut record) {
+            Err(StoreError::Full) if self.layers.reserve.release() => tail.append(&mut record)?,
+            other => other?,
+        };
+        for redo in &redos {
+            if let Redo::Ceilings(ceilings) = redo {
+                self.numbers.raised(*ceilings);
+            }
+        }
+        let journal_full = tail.file_bytes() >= MAX_JOURNAL_BYTES
+            && tail.file_bytes() - (record.len() as u64) < MAX_JOURNAL_BYTES;
+        let mut memory = self.layers.memory();
+        let before = memory.active.bytes;
+        memory.apply(seq, redos, steps);
+        let many = before < ABSORB_BYTES && memory.active.bytes >= ABSORB_BYTES;
+        drop(memory);
+        drop(tail);
+        if many {
+            self.absorber.ring();
+        }
+        if journal_full {
+            self.barriers.ring();
+        }
+        Ok(())
+    }
+}
 
 impl Ledger {
     /// Applies `changes` as one: all of them survive a crash of the daemon, or none.
     /// Visible to every reader when this returns. One `write(2)`, no barrier.
+    ///
+    /// A blob row that is partly resident needs its manifest known, committed
+    /// before or earlier in the same commit.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Full`] when the journal cannot grow; nothing is applied then, nor by any other error.
+    /// Waits when the index is far behind.
     pub fn commit(&self, changes: Vec<Change>) -> Result<(), StoreError> {
-        let _ = changes;
-        todo!()
-    }
-
-    /// Returns when everything committed before the call survives power loss;
-    /// all who wait share one barrier.
-    pub fn sync(&self) -> Result<(), StoreError> {
-        todo!()
+        self.core.commit(changes.into_iter().map(Redo::Change).collect())
     }
 
     pub fn node(&self, ino: Ino) -> Result<Option<Arc<NodeRow>>, StoreError> {
-        let _ = ino;
-        todo!()
+        self.core.layers.node(ino)
     }
+
     pub fn name(&self, parent: Ino, name: &[u8]) -> Result<Option<Arc<NameRow>>, StoreError> {
-        let _ = (parent, name);
-        todo!()
+        self.core.layers.name(parent, name)
     }
+
     /// Names below `parent` that sort behind `after`, dead ones too, in the order of their bytes.
     pub fn names_in(
         &self,
@@ -51,63 +179,91 @@ impl Ledger {
         after: Option<&[u8]>,
         limit: usize,
     ) -> Result<Vec<Arc<NameRow>>, StoreError> {
-        let _ = (parent, after, limit);
-        todo!()
+        self.core.layers.names_in(parent, after, limit)
     }
-    /// Live names of a node (its hard links).
+
+    /// Live names of a node (its hard links), by parent and name.
     pub fn names_of(&self, ino: Ino) -> Result<Vec<Arc<NameRow>>, StoreError> {
-        let _ = ino;
-        todo!()
+        self.core.layers.names_of(ino)
     }
+
     /// Own changes that are not published, in the order of `pending.seq`.
     pub fn pending_names(&self, limit: usize) -> Result<Vec<Arc<NameRow>>, StoreError> {
-        let _ = limit;
-        todo!()
+        self.core.layers.pending_names(limit)
     }
+
     /// Nodes whose content is a staging file; read at the start to resume sealing.
     pub fn staging_nodes(&self) -> Result<Vec<Arc<NodeRow>>, StoreError> {
-        todo!()
+        self.core.layers.staging_nodes()
     }
-    /// Files without a name; read at the start to drop what a crash left open.
+
+    /// Files without a name (directories are never meant); read at the start
+    /// to drop what a crash left open.
     pub fn nameless_nodes(&self) -> Result<Vec<Arc<NodeRow>>, StoreError> {
-        todo!()
+        self.core.layers.nameless_nodes()
     }
+
+    /// A number that no node had; 2 is the first. Costs no write.
     pub fn next_ino(&self) -> Ino {
-        todo!()
+        Ino(self.core.numbers.next_ino())
     }
-    /// Places grow for ever, across restarts.
-    pub fn is_staging_doubted(&self, id: StagingId) -> bool {
-        let _ = id;
-        todo!()
-    }
+
+    /// Places grow for ever, across restarts; 1 is the first. Costs no write.
     pub fn next_place(&self) -> u64 {
-        todo!()
+        self.core.numbers.next_place()
     }
 
     pub fn blob(&self, digest: &Digest) -> Result<Option<Arc<BlobRow>>, StoreError> {
-        let _ = digest;
-        todo!()
+        Ok(self.core.layers.blob(digest)?.map(|entry| entry.row))
     }
+
+    /// How many bytes of a blob are on this disk; 0 for one without a row.
+    pub fn resident_bytes(&self, digest: &Digest) -> Result<u64, StoreError> {
+        let entry = self.core.layers.blob(digest)?;
+        Ok(entry.map_or(0, |entry| entry.resident_bytes))
+    }
+
     /// The chunks of a blob of `size` bytes: known at once for a blob of one chunk.
     pub fn manifest(&self, digest: &Digest, size: u64) -> Result<Option<Arc<ChunkList>>, StoreError> {
-        let _ = (digest, size);
-        todo!()
+        self.core.layers.manifest(digest, size)
     }
-    /// The upload queue: dirty blobs, oldest first.
+
+    /// The upload queue: dirty blobs, in the order in which they became dirty.
     pub fn dirty_blobs(&self, limit: usize) -> Result<Vec<Arc<BlobRow>>, StoreError> {
-        let _ = limit;
-        todo!()
+        self.core.layers.dirty_blobs(limit)
     }
+
+    /// Blobs that may be evicted (durable, not pinned, with bytes here), oldest use first.
+    /// Whether one is open is for the caller to know.
+    pub fn victims(&self, limit: usize) -> Result<Vec<Arc<BlobRow>>, StoreError> {
+        self.core.layers.victims(limit)
+    }
+
     /// When the bucket was last known to hold a chunk, by its clock.
     pub fn chunk_confirmed(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
-        let _ = digest;
-        todo!()
+        let known = self.core.layers.memory().chunk(digest);
+        match known {
+            Some(millis) => Ok(Some(millis)),
+            None => self.core.layers.index.read(|index| index.chunk(digest)),
+        }
     }
+
     pub fn meta(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        let _ = key;
-        todo!()
+        let known = self.core.layers.memory().meta(key);
+        match known {
+            Some(value) => Ok(Some(value)),
+            None => self.core.layers.index.read(|index| index.meta(key)),
+        }
     }
+
     pub fn totals(&self) -> Totals {
-        todo!()
+        self.core.layers.memory().totals
+    }
+}
+
+fn closed() -> StoreError {
+    StoreError::Index {
+        verb: "write",
+        source: "it is closed".into(),
     }
 }

@@ -1,8 +1,9 @@
 //! Blobs on this disk: the cache directory, its index, and how bytes come and go.
 //!
 //! ```text
-//! <cache-dir>/lock  format  machine.json
+//! <cache-dir>/lock  format  machine.json  stop.json    see `cachedir`
 //!             index.db             what is known (SQLite), see `index`
+//!             reserve              space kept aside for the index
 //!             journal/<n>          changes not yet in the index, see `journal`
 //!             blobs/<2 hex>/<64 hex>   one file per blob: whole, or sparse while partial
 //!             staging/<id>         files being written
@@ -17,7 +18,9 @@ pub mod ingest;
 pub mod journal;
 pub mod ledger;
 pub mod manifest;
+mod overlay;
 pub mod reclaim;
+mod record;
 pub mod rows;
 pub mod staging;
 pub mod victims;
@@ -26,6 +29,14 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 pub use error::StoreError;
 
+use self::{
+    blobs::Blobs,
+    cachedir::{CacheDir, LastStop},
+    fetch::Fetcher,
+    ledger::Ledger,
+    reclaim::Reclaimer,
+    staging::Staging,
+};
 use crate::{
     base::id::{MachineId, StoreId},
     tier::SharedBucket,
@@ -47,12 +58,13 @@ pub struct StoreOptions {
 #[derive(Debug)]
 pub struct Store {
     pub dir: PathBuf,
-    pub ledger: Arc<ledger::Ledger>,
-    pub staging: staging::Staging,
-    pub blobs: Arc<blobs::Blobs>,
-    pub fetcher: Arc<fetch::Fetcher>,
-    pub reclaimer: Arc<reclaim::Reclaimer>,
+    pub ledger: Arc<Ledger>,
+    pub staging: Staging,
+    pub blobs: Arc<Blobs>,
+    pub fetcher: Arc<Fetcher>,
+    pub reclaimer: Arc<Reclaimer>,
     pub machine: MachineId,
+    cache_dir: CacheDir,
     /// What the last stop left to mend; see [`Recovery`].
     pub recovery: Recovery,
 }
@@ -66,6 +78,8 @@ pub struct Recovery {
     pub power_lost: bool,
     /// Journal records that were not in the index yet.
     pub replayed: u64,
+    /// The directory was last used on another machine and took a new machine id.
+    pub machine_changed: bool,
 }
 
 impl Store {
@@ -80,8 +94,34 @@ impl Store {
     /// it belongs to another store, or when it was written by a newer format;
     /// nothing is changed then.
     pub fn open(options: StoreOptions, store_id: StoreId, bucket: SharedBucket) -> Result<Self, StoreError> {
-        let _ = (options, store_id, bucket);
-        todo!()
+        let cache_dir = CacheDir::open(&options.dir, store_id)?;
+        let last_stop = cache_dir.last_stop();
+        // After power loss the note is the last step: a crash in the middle of
+        // the mending must not make it forgotten.
+        if last_stop != LastStop::PowerLost {
+            cache_dir.mark_running()?;
+        }
+        let (ledger, replayed) = Ledger::open(&options.dir, last_stop, &ledger::Options::default())?;
+        let ledger = Arc::new(ledger);
+        let (staging, blobs, fetcher, reclaimer) = bytes_half(&options, &ledger, bucket)?;
+        if last_stop == LastStop::PowerLost {
+            cache_dir.mark_running()?;
+        }
+        Ok(Self {
+            ledger,
+            staging,
+            blobs,
+            fetcher,
+            reclaimer,
+            machine: cache_dir.machine(),
+            recovery: Recovery {
+                crashed: last_stop != LastStop::Clean,
+                power_lost: last_stop == LastStop::PowerLost,
+                replayed,
+                machine_changed: cache_dir.machine_changed(),
+            },
+            cache_dir,
+        })
     }
 
     /// Absorbs the journal, makes everything durable on this disk and marks the stop as clean.
@@ -90,6 +130,20 @@ impl Store {
     ///
     /// The first failure; the next start then mends as after a crash.
     pub fn close(self) -> Result<(), StoreError> {
-        todo!()
+        self.ledger.close()?;
+        self.cache_dir.mark_clean()
     }
+}
+
+type BytesHalf = (Staging, Arc<Blobs>, Arc<Fetcher>, Arc<Reclaimer>);
+
+/// The half of the store that holds bytes.
+fn bytes_half(
+    options: &StoreOptions,
+    ledger: &Arc<Ledger>,
+    bucket: SharedBucket,
+) -> Result<BytesHalf, StoreError> {
+    // CONNECT HERE: Staging::open, Blobs::open_dir, Fetcher::new, Reclaimer::spawn.
+    let _ = (options, ledger, bucket);
+    todo!("the constructors of staging, blobs, fetch and reclaim")
 }

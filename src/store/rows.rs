@@ -179,6 +179,9 @@ pub struct BlobRow {
     /// Seconds since 1970 of this machine's clock: last open, lookup or touch.
     pub used_secs: u64,
     pub pinned: bool,
+    /// Power was lost before a barrier covered the bytes that `residency` speaks of: they
+    /// are hashed again before use. Set by recovery only; who hashed commits the row without it.
+    pub doubted: bool,
 }
 
 /// One change of one row.
@@ -195,6 +198,7 @@ pub enum Change {
     /// The bucket has this chunk, confirmed at this time of its clock.
     ConfirmChunk(Digest, u64),
     PutMeta(String, Vec<u8>),
-    /// The bytes of this staging file were on the disk (`fdatasync` returned) before this change.
+    /// The bytes of this staging file reached the disk (`fdatasync` returned before the
+    /// commit), or their doubt was dealt with. Place it behind the `PutNode` of one commit.
     SyncedStaging(StagingId),
 }

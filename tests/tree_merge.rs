@@ -1,0 +1,292 @@
+//! The laws of the merge (`namespace::tree`), held by random histories.
+//!
+//! Several machines change their trees and hear of each other's changes late,
+//! twice and out of order. In the end every tree must show exactly what a
+//! naive reading of the laws makes of the set of all changes.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use casmount::{
+    base::{clock::Stamp, id::MachineId},
+    namespace::{
+        TreeError,
+        change::PathChange,
+        tree::{AttrChange, NewNode, Readiness, RenameMode, Tree},
+    },
+    store::{
+        ledger::Ledger,
+        rows::{Ino, NodeKind, NodeRow},
+    },
+};
+use proptest::prelude::*;
+
+/// What a user sees: for each path whether it is a directory, and its mode.
+type View = BTreeMap<Vec<u8>, (bool, u32)>;
+
+/// One machine: a tree over a ledger of its own.
+struct Machine {
+    tree: Arc<Tree>,
+    _dir: tempfile::TempDir,
+}
+
+impl Machine {
+    fn new(number: u64, clock: &Arc<AtomicU64>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Arc::new(Ledger::open(dir.path()).unwrap());
+        let clock = Arc::clone(clock);
+        // Clocks of machines differ by up to a few ticks, and stand still at times.
+        let time = Arc::new(move || 1_000_000 + clock.load(Ordering::Relaxed) / 3 + number % 3);
+        Self {
+            tree: Tree::open(ledger, MachineId(number), time).unwrap(),
+            _dir: dir,
+        }
+    }
+
+    /// Everything it has to tell, in order.
+    fn publish(&self) -> Vec<PathChange> {
+        let pending = self.tree.pending(10_000).unwrap();
+        let done: Vec<_> = pending
+            .iter()
+            .map(|change| (change.parent, change.name.clone(), change.stamp))
+            .collect();
+        self.tree.published(&done).unwrap();
+        pending
+            .into_iter()
+            .map(|change| match change.readiness {
+                Readiness::Ready(change) => change,
+                other => panic!("empty files, links and directories are ready at once, not {other:?}"),
+            })
+            .collect()
+    }
+
+    fn view(&self) -> View {
+        let mut view = View::new();
+        self.view_below(Ino::ROOT, b"", &mut view);
+        view
+    }
+
+    fn view_below(&self, dir: Ino, path: &[u8], view: &mut View) {
+        let (names, next) = self.tree.list(dir, None, 10_000).unwrap();
+        assert!(next.is_none());
+        let node = self.tree.node(dir).unwrap().unwrap();
+        let state = node.dir.as_ref().unwrap();
+        let subdirs = names
+            .iter()
+            .filter(|(_, node)| node.kind == NodeKind::Dir)
+            .count() as u64;
+        assert_eq!(
+            (state.visible_children, state.subdirs),
+            (names.len() as u64, subdirs),
+            "counts of {:?}",
+            String::from_utf8_lossy(path)
+        );
+        for (name, node) in names {
+            let child = join(path, &name);
+            assert_eq!(self.tree.lookup(dir, &name).unwrap().as_deref(), Some(&*node));
+            let is_dir = node.kind == NodeKind::Dir;
+            view.insert(child.clone(), (is_dir, node.perm));
+            if is_dir {
+                assert_eq!(self.tree.dir_path(node.ino).unwrap(), child);
+                self.view_below(node.ino, &child, view);
+            } else {
+                assert!(node.nlink >= 1);
+            }
+        }
+    }
+
+    fn parent(&self, path: &[u8]) -> Result<(Ino, Vec<u8>), TreeError> {
+        let (above, name) = match path.iter().rposition(|&byte| byte == b'/') {
+            Some(at) => (&path[..at], &path[at + 1..]),
+            None => (&b""[..], path),
+        };
+        let dir = self.tree.resolve(above)?;
+        if dir.kind != NodeKind::Dir {
+            return Err(TreeError::NotDirectory);
+        }
+        Ok((dir.ino, name.to_vec()))
+    }
+
+    fn act(&self, step: &Step) -> Result<(), TreeError> {
+        match step {
+            Step::Make { path, dir, perm } => {
+                let (parent, name) = self.parent(path)?;
+                let kind = if *dir { NodeKind::Dir } else { NodeKind::File };
+                let new = NewNode {
+                    kind,
+                    perm: *perm,
+                    uid: 0,
+                    gid: 0,
+                    rdev: 0,
+                    target: Vec::new(),
+                    staging: None,
+                };
+                self.tree.create(parent, &name, new).map(drop)
+            }
+            Step::Remove { path } => {
+                let (parent, name) = self.parent(path)?;
+                match self.tree.unlink(parent, &name) {
+                    Err(TreeError::IsDirectory) => self.tree.rmdir(parent, &name),
+                    other => other.map(drop),
+                }
+            }
+            Step::Rename { from, to, exchange } => {
+                let (from, to) = (self.parent(from)?, self.parent(to)?);
+                let mode = if *exchange {
+                    RenameMode::Exchange
+                } else {
+                    RenameMode::Replace
+                };
+                self.tree.rename((from.0, &from.1), (to.0, &to.1), mode).map(drop)
+            }
+            Step::Mode { path, perm } => {
+                let node: Arc<NodeRow> = self.tree.resolve(path)?;
+                let change = AttrChange {
+                    perm: Some(*perm),
+                    ..AttrChange::default()
+                };
+                self.tree.set_attributes(node.ino, change).map(drop)
+            }
+        }
+    }
+}
+
+/// What a program does on one machine.
+#[derive(Clone, Debug)]
+enum Step {
+    Make {
+        path: Vec<u8>,
+        dir: bool,
+        perm: u32,
+    },
+    Remove {
+        path: Vec<u8>,
+    },
+    Rename {
+        from: Vec<u8>,
+        to: Vec<u8>,
+        exchange: bool,
+    },
+    Mode {
+        path: Vec<u8>,
+        perm: u32,
+    },
+}
+
+/// What happens next in a history.
+#[derive(Clone, Debug)]
+enum Event {
+    Act(usize, Step),
+    Publish(usize),
+    /// A machine hears of some of what was published, in any order.
+    Hear(usize, Vec<prop::sample::Index>),
+}
+
+/// Paths of up to three names out of three: collisions are what is looked for.
+fn path() -> impl Strategy<Value = Vec<u8>> {
+    prop::collection::vec(prop::sample::select(vec!["a", "b", "c"]), 1..4)
+        .prop_map(|names| names.join("/").into_bytes())
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    // Root-owned directories that live on for their children show 0755: other modes tell them apart.
+    let perm = prop::sample::select(vec![0o600, 0o640, 0o711, 0o777]);
+    prop_oneof![
+        4 => (path(), any::<bool>(), perm.clone()).prop_map(|(path, dir, perm)| Step::Make { path, dir, perm }),
+        2 => path().prop_map(|path| Step::Remove { path }),
+        2 => (path(), path(), prop::bool::weighted(0.2)).prop_map(|(from, to, exchange)| Step::Rename { from, to, exchange }),
+        1 => (path(), perm).prop_map(|(path, perm)| Step::Mode { path, perm }),
+    ]
+}
+
+const MACHINES: usize = 3;
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        6 => (0..MACHINES, step()).prop_map(|(machine, step)| Event::Act(machine, step)),
+        2 => (0..MACHINES).prop_map(Event::Publish),
+        2 => (0..MACHINES, prop::collection::vec(any::<prop::sample::Index>(), 1..6)).prop_map(|(machine, which)| Event::Hear(machine, which)),
+    ]
+}
+
+fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
+    if path.is_empty() {
+        name.to_vec()
+    } else {
+        [path, b"/", name].concat()
+    }
+}
+
+/// The laws, read naively: what the set of all changes shows.
+fn lawful_view(changes: &[PathChange]) -> View {
+    let mut registers: BTreeMap<&[u8], (Stamp, Option<(bool, u32)>)> = BTreeMap::new();
+    for change in changes {
+        let value = change
+            .entry
+            .as_ref()
+            .map(|entry| (entry.kind == NodeKind::Dir, entry.perm));
+        let register = registers.entry(&change.path).or_insert((change.stamp, value));
+        if change.stamp > register.0 {
+            *register = (change.stamp, value);
+        }
+    }
+    let mut view = View::new();
+    for (path, (_, value)) in &registers {
+        let Some(value) = value else { continue };
+        view.entry(path.to_vec()).or_insert(*value);
+        // A live child keeps its ancestors alive, as directories.
+        for (at, _) in path.iter().enumerate().filter(|(_, byte)| **byte == b'/') {
+            let above = &path[..at];
+            let own = registers.get(above).and_then(|(_, value)| *value);
+            let shown = own.filter(|(is_dir, _)| *is_dir).unwrap_or((true, 0o755));
+            view.insert(above.to_vec(), shown);
+        }
+    }
+    view
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 192, max_shrink_iters: 2000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_machine_shows_what_the_laws_make_of_all_changes(events in prop::collection::vec(event(), 1..60)) {
+        let clock = Arc::new(AtomicU64::new(0));
+        let machines: Vec<Machine> = (0..MACHINES).map(|number| Machine::new(number as u64 + 1, &clock)).collect();
+        let mut log: Vec<PathChange> = Vec::new();
+        for event in &events {
+            clock.fetch_add(1, Ordering::Relaxed);
+            match event {
+                // What a program may not do is refused; the refusals are another test's.
+                Event::Act(machine, step) => drop(machines[*machine].act(step)),
+                Event::Publish(machine) => log.extend(machines[*machine].publish()),
+                Event::Hear(machine, which) => {
+                    if !log.is_empty() {
+                        let heard = which.iter().map(|index| log[index.index(log.len())].clone()).collect();
+                        machines[*machine].tree.apply(heard).unwrap();
+                    }
+                }
+            }
+            // Counts and paths hold at every moment.
+            for machine in &machines {
+                machine.view();
+            }
+        }
+        for machine in &machines {
+            log.extend(machine.publish());
+        }
+        let lawful = lawful_view(&log);
+        for (number, machine) in machines.iter().enumerate() {
+            let mut rest = log.clone();
+            if number % 2 == 1 {
+                rest.reverse();
+            }
+            machine.tree.apply(rest).unwrap();
+            prop_assert_eq!(machine.view(), lawful.clone(), "machine {}", number);
+        }
+    }
+}
