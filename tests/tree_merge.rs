@@ -20,7 +20,8 @@ use casmount::{
         tree::{AttrChange, NewNode, Readiness, RenameMode, Tree},
     },
     store::{
-        ledger::Ledger,
+        cachedir::LastStop,
+        ledger::{Ledger, Options},
         rows::{Ino, NodeKind, NodeRow},
     },
 };
@@ -38,7 +39,8 @@ struct Machine {
 impl Machine {
     fn new(number: u64, clock: &Arc<AtomicU64>) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let ledger = Arc::new(Ledger::open(dir.path()).unwrap());
+        let (ledger, _) = Ledger::open(dir.path(), LastStop::Clean, &Options::default()).unwrap();
+        let ledger = Arc::new(ledger);
         let clock = Arc::clone(clock);
         // Clocks of machines differ by up to a few ticks, and stand still at times.
         let time = Arc::new(move || 1_000_000 + clock.load(Ordering::Relaxed) / 3 + number % 3);

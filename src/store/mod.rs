@@ -108,6 +108,7 @@ impl Store {
             cache_dir.mark_running()?;
         }
         Ok(Self {
+            dir: options.dir.clone(),
             ledger,
             staging,
             blobs,

@@ -16,6 +16,12 @@ impl Vfs {
     /// may go on writing to that file; sealing waits for them (see [`super::seal`]).
     pub(super) fn resume(&self) -> Result<(), VfsError> {
         self.discard(self.tree.drop_nameless()?);
+        for node in self.store.ledger.doubted_staging()? {
+            self.give_up(
+                &node,
+                "it was not synced before the power went, and its bytes may be torn",
+            )?;
+        }
         for node in self.store.ledger.staging_nodes()? {
             self.resume_file(&node)?;
         }
@@ -33,12 +39,6 @@ impl Vfs {
             }
             Err(err) => return Err(err.into()),
         };
-        if self.store.recovery.power_lost && self.store.ledger.is_staging_doubted(id) {
-            return self.give_up(
-                node,
-                "it was not synced before the power went, and its bytes may be torn",
-            );
-        }
         if now != (node.size, node.mtime) {
             self.tree.closed(node.ino, now.0, now.1, true)?;
         }
