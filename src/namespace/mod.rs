@@ -4,6 +4,7 @@
 //! changes to the volume's log as *segments*, and every machine merges what it
 //! reads: the change with the greatest stamp wins ([`crate::base::clock::Stamp`]).
 
+mod background;
 pub mod change;
 pub mod cut;
 pub mod error;
