@@ -9,6 +9,8 @@ pub mod change;
 pub mod cut;
 pub mod error;
 pub mod follow;
+#[cfg(test)]
+mod log_tests;
 pub mod publish;
 pub mod segment;
 pub mod tree;

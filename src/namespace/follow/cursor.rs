@@ -80,6 +80,8 @@ pub struct Listing {
     /// The bucket's time when it began.
     pub began: u64,
     pub full: bool,
+    /// An earlier poll began it.
+    pub resumed: bool,
     /// Keys that sort behind this one are listed.
     pub after: String,
     /// The newest time in a key so far.
@@ -128,6 +130,7 @@ impl Cursor {
             return Listing {
                 began: *began,
                 full,
+                resumed: true,
                 after: after.clone(),
                 newest: self.newest,
             };
@@ -145,6 +148,7 @@ impl Cursor {
         Listing {
             began: now,
             full,
+            resumed: false,
             after: before(volume, from),
             newest: self.newest,
         }

@@ -144,7 +144,11 @@ impl<S: Sink> Reader<S> {
     ///
     /// The cursor is kept in the ledger by [`Self::keep`], which the caller calls now and then.
     pub async fn poll(&mut self, full: bool) -> Result<(), FollowError> {
-        let listing = self.list(full).await?;
+        let mut listing = self.list(full).await?;
+        if listing.resumed {
+            // Segments can have come behind the place where it was resumed.
+            listing = self.list(true).await?;
+        }
         self.done.began_millis = listing.began;
         self.done.full = listing.full;
         Ok(())
