@@ -15,7 +15,8 @@
 //!    again before it was published moved to a later place (`seq`), and its
 //!    older change at `first_seq` is no more: whatever was made behind
 //!    `first_seq` may build on it, and goes out with it or after it. (A file,
-//!    then the action-cache entry that names it, then the file is touched.)
+//!    then the action-cache entry that names it, then the file is touched.) A change
+//!    that another machine's newer one replaced is not pending any more, and holds nothing.
 //! 4. *But not for ever.* A name holds others back by law 3 for at most
 //!    [`ORDER_HOLD`] since its change at `first_seq` was first seen to be
 //!    pending: a file that is rewritten all the time does not stop publication.

@@ -198,6 +198,14 @@ impl Machine {
             .is_some_and(|register| register.change.stamp >= stamp)
     }
 
+    /// Whether another machine's change replaced this machine's before it was published.
+    fn is_replaced(&self, path: &[u8], stamp: Stamp) -> bool {
+        let disk = self.disk();
+        disk.registers
+            .get(path)
+            .is_some_and(|register| register.change.stamp.machine != self.id && register.change.stamp > stamp)
+    }
+
     /// Whether the name is open, or has a change behind `place`.
     fn is_changed_again(&self, path: &[u8], place: u64) -> bool {
         let disk = self.disk();
@@ -208,7 +216,7 @@ impl Machine {
                 .any(|made| made.path == path && made.place > place)
     }
 
-    /// Law 2 and 3 of the cut, as another machine sees them.
+    /// The laws of the cut, as another machine sees them.
     fn check_order(&self, seen: &ChangeName) {
         let fleet = self.fleet.lock().unwrap().clone();
         let author = fleet
@@ -233,8 +241,9 @@ impl Machine {
             let held = published
                 .saturating_add_signed(-author.skew)
                 .saturating_sub(earlier.at);
-            let excused = held >= ORDER_HOLD.as_millis() as u64
-                && author.is_changed_again(&earlier.path, earlier.place);
+            let excused = author.is_replaced(&earlier.path, earlier.stamp)
+                || held >= ORDER_HOLD.as_millis() as u64
+                    && author.is_changed_again(&earlier.path, earlier.place);
             assert!(
                 excused,
                 "{:?} shows {seen:?} before {earlier:?}, held {held} ms",
