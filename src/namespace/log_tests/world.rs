@@ -32,7 +32,7 @@ struct State {
     on_the_way: Vec<(u64, String, Bytes)>,
     /// Changes whose blobs are in the bucket.
     durable: HashMap<ChangeName, ()>,
-    /// When a change first went out.
+    /// The time in the key of the first segment that carried a change.
     published: HashMap<ChangeName, u64>,
     random: u64,
     faults: bool,
@@ -56,6 +56,19 @@ impl State {
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
         self.random.wrapping_mul(0x2545_f491_4f6c_dd1d) % sides
+    }
+
+    fn land(&mut self, key: String, bytes: Bytes) {
+        let decoded = segment::decode(&bytes).expect("it was inspected when it was sent");
+        for change in decoded.changes {
+            let at = self
+                .published
+                .entry((change.path, change.stamp))
+                .or_insert(u64::MAX);
+            *at = decoded.head.published_millis.min(*at);
+        }
+        assert!(!self.objects.contains_key(&key), "{key} was written twice");
+        self.objects.insert(key, bytes);
     }
 
     fn fate(&mut self) -> Fate {
@@ -114,7 +127,7 @@ impl World {
         state.on_the_way = rest;
         let due: Vec<(u64, String, Bytes)> = due;
         for (_, key, bytes) in due {
-            state.objects.entry(key).or_insert(bytes);
+            state.land(key, bytes);
         }
         drop(state);
         self.now.send_replace(now);
@@ -129,7 +142,7 @@ impl World {
         self.state().durable.insert(change, ());
     }
 
-    /// When the time in the key of the first segment that carried it was.
+    /// The time in the key of the first segment that carried it, of those in the bucket.
     pub fn published_at(&self, change: &ChangeName) -> u64 {
         self.state().published[change]
     }
@@ -149,15 +162,13 @@ impl World {
     /// Checks what a writer sends, whatever becomes of it.
     fn inspect(&self, bytes: &Bytes) {
         let decoded = segment::decode(bytes).expect("writers write what readers read");
-        let mut state = self.state();
+        let state = self.state();
         for change in decoded.changes {
             let name = (change.path, change.stamp);
             assert!(
                 state.durable.contains_key(&name),
                 "{name:?} was published before it was durable"
             );
-            let at = state.published.entry(name).or_insert(u64::MAX);
-            *at = decoded.head.published_millis.min(*at);
         }
     }
 }
@@ -215,8 +226,7 @@ impl Bucket for World {
                     return Err(lost("put", key));
                 }
             }
-            let before = self.state().objects.insert(key.to_owned(), body.bytes);
-            assert!(before.is_none(), "{key} was written twice");
+            self.state().land(key.to_owned(), body.bytes);
             if let Fate::ReplyLost = fate {
                 return Err(lost("put", key));
             }
