@@ -57,3 +57,67 @@ pub enum EntryChunks {
         size: u64,
     },
 }
+
+/// Chunks of the longest list that an entry carries itself; a longer one is
+/// [`EntryChunks::Listed`].
+pub const MAX_INLINE_CHUNKS: usize = 1024;
+
+/// Bytes of the longest name (`NAME_MAX`) and path (`PATH_MAX`).
+pub const MAX_NAME_BYTES: usize = 255;
+pub const MAX_PATH_BYTES: usize = 4096;
+
+/// Checks that `path` names something below the root of a volume and nothing else.
+///
+/// # Errors
+///
+/// The rule that it breaks.
+pub fn check_path(path: &[u8]) -> Result<(), &'static str> {
+    if path.is_empty() {
+        return Err("its path is empty");
+    }
+    if path.len() > MAX_PATH_BYTES {
+        return Err("its path is over 4,096 bytes");
+    }
+    if path.contains(&0) {
+        return Err("its path has a zero byte");
+    }
+    for name in path.split(|&byte| byte == b'/') {
+        match name {
+            b"" => return Err("its path is absolute or has an empty name"),
+            b"." | b".." => return Err("its path has a name that is a direction"),
+            _ if name.len() > MAX_NAME_BYTES => return Err("its path has a name over 255 bytes"),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_path_that_stays_below_the_root_is_good() {
+        let long = [b'x'; 256];
+        for path in [&b"a"[..], b"a/b", b"...", b"a/..b", &long[1..], b"\xff\xfe"] {
+            assert_eq!(check_path(path), Ok(()), "{path:?}");
+        }
+        let deep = b"x/".repeat(2049);
+        for path in [
+            &b""[..],
+            b"/",
+            b"/a",
+            b"a/",
+            b"a//b",
+            b".",
+            b"..",
+            b"a/../b",
+            b"a/.",
+            b"a\0b",
+            &long,
+            &deep,
+        ] {
+            assert!(check_path(path).is_err(), "{path:?}");
+        }
+    }
+}

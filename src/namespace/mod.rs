@@ -4,10 +4,13 @@
 //! changes to the volume's log as *segments*, and every machine merges what it
 //! reads: the change with the greatest stamp wins ([`crate::base::clock::Stamp`]).
 
+mod background;
 pub mod change;
 pub mod cut;
 pub mod error;
 pub mod follow;
+#[cfg(test)]
+mod log_tests;
 pub mod publish;
 pub mod segment;
 pub mod tree;

@@ -1,12 +1,62 @@
 //! Writes this machine's changes to the volume's log.
-use std::sync::Arc;
+//!
+//! This file is the loop and its handle; [`writer`] makes the segments, and
+//! [`super::cut`] decides what goes into them.
+//!
+//! # Policy
+//!
+//! - Pending changes are looked at every [`PACE`] (blobs become durable beside),
+//!   every [`IDLE_PACE`] while there are none, and at a kick. A look that took
+//!   long is repeated less often, so that a backlog never costs more than a
+//!   tenth of a core.
+//! - A burst of changes becomes few segments: [`PACE`] is also the least time
+//!   between two of them, unless the first one was full, or someone waits.
+//! - After a failure the wait doubles up to [`MAX_BACKOFF`], with jitter. Failures
+//!   are told once each in the log, and in the status until a step succeeds.
+//!
+//! In a read-only mount there is no publisher.
 
-use super::tree::Tree;
-use crate::{store::Store, tier::SharedBucket};
+mod writer;
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
+
+pub(super) use writer::{Clocks, PublishError, Source, Step, Writer};
+
+use super::{
+    TreeError,
+    background::{blocking, words},
+    tree::{Pending, Readiness, Tree},
+};
+use crate::{
+    base::{BoxFuture, clock::Stamp, retry::Backoff},
+    store::{
+        Store, StoreError,
+        rows::{Change, Ino},
+    },
+    tier::SharedBucket,
+};
+
+const PACE: Duration = Duration::from_millis(250);
+const IDLE_PACE: Duration = Duration::from_millis(500);
+/// While someone waits for changes to be published.
+const HASTY_PACE: Duration = Duration::from_millis(50);
+/// Waits between two looks are at least this many times as long as a look.
+const LOOK_SHARE: u32 = 10;
+const FIRST_BACKOFF: Duration = Duration::from_millis(200);
+const MAX_BACKOFF: Duration = Duration::from_secs(10);
 
 /// What the publisher is doing.
 #[derive(Clone, Debug, Default)]
 pub struct PublishStatus {
+    /// As far as the last look went, which has a limit.
     pub pending_changes: u64,
     pub published_changes: u64,
     pub segments: u64,
@@ -14,8 +64,31 @@ pub struct PublishStatus {
 }
 
 #[derive(Debug)]
-pub struct PublisherHandle {}
+pub struct PublisherHandle {
+    home: Home,
+    shared: Arc<Shared>,
+    stop: watch::Sender<bool>,
+    task: tokio::task::JoinHandle<()>,
+}
 
+#[derive(Debug, Default)]
+struct Shared {
+    status: Mutex<PublishStatus>,
+    /// Ends every wait.
+    kick: Notify,
+    /// Ends the wait between two looks, but not the one after a failure.
+    hasten: Notify,
+}
+
+impl Shared {
+    fn status(&self) -> MutexGuard<'_, PublishStatus> {
+        self.status
+            .lock()
+            .expect("no code panics while it holds the status")
+    }
+}
+
+/// Starts the publisher on `runtime`.
 pub fn spawn(
     runtime: &tokio::runtime::Handle,
     volume: String,
@@ -23,25 +96,183 @@ pub fn spawn(
     store: Arc<Store>,
     bucket: SharedBucket,
 ) -> PublisherHandle {
-    let _ = (runtime, volume, tree, store, bucket);
-    todo!()
+    let machine = store.machine;
+    let home = Home { tree, store };
+    let shared = Arc::new(Shared::default());
+    let (stop, stopped) = watch::channel(false);
+    let started = Instant::now();
+    let clock = Arc::clone(&bucket);
+    let clocks = Clocks {
+        bucket: Arc::new(move || clock.clock().now_millis()),
+        uptime: Arc::new(move || started.elapsed()),
+    };
+    let source = Arc::new(home.clone());
+    let open = move || {
+        Writer::open(
+            volume.clone(),
+            machine,
+            Arc::clone(&source),
+            Arc::clone(&bucket),
+            clocks.clone(),
+        )
+    };
+    let task = runtime.spawn(run(open, Arc::clone(&shared), stopped));
+    PublisherHandle {
+        home,
+        shared,
+        stop,
+        task,
+    }
+}
+
+/// Publishes until told to stop. A step that is broken off leaves nothing half done.
+async fn run<S: Source>(
+    open: impl Fn() -> Result<Writer<S>, StoreError>,
+    shared: Arc<Shared>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let mut writer = None;
+    let mut backoff = Backoff::new(FIRST_BACKOFF, MAX_BACKOFF);
+    loop {
+        let result = tokio::select! {
+            result = step(&mut writer, &open) => result,
+            _ = stop.changed() => return,
+        };
+        let failed = result.is_err();
+        let wait = match result {
+            Ok(step) => {
+                backoff.reset();
+                note_step(&mut shared.status(), &step);
+                let pace = if step.pending > 0 { PACE } else { IDLE_PACE };
+                pace.max(step.look_took * LOOK_SHARE)
+            }
+            Err(err) => {
+                note_failure(&mut shared.status(), &err);
+                backoff.next_wait()
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = shared.kick.notified() => backoff.reset(),
+            () = shared.hasten.notified(), if !failed => {}
+            _ = stop.changed() => return,
+        }
+    }
+}
+
+async fn step<S: Source>(
+    writer: &mut Option<Writer<S>>,
+    open: &impl Fn() -> Result<Writer<S>, StoreError>,
+) -> Result<Step, PublishError> {
+    if writer.is_none() {
+        *writer = Some(open()?);
+    }
+    writer.as_mut().expect("it was opened above").step().await
+}
+
+fn note_step(status: &mut PublishStatus, step: &Step) {
+    if step.unpublishable.is_some() && status.last_error != step.unpublishable {
+        tracing::error!(why = step.unpublishable, "a change stays on this machine");
+    }
+    status.pending_changes = step.pending;
+    status.published_changes += step.published;
+    status.segments += step.segments;
+    status.last_error.clone_from(&step.unpublishable);
+}
+
+fn note_failure(status: &mut PublishStatus, err: &PublishError) {
+    let text = words(err);
+    if status.last_error.as_ref() != Some(&text) {
+        tracing::warn!(error = text, "changes are not published; trying again");
+    }
+    status.last_error = Some(text);
 }
 
 impl PublisherHandle {
     /// Looks for changes now, and forgets a wait after a failure.
     pub fn kick(&self) {
-        todo!()
+        self.shared.kick.notify_one();
     }
+
     pub fn status(&self) -> PublishStatus {
-        todo!()
+        self.shared.status().clone()
     }
+
     /// Waits until every change that was pending at the call (open files excepted) is published; ends early
-    /// when `deadline` passes. Returns how many are left.
-    pub async fn wait_published(&self, deadline: tokio::time::Instant) -> u64 {
-        let _ = deadline;
-        todo!()
+    /// when `deadline` passes. Returns how many are left: at least that many, when they are very many.
+    ///
+    /// A name that changes again meanwhile is waited for until its newest change is published.
+    pub async fn wait_published(&self, deadline: Instant) -> u64 {
+        self.kick();
+        wait_published(&self.home, deadline, || self.shared.hasten.notify_one()).await
     }
+
+    /// Stops. What is pending stays pending, across restarts.
     pub async fn shutdown(self) {
-        todo!()
+        self.stop.send_replace(true);
+        if let Err(err) = self.task.await {
+            tracing::error!(error = %err, "the publisher had died");
+        }
+    }
+}
+
+/// Counts until nothing is left of what is pending now.
+async fn wait_published(source: &impl Source, deadline: Instant, hasten: impl Fn()) -> u64 {
+    let mark = source.next_place();
+    loop {
+        let began = Instant::now();
+        let left = match source.pending(writer::MAX_LOOK).await {
+            Ok(pending) => pending.iter().filter(|of| counts(of, mark)).count() as u64,
+            // The loop meets the same error, and tells it.
+            Err(_) => 1,
+        };
+        if left == 0 || Instant::now() >= deadline {
+            return left;
+        }
+        hasten();
+        let pace = HASTY_PACE.max(began.elapsed() * 4);
+        tokio::time::sleep_until(deadline.min(Instant::now() + pace)).await;
+    }
+}
+
+/// Whether a change was pending when places were at `mark`, and could be published.
+fn counts(pending: &Pending, mark: u64) -> bool {
+    let publishable = match pending.readiness {
+        Readiness::Waiting | Readiness::Ready(_) => true,
+        Readiness::Writing | Readiness::Never => false,
+    };
+    publishable && pending.place.first_seq < mark
+}
+
+/// This machine, as the writer needs it.
+#[derive(Clone, Debug)]
+struct Home {
+    tree: Arc<Tree>,
+    store: Arc<Store>,
+}
+
+impl Source for Home {
+    fn pending(&self, limit: usize) -> BoxFuture<'_, Result<Vec<Pending>, TreeError>> {
+        let tree = Arc::clone(&self.tree);
+        Box::pin(blocking(move || tree.pending(limit)))
+    }
+
+    fn published(&self, done: Vec<(Ino, Vec<u8>, Stamp)>) -> BoxFuture<'_, Result<(), TreeError>> {
+        let tree = Arc::clone(&self.tree);
+        Box::pin(blocking(move || tree.published(&done)))
+    }
+
+    fn next_place(&self) -> u64 {
+        self.store.ledger.next_place()
+    }
+
+    fn note(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        self.store.ledger.meta(key)
+    }
+
+    fn keep_note(&self, key: &str, value: Vec<u8>) -> Result<(), StoreError> {
+        self.store
+            .ledger
+            .commit(vec![Change::PutMeta(key.to_owned(), value)])
     }
 }

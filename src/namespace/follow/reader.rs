@@ -1,0 +1,399 @@
+//! Lists the log, fetches segments that are new, and applies them in the order of their keys.
+//!
+//! There is no sleep and no clock here; `follow` drives it.
+//!
+//! # Invariants
+//!
+//! - Segments are applied in the order of their keys, and one of a machine never
+//!   before the one that it names as `previous`: when that one is not known yet (its
+//!   upload was slow, so it appeared behind where the listing is), the listing goes back to it.
+//! - A segment is known to the cursor, and the cursor kept in the ledger, only after its
+//!   changes were committed. The reverse, applied and not known, costs a
+//!   second reading; merging is idempotent.
+//! - A segment that cannot be fetched now ends the listing before it; one that is damaged
+//!   is reported once, left out, and tried again at each full listing that reaches it.
+//! - Own segments are left out. A machine whose cache directory is new has
+//!   a new id, and reads what it wrote under the old one.
+//!
+//! # Chunk lists
+//!
+//! An entry may name its chunk list as a blob (`Listed`). It is fetched before the entry
+//! is applied, so that an open never waits for it; a list that is gone or damaged does not
+//! stop the log, its blob then reads as lost here.
+//!
+//! # Cost
+//!
+//! One LIST for a thousand new segments, one GET for each, [`PARALLEL`] at once. Memory: the
+//! segments under way, and changes of one batch.
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
+};
+
+use super::cursor::{Cursor, Listing, SegmentKey};
+use crate::{
+    base::{BoxFuture, digest::Digest, id::MachineId},
+    namespace::{
+        TreeError,
+        change::{EntryChunks, PathChange},
+        segment::{self, Decoded, SegmentError},
+    },
+    store::StoreError,
+    tier::{Page, SharedBucket, TierError, layout},
+};
+
+/// Segments that are fetched at once.
+const PARALLEL: usize = 16;
+
+/// Changes that are applied as one; a segment is never divided.
+const BATCH_CHANGES: usize = 4096;
+
+/// What the reader needs of this machine.
+pub trait Sink: Send + Sync + 'static {
+    /// Merges changes of other machines, and tells the kernel.
+    fn apply(&self, changes: Vec<PathChange>) -> BoxFuture<'_, Result<(), TreeError>>;
+    /// Fetches the chunk list `list` of `blob` and keeps it. Both come with their sizes.
+    fn fetch_list(&self, list: (Digest, u64), blob: (Digest, u64)) -> BoxFuture<'_, Result<(), StoreError>>;
+    fn note(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError>;
+    fn keep_note(&self, key: &str, value: Vec<u8>) -> Result<(), StoreError>;
+}
+
+/// The log was not read to its end; what was read before is applied.
+#[derive(Debug, thiserror::Error)]
+pub enum FollowError {
+    #[error("cannot read the log")]
+    Bucket(#[from] TierError),
+    #[error("cannot fetch a chunk list that segment {key} names")]
+    List { key: String, source: StoreError },
+    #[error("cannot apply changes of other machines")]
+    Tree(#[from] TreeError),
+    #[error("cannot keep what was read of the log")]
+    Ledger(#[from] StoreError),
+}
+
+/// What a poll did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Polled {
+    pub segments: u64,
+    pub changes: u64,
+    /// The bucket's time when the listing began.
+    pub began_millis: u64,
+    /// Whether the whole window was listed.
+    pub full: bool,
+}
+
+/// How reading a page ended.
+enum Ended {
+    Whole,
+    /// A segment names this one as previous, which was not read.
+    Gap(SegmentKey),
+}
+
+pub struct Reader<S> {
+    volume: String,
+    machine: MachineId,
+    sink: Arc<S>,
+    bucket: SharedBucket,
+    now_millis: Arc<dyn Fn() -> u64 + Send + Sync>,
+    cursor: Cursor,
+    /// As it is in the ledger.
+    kept: Cursor,
+    /// Segments that were reported as unreadable.
+    unreadable: BTreeSet<SegmentKey>,
+    /// What was done since it was last asked.
+    done: Polled,
+}
+
+fn note_key(volume: &str) -> String {
+    format!("log/{volume}/followed")
+}
+
+impl<S: Sink> Reader<S> {
+    /// Goes on where the last run of the daemon stopped, or begins with the log.
+    pub fn open(
+        volume: String,
+        machine: MachineId,
+        sink: Arc<S>,
+        bucket: SharedBucket,
+        now_millis: Arc<dyn Fn() -> u64 + Send + Sync>,
+    ) -> Result<Self, StoreError> {
+        let cursor = sink
+            .note(&note_key(&volume))?
+            .and_then(|bytes| Cursor::from_bytes(&bytes))
+            .unwrap_or_default();
+        Ok(Self {
+            volume,
+            machine,
+            sink,
+            bucket,
+            now_millis,
+            kept: cursor.clone(),
+            cursor,
+            unreadable: BTreeSet::new(),
+            done: Polled::default(),
+        })
+    }
+
+    /// What was applied since the last call, also by polls that failed.
+    pub fn take_done(&mut self) -> Polled {
+        std::mem::take(&mut self.done)
+    }
+
+    /// Applies everything new; looks at the whole window when `full`, or when it must.
+    ///
+    /// The cursor is kept in the ledger by [`Self::keep`], which the caller calls now and then.
+    pub async fn poll(&mut self, full: bool) -> Result<(), FollowError> {
+        let mut listing = self.list(full).await?;
+        if listing.resumed {
+            // Segments can have come behind the place where it was resumed.
+            listing = self.list(true).await?;
+        }
+        self.done.began_millis = listing.began;
+        self.done.full = listing.full;
+        Ok(())
+    }
+
+    /// Keeps the cursor, if it changed.
+    pub fn keep(&mut self) -> Result<(), StoreError> {
+        if self.cursor != self.kept {
+            self.sink
+                .keep_note(&note_key(&self.volume), self.cursor.to_bytes())?;
+            self.kept = self.cursor.clone();
+        }
+        Ok(())
+    }
+
+    async fn list(&mut self, full: bool) -> Result<Listing, FollowError> {
+        let now = (self.now_millis)();
+        let mut listing = self.cursor.begin(&self.volume, now, full);
+        let prefix = layout::log_prefix(&self.volume);
+        // What was gone back for once: it is read by now, or not there.
+        let mut sought = BTreeSet::new();
+        loop {
+            let page = self.bucket.list(&prefix, Some(&listing.after)).await?;
+            let keys = self.segments_of(&page);
+            let newest = keys.iter().map(|key| key.millis).max();
+            let wanted = keys.into_iter().filter(|key| self.wants(*key, listing.full));
+            if let Ended::Gap(previous) = self.read(wanted.collect(), &sought).await? {
+                sought.insert(previous);
+                listing.go_back(&self.volume, previous.millis);
+                continue;
+            }
+            let Some(last) = page.objects.last() else { break };
+            if last.key <= listing.after {
+                return Err(TierError::Malformed {
+                    key: prefix,
+                    why: "a listing went back".to_owned(),
+                }
+                .into());
+            }
+            self.cursor.advance(&mut listing, &last.key, newest);
+            if !page.more {
+                break;
+            }
+            if listing.full {
+                self.keep()?;
+            }
+        }
+        self.cursor.finish(&listing);
+        if listing.full {
+            let start = self.cursor.window_start();
+            self.unreadable.retain(|key| key.millis >= start);
+        }
+        Ok(listing)
+    }
+
+    fn segments_of(&self, page: &Page) -> Vec<SegmentKey> {
+        let parse = |key: &str| {
+            let parsed = SegmentKey::parse(&self.volume, key);
+            if parsed.is_none() {
+                tracing::debug!(key, "an object in the log is no segment");
+            }
+            parsed
+        };
+        page.objects
+            .iter()
+            .filter_map(|object| parse(&object.key))
+            .collect()
+    }
+
+    fn wants(&self, key: SegmentKey, full: bool) -> bool {
+        key.machine != self.machine && !self.cursor.knows(key) && (full || !self.unreadable.contains(&key))
+    }
+
+    /// Fetches `wanted`, several at once, and applies them in their order.
+    async fn read(
+        &mut self,
+        mut wanted: VecDeque<SegmentKey>,
+        sought: &BTreeSet<SegmentKey>,
+    ) -> Result<Ended, FollowError> {
+        let mut fetches: VecDeque<(SegmentKey, Fetch)> = VecDeque::new();
+        let mut batch = Batch::default();
+        loop {
+            while fetches.len() < PARALLEL
+                && let Some(key) = wanted.pop_front()
+            {
+                fetches.push_back((key, self.fetch(key)));
+            }
+            let Some((key, fetch)) = fetches.pop_front() else {
+                break;
+            };
+            let decoded = match fetch.join().await {
+                Ok(decoded) => decoded,
+                Err(err) => {
+                    self.apply(&mut batch).await?;
+                    return Err(err);
+                }
+            };
+            match decoded {
+                // Removed since it was listed: what it said is in a catalog.
+                None => batch.keys.push(key),
+                Some(Err(err)) => self.report(key, &err),
+                Some(Ok(decoded)) => {
+                    let gap = self
+                        .gap(&decoded, &batch)
+                        .filter(|previous| !sought.contains(previous));
+                    if let Some(previous) = gap {
+                        self.apply(&mut batch).await?;
+                        return Ok(Ended::Gap(previous));
+                    }
+                    batch.add(key, decoded);
+                }
+            }
+            if batch.changes.len() >= BATCH_CHANGES {
+                self.apply(&mut batch).await?;
+            }
+        }
+        self.apply(&mut batch).await?;
+        Ok(Ended::Whole)
+    }
+
+    /// The machine's segment before this one, when it may be there and was not applied.
+    fn gap(&self, decoded: &Decoded, batch: &Batch) -> Option<SegmentKey> {
+        let (millis, seq) = decoded.head.previous?;
+        let previous = SegmentKey {
+            millis,
+            machine: decoded.head.machine,
+            seq,
+        };
+        let settled = millis < self.cursor.window_start()
+            || self.cursor.knows(previous)
+            || batch.keys.contains(&previous)
+            || self.unreadable.contains(&previous);
+        (!settled).then_some(previous)
+    }
+
+    async fn apply(&mut self, batch: &mut Batch) -> Result<(), FollowError> {
+        let Batch { keys, changes } = std::mem::take(batch);
+        let (segments, count) = (keys.len() as u64, changes.len() as u64);
+        if !changes.is_empty() {
+            self.sink.apply(changes).await?;
+        }
+        for key in keys {
+            self.unreadable.remove(&key);
+            self.cursor.note(key);
+        }
+        self.done.segments += segments;
+        self.done.changes += count;
+        Ok(())
+    }
+
+    fn report(&mut self, key: SegmentKey, err: &SegmentError) {
+        if let SegmentError::Newer { .. } = err {
+            self.cursor.note_unread(key);
+        }
+        if self.unreadable.insert(key) {
+            let key = key.to_key(&self.volume);
+            tracing::error!(key, error = %err, "a segment is left out; its changes are not seen here");
+        }
+    }
+
+    fn fetch(&self, key: SegmentKey) -> Fetch {
+        Fetch(tokio::spawn(fetch(
+            key,
+            key.to_key(&self.volume),
+            Arc::clone(&self.bucket),
+            Arc::clone(&self.sink),
+        )))
+    }
+}
+
+/// Segments whose changes are applied as one.
+#[derive(Default)]
+struct Batch {
+    keys: Vec<SegmentKey>,
+    changes: Vec<PathChange>,
+}
+
+impl Batch {
+    fn add(&mut self, key: SegmentKey, decoded: Decoded) {
+        self.keys.push(key);
+        self.changes.extend(decoded.changes);
+    }
+}
+
+type Fetched = Result<Option<Result<Decoded, SegmentError>>, FollowError>;
+
+/// A fetch under way; dropping it ends it.
+struct Fetch(tokio::task::JoinHandle<Fetched>);
+
+impl Fetch {
+    async fn join(mut self) -> Fetched {
+        match (&mut self.0).await {
+            Ok(fetched) => fetched,
+            Err(err) => match err.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_shutdown) => std::future::pending().await,
+            },
+        }
+    }
+}
+
+impl Drop for Fetch {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Fetches one segment and the chunk lists that it names; `None` when it is gone.
+async fn fetch<S: Sink>(name: SegmentKey, key: String, bucket: SharedBucket, sink: Arc<S>) -> Fetched {
+    let bytes = match bucket.get(&key, None, segment::MAX_SEGMENT_BYTES).await {
+        Ok(Some(object)) => object.bytes,
+        Ok(None) => return Ok(None),
+        // Too large: as damaged as can be.
+        Err(TierError::Malformed { .. }) => {
+            let why = "it is larger than any segment";
+            return Ok(Some(Err(SegmentError::Malformed { why })));
+        }
+        Err(err) => return Err(err.into()),
+    };
+    let decoded = match segment::decode(&bytes) {
+        Ok(decoded) if decoded.head.machine == name.machine && decoded.head.seq == name.seq => decoded,
+        Ok(_) => {
+            let why = "it is another segment than its key says";
+            return Ok(Some(Err(SegmentError::Malformed { why })));
+        }
+        Err(err) => return Ok(Some(Err(err))),
+    };
+    for skipped in &decoded.skipped {
+        let path = String::from_utf8_lossy(&skipped.path);
+        tracing::warn!(key, %path, why = skipped.why, "a change of another machine is left out");
+    }
+    for change in &decoded.changes {
+        let Some(blob) = change.entry.as_ref().and_then(|entry| entry.blob.as_ref()) else {
+            continue;
+        };
+        let EntryChunks::Listed { digest, size } = blob.chunks else {
+            continue;
+        };
+        match sink.fetch_list((digest, size), (blob.digest, blob.size)).await {
+            Ok(()) => {}
+            Err(StoreError::Missing { .. } | StoreError::Corrupt { .. }) => {
+                tracing::warn!(key, blob = %blob.digest, list = %digest, "the chunk list of a blob is lost");
+            }
+            Err(source) => return Err(FollowError::List { key, source }),
+        }
+    }
+    Ok(Some(Ok(decoded)))
+}

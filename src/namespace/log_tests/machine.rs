@@ -1,0 +1,371 @@
+//! A machine with a toy tree: a map of registers, in memory.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use super::world::{ChangeName, World};
+use crate::{
+    base::{
+        BoxFuture,
+        clock::{Hlc, Stamp},
+        digest::Digest,
+        id::MachineId,
+    },
+    namespace::{
+        TreeError,
+        change::{Entry, PathChange},
+        cut::ORDER_HOLD,
+        follow::{Reader, Sink},
+        publish::{Clocks, Source, Writer},
+        tree::{Pending, Readiness},
+    },
+    store::{
+        StoreError,
+        rows::{Ino, NodeKind, Place},
+    },
+};
+
+/// A change that a machine made.
+#[derive(Clone, Debug)]
+struct Made {
+    place: u64,
+    path: Vec<u8>,
+    stamp: Stamp,
+    at: u64,
+}
+
+#[derive(Debug)]
+struct Register {
+    change: PathChange,
+    place: Option<Place>,
+    open: bool,
+    /// When the blob of the newest change is in the bucket.
+    durable_at: u64,
+}
+
+#[derive(Debug, Default)]
+struct Disk {
+    registers: BTreeMap<Vec<u8>, Register>,
+    notes: BTreeMap<String, Vec<u8>>,
+    made: Vec<Made>,
+    seen: BTreeSet<ChangeName>,
+    places: u64,
+}
+
+/// What survives a restart of the daemon.
+#[derive(Debug)]
+pub struct Machine {
+    pub id: MachineId,
+    /// How wrong its idea of the bucket's time is, in milliseconds.
+    skew: i64,
+    world: Arc<World>,
+    hlc: Hlc,
+    disk: Mutex<Disk>,
+    /// The others, to look up the order in which they made what is seen here.
+    fleet: Mutex<Vec<Arc<Machine>>>,
+}
+
+impl Machine {
+    pub fn new(id: u64, skew: i64, world: &Arc<World>) -> Arc<Self> {
+        let id = MachineId(id);
+        Arc::new(Self {
+            id,
+            skew,
+            world: Arc::clone(world),
+            hlc: Hlc::new(id, Stamp::ZERO),
+            disk: Mutex::default(),
+            fleet: Mutex::default(),
+        })
+    }
+
+    pub fn meet(&self, fleet: &[Arc<Self>]) {
+        *self.fleet.lock().unwrap() = fleet.to_vec();
+    }
+
+    pub fn part(&self) {
+        self.fleet.lock().unwrap().clear();
+    }
+
+    fn disk(&self) -> MutexGuard<'_, Disk> {
+        self.disk.lock().unwrap()
+    }
+
+    fn now(&self) -> u64 {
+        self.world.now().saturating_add_signed(self.skew)
+    }
+
+    fn clock(self: &Arc<Self>) -> Arc<dyn Fn() -> u64 + Send + Sync> {
+        let machine = Arc::clone(self);
+        Arc::new(move || machine.now())
+    }
+
+    pub fn writer(self: &Arc<Self>) -> Writer<Self> {
+        let world = Arc::clone(&self.world);
+        let clocks = Clocks {
+            bucket: self.clock(),
+            uptime: Arc::new(move || Duration::from_millis(world.now())),
+        };
+        let bucket = Arc::clone(&self.world);
+        Writer::open("v".to_owned(), self.id, Arc::clone(self), bucket, clocks).unwrap()
+    }
+
+    pub fn reader(self: &Arc<Self>) -> Reader<Self> {
+        let bucket = Arc::clone(&self.world);
+        Reader::open("v".to_owned(), self.id, Arc::clone(self), bucket, self.clock()).unwrap()
+    }
+
+    /// Opens a file for writing, which waits to be published if it was closed before.
+    pub fn open_file(&self, path: &[u8]) {
+        let mut disk = self.disk();
+        disk.places += 1;
+        let seq = disk.places;
+        if let Some(register) = disk.registers.get_mut(path)
+            && let Some(place) = &mut register.place
+        {
+            place.seq = seq;
+            register.open = true;
+        }
+    }
+
+    /// Makes a change, durable in `after` milliseconds; closes the file if it was open.
+    pub fn change(&self, path: &[u8], value: Option<u32>, after: u64) {
+        let stamp = self.hlc.now(self.now());
+        let at = self.world.now();
+        let mut disk = self.disk();
+        disk.places += 1;
+        let seq = disk.places;
+        let first_seq = disk.registers.get(path).and_then(|register| register.place);
+        let register = Register {
+            change: PathChange {
+                path: path.to_vec(),
+                stamp,
+                entry: value.map(directory),
+            },
+            place: Some(Place {
+                seq,
+                first_seq: first_seq.map_or(seq, |place| place.first_seq),
+            }),
+            open: false,
+            durable_at: at + after,
+        };
+        disk.registers.insert(path.to_vec(), register);
+        disk.made.push(Made {
+            place: seq,
+            path: path.to_vec(),
+            stamp,
+            at,
+        });
+    }
+
+    /// Closes what is open, which makes its change.
+    pub fn close_all(&self) {
+        let open = |(path, register): (&Vec<u8>, &Register)| register.open.then(|| path.clone());
+        let paths: Vec<_> = self.disk().registers.iter().filter_map(open).collect();
+        for path in paths {
+            self.change(&path, Some(0), 0);
+        }
+    }
+
+    pub fn unpublished(&self) -> usize {
+        self.disk()
+            .registers
+            .values()
+            .filter(|register| register.place.is_some())
+            .count()
+    }
+
+    pub fn registers(&self) -> Vec<PathChange> {
+        self.disk()
+            .registers
+            .values()
+            .map(|register| register.change.clone())
+            .collect()
+    }
+
+    /// Whether a change of another machine reached this one.
+    pub fn saw(&self, change: &ChangeName) -> bool {
+        self.disk().seen.contains(change)
+    }
+
+    /// Whether this machine shows a change, or a newer one of the same name.
+    fn shows(&self, path: &[u8], stamp: Stamp) -> bool {
+        let disk = self.disk();
+        disk.registers
+            .get(path)
+            .is_some_and(|register| register.change.stamp >= stamp)
+    }
+
+    /// Whether another machine's change replaced this machine's before it was published.
+    fn is_replaced(&self, path: &[u8], stamp: Stamp) -> bool {
+        let disk = self.disk();
+        disk.registers
+            .get(path)
+            .is_some_and(|register| register.change.stamp.machine != self.id && register.change.stamp > stamp)
+    }
+
+    /// Whether the name is open, or has a change behind `place`.
+    fn is_changed_again(&self, path: &[u8], place: u64) -> bool {
+        let disk = self.disk();
+        disk.registers.get(path).is_some_and(|register| register.open)
+            || disk
+                .made
+                .iter()
+                .any(|made| made.path == path && made.place > place)
+    }
+
+    /// The laws of the cut, as another machine sees them.
+    fn check_order(&self, seen: &ChangeName) {
+        let fleet = self.fleet.lock().unwrap().clone();
+        let author = fleet
+            .iter()
+            .find(|machine| machine.id == seen.1.machine)
+            .expect("of the fleet");
+        let made = author.disk().made.clone();
+        let place = made
+            .iter()
+            .find(|made| made.stamp == seen.1)
+            .expect("it was made")
+            .place;
+        let published = self.world.published_at(seen);
+        let mut unseen: BTreeMap<&[u8], &Made> = BTreeMap::new();
+        for earlier in made.iter().filter(|made| made.place < place) {
+            if !self.shows(&earlier.path, earlier.stamp) {
+                unseen.entry(&earlier.path).or_insert(earlier);
+            }
+        }
+        for earlier in unseen.into_values() {
+            // The two times are of two clocks.
+            let held = published
+                .saturating_add_signed(-author.skew)
+                .saturating_sub(earlier.at);
+            let excused = author.is_replaced(&earlier.path, earlier.stamp)
+                || held >= ORDER_HOLD.as_millis() as u64
+                    && author.is_changed_again(&earlier.path, earlier.place);
+            assert!(
+                excused,
+                "{:?} shows {seen:?} before {earlier:?}, held {held} ms",
+                self.id
+            );
+        }
+    }
+}
+
+fn directory(value: u32) -> Entry {
+    Entry {
+        kind: NodeKind::Dir,
+        perm: value & 0o7777,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        mtime: 0,
+        blob: None,
+        target: Vec::new(),
+        xattrs: Vec::new(),
+        link_id: None,
+    }
+}
+
+impl Source for Machine {
+    fn pending(&self, limit: usize) -> BoxFuture<'_, Result<Vec<Pending>, TreeError>> {
+        let now = self.world.now();
+        let mut pending = Vec::new();
+        for register in self.disk().registers.values() {
+            let Some(place) = register.place else { continue };
+            let readiness = if register.open {
+                Readiness::Writing
+            } else if register.durable_at > now {
+                Readiness::Waiting
+            } else {
+                let change = register.change.clone();
+                self.world.make_durable((change.path.clone(), change.stamp));
+                Readiness::Ready(change)
+            };
+            pending.push(Pending {
+                parent: Ino::ROOT,
+                name: register.change.path.clone(),
+                place,
+                stamp: register.change.stamp,
+                readiness,
+            });
+        }
+        pending.sort_by_key(|pending| pending.place);
+        pending.truncate(limit);
+        Box::pin(std::future::ready(Ok(pending)))
+    }
+
+    fn published(&self, done: Vec<(Ino, Vec<u8>, Stamp)>) -> BoxFuture<'_, Result<(), TreeError>> {
+        let mut disk = self.disk();
+        for (_, name, stamp) in done {
+            let register = disk.registers.get_mut(&name).expect("names stay");
+            if register.change.stamp == stamp && !register.open {
+                register.place = None;
+            }
+        }
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn next_place(&self) -> u64 {
+        let mut disk = self.disk();
+        disk.places += 1;
+        disk.places
+    }
+
+    fn note(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.disk().notes.get(key).cloned())
+    }
+
+    fn keep_note(&self, key: &str, value: Vec<u8>) -> Result<(), StoreError> {
+        self.disk().notes.insert(key.to_owned(), value);
+        Ok(())
+    }
+}
+
+impl Sink for Machine {
+    fn apply(&self, changes: Vec<PathChange>) -> BoxFuture<'_, Result<(), TreeError>> {
+        let mut names = Vec::new();
+        for change in changes {
+            assert_ne!(change.stamp.machine, self.id, "own changes do not come back");
+            self.hlc.observe(change.stamp, self.now());
+            let mut disk = self.disk();
+            let name = (change.path.clone(), change.stamp);
+            disk.seen.insert(name.clone());
+            names.push(name);
+            let newer = disk
+                .registers
+                .get(&change.path)
+                .is_none_or(|register| register.change.stamp < change.stamp);
+            if newer {
+                let register = Register {
+                    place: None,
+                    open: false,
+                    durable_at: 0,
+                    change,
+                };
+                disk.registers.insert(register.change.path.clone(), register);
+            }
+        }
+        for name in names {
+            self.check_order(&name);
+        }
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn fetch_list(
+        &self,
+        _list: (Digest, u64),
+        _blob: (Digest, u64),
+    ) -> BoxFuture<'_, Result<(), StoreError>> {
+        unreachable!("directories have no chunks")
+    }
+
+    fn note(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        Source::note(self, key)
+    }
+
+    fn keep_note(&self, key: &str, value: Vec<u8>) -> Result<(), StoreError> {
+        Source::keep_note(self, key, value)
+    }
+}

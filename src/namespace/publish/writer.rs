@@ -1,0 +1,359 @@
+//! Turns pending changes into segments, one after the other.
+//!
+//! One [`Writer::step`] looks at the pending changes, cuts ([`super::super::cut`])
+//! and writes as many segments as the look yields. There is no clock, no sleep and no
+//! task here; `publish` drives it.
+//!
+//! # Invariants
+//!
+//! - A segment is written only after the one before it was acknowledged, and
+//!   names it (`previous`), so that no reader applies it first.
+//! - A change is marked as published only when a segment that carries it was
+//!   acknowledged within [`LATE_MILLIS`] of the time in its key: later than
+//!   that, a follower may have looked past that time already.
+//! - A sequence number is never used twice. It is reserved in the ledger before use, and
+//!   each run of the daemon begins at a number made from the time, so that
+//!   even a cache directory that was restored from a backup does not repeat one.
+//!
+//! # After a failure
+//!
+//! Nothing is remembered of a segment whose reply was lost or came too late:
+//! the next step looks again, and writes under a new key. Should the first one be
+//! there after all, its changes are merged twice, which changes nothing.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use prost::Message;
+
+use crate::{
+    base::{BoxFuture, clock::Stamp, id::MachineId},
+    namespace::{
+        TreeError,
+        change::PathChange,
+        cut::{self, Limits, Look, Row, RowState},
+        segment::{self, EncodedChange, Head},
+        tree::{Pending, Readiness},
+    },
+    store::{StoreError, rows::Ino},
+    tier::{Body, Put, SharedBucket, TierError, layout},
+};
+
+/// How far the bucket's time may be from the time in a key when the segment is acknowledged.
+pub const LATE_MILLIS: u64 = 60_000;
+
+/// Rows of the first look, and of the largest: what is behind waits for the next step.
+const FIRST_LOOK: usize = 1024;
+pub const MAX_LOOK: usize = 32_768;
+
+/// A segment aims at what one request carries well; at its most it is still read in one piece.
+const LIMITS: Limits = Limits {
+    aim_changes: 4096,
+    aim_bytes: 1 << 20,
+    max_changes: 32_768,
+    max_bytes: segment::MAX_PAYLOAD_BYTES / 2,
+};
+
+/// Sequence numbers that one commit reserves.
+const RESERVED: u64 = 256;
+
+/// Segments that one millisecond of the bucket's time could have numbered.
+const SEQS_PER_MILLI: u64 = 1024;
+
+/// What the writer needs of this machine.
+pub trait Source: Send + Sync + 'static {
+    /// Own changes that are not published, in the order of their places.
+    fn pending(&self, limit: usize) -> BoxFuture<'_, Result<Vec<Pending>, TreeError>>;
+    /// Marks changes as published, unless the name changed again since.
+    fn published(&self, done: Vec<(Ino, Vec<u8>, Stamp)>) -> BoxFuture<'_, Result<(), TreeError>>;
+    /// A place behind that of every change so far.
+    fn next_place(&self) -> u64;
+    fn note(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError>;
+    fn keep_note(&self, key: &str, value: Vec<u8>) -> Result<(), StoreError>;
+}
+
+/// The two clocks of the writer.
+#[derive(Clone)]
+pub struct Clocks {
+    /// Milliseconds since 1970 of the bucket's clock.
+    pub bucket: Arc<dyn Fn() -> u64 + Send + Sync>,
+    /// Only grows, evenly.
+    pub uptime: Arc<dyn Fn() -> Duration + Send + Sync>,
+}
+
+/// Changes were not published; they stay pending.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    #[error("cannot read or mark the changes to publish")]
+    Tree(#[from] TreeError),
+    #[error("cannot keep the number of the next segment")]
+    Ledger(#[from] StoreError),
+    #[error("cannot write a segment")]
+    Bucket(#[from] TierError),
+    /// Another writer uses this machine's id, or a reply was lost on the way.
+    #[error("segment {key} was there already")]
+    Taken { key: String },
+    #[error("segment {key} was acknowledged {} s away from the time in its key", off_millis / 1000)]
+    Late { key: String, off_millis: u64 },
+}
+
+/// What a step did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Step {
+    /// Changes that are left, as far as the look went.
+    pub pending: u64,
+    pub published: u64,
+    pub segments: u64,
+    /// How long reading the pending changes took.
+    pub look_took: Duration,
+    /// A change that no segment can carry, in words.
+    pub unpublishable: Option<String>,
+}
+
+/// What is kept in the ledger under [`note_key`].
+#[derive(Clone, PartialEq, Eq, Message)]
+struct Book {
+    /// Numbers below are, or may be, used.
+    #[prost(uint64, tag = "1")]
+    reserved: u64,
+    /// The segment acknowledged last.
+    #[prost(uint64, optional, tag = "2")]
+    last_millis: Option<u64>,
+    #[prost(uint64, optional, tag = "3")]
+    last_seq: Option<u64>,
+}
+
+fn note_key(volume: &str) -> String {
+    format!("log/{volume}/published")
+}
+
+pub struct Writer<S> {
+    volume: String,
+    machine: MachineId,
+    source: Arc<S>,
+    bucket: SharedBucket,
+    clocks: Clocks,
+    book: Book,
+    next_seq: u64,
+    /// When the change at a place was first seen to be pending.
+    seen: HashMap<u64, Duration>,
+    /// Places of changes that no segment can carry.
+    unpublishable: BTreeSet<u64>,
+}
+
+impl<S: Source> Writer<S> {
+    /// Goes on where the last run of the daemon stopped.
+    pub fn open(
+        volume: String,
+        machine: MachineId,
+        source: Arc<S>,
+        bucket: SharedBucket,
+        clocks: Clocks,
+    ) -> Result<Self, StoreError> {
+        // A note that cannot be read loses the link to the last segment, no more.
+        let book = source
+            .note(&note_key(&volume))?
+            .and_then(|bytes| Book::decode(bytes.as_slice()).ok())
+            .unwrap_or_default();
+        let next_seq = book
+            .reserved
+            .max((clocks.bucket)().saturating_mul(SEQS_PER_MILLI));
+        Ok(Self {
+            volume,
+            machine,
+            source,
+            bucket,
+            clocks,
+            book: Book {
+                reserved: next_seq,
+                ..book
+            },
+            next_seq,
+            seen: HashMap::new(),
+            unpublishable: BTreeSet::new(),
+        })
+    }
+
+    /// Publishes what may be published now.
+    pub async fn step(&mut self) -> Result<Step, PublishError> {
+        let began = (self.clocks.uptime)();
+        let (mut pending, complete) = self.look().await?;
+        self.remember(&pending, complete);
+        let mut step = Step {
+            look_took: (self.clocks.uptime)().saturating_sub(began),
+            ..Step::default()
+        };
+        loop {
+            let rows: Vec<Row> = pending.iter().map(|of| self.row(of)).collect();
+            let chosen = cut::cut(
+                Look {
+                    rows: &rows,
+                    complete,
+                },
+                &LIMITS,
+            );
+            if chosen.is_empty() {
+                break;
+            }
+            let mut chosen = chosen.into_iter().peekable();
+            let mut index = 0;
+            let (take, keep) = pending.into_iter().partition(|_| {
+                index += 1;
+                chosen.next_if_eq(&(index - 1)).is_some()
+            });
+            pending = keep;
+            self.publish(take, &mut step).await?;
+        }
+        step.pending = pending.len() as u64;
+        Ok(step)
+    }
+
+    /// Reads pending changes until all are seen, or enough to publish some.
+    async fn look(&self) -> Result<(Vec<Pending>, bool), TreeError> {
+        let mut limit = FIRST_LOOK;
+        loop {
+            let pending = self.source.pending(limit).await?;
+            if pending.len() < limit {
+                return Ok((pending, true));
+            }
+            let first = pending
+                .iter()
+                .find(|of| !matches!(of.readiness, Readiness::Writing | Readiness::Never));
+            let stopped = first.is_some_and(|of| matches!(of.readiness, Readiness::Waiting));
+            if stopped || limit >= MAX_LOOK {
+                return Ok((pending, false));
+            }
+            limit = (limit * 8).min(MAX_LOOK);
+        }
+    }
+
+    /// Notes since when each change is pending.
+    fn remember(&mut self, pending: &[Pending], complete: bool) {
+        let now = (self.clocks.uptime)();
+        let places = pending.iter().flat_map(|of| [of.place.first_seq, of.place.seq]);
+        // What a look does not show may still be pending; but the memory has its limit.
+        if complete || self.seen.len() > 8 * MAX_LOOK {
+            let seen = &self.seen;
+            self.seen = places
+                .map(|place| (place, seen.get(&place).copied().unwrap_or(now)))
+                .collect();
+        } else {
+            for place in places {
+                self.seen.entry(place).or_insert(now);
+            }
+        }
+        if complete {
+            self.unpublishable
+                .retain(|seq| pending.iter().any(|of| of.place.seq == *seq));
+        }
+    }
+
+    fn row(&self, pending: &Pending) -> Row {
+        let now = (self.clocks.uptime)();
+        let since = |place| now.saturating_sub(self.seen.get(&place).copied().unwrap_or(now));
+        let state = match &pending.readiness {
+            Readiness::Writing => RowState::Writing,
+            Readiness::Waiting => RowState::Waiting,
+            Readiness::Never => RowState::Never,
+            Readiness::Ready(_) if self.unpublishable.contains(&pending.place.seq) => RowState::Never,
+            Readiness::Ready(change) => RowState::Ready {
+                bytes: segment::estimate_bytes(change),
+            },
+        };
+        Row {
+            place: pending.place,
+            state,
+            held: since(pending.place.first_seq),
+            age: since(pending.place.seq),
+        }
+    }
+
+    /// Writes one segment and marks its changes.
+    async fn publish(&mut self, chosen: Vec<Pending>, step: &mut Step) -> Result<(), PublishError> {
+        let mut encoded: Vec<EncodedChange> = Vec::with_capacity(chosen.len());
+        let mut done = Vec::with_capacity(chosen.len());
+        for pending in chosen {
+            let Readiness::Ready(change) = &pending.readiness else {
+                unreachable!("a cut chooses what is ready");
+            };
+            match segment::encode_change(change, self.machine) {
+                Ok(bytes) => {
+                    encoded.push(bytes);
+                    done.push((pending.parent, pending.name, pending.stamp));
+                }
+                Err(why) => {
+                    self.unpublishable.insert(pending.place.seq);
+                    step.unpublishable = Some(refusal(change, why));
+                }
+            }
+        }
+        if encoded.is_empty() {
+            return Ok(());
+        }
+        let seq = self.take_seq()?;
+        let millis = self.key_millis();
+        let head = Head {
+            machine: self.machine,
+            seq,
+            published_millis: millis,
+            previous: self.book.last_millis.zip(self.book.last_seq),
+        };
+        let key = layout::segment(&self.volume, millis, self.machine, seq);
+        let body = Body::raw(segment::encode(&head, &encoded));
+        match self.bucket.put_new(&key, body).await? {
+            Put::Written(_) => {}
+            Put::Refused => return Err(PublishError::Taken { key }),
+        }
+        let off_millis = (self.clocks.bucket)().abs_diff(millis);
+        if off_millis > LATE_MILLIS {
+            return Err(PublishError::Late { key, off_millis });
+        }
+        // Before the marks: what is marked is never published without being named as `previous`.
+        self.book.last_millis = Some(millis);
+        self.book.last_seq = Some(seq);
+        self.keep_book()?;
+        step.published += done.len() as u64;
+        step.segments += 1;
+        self.source.published(done).await?;
+        Ok(())
+    }
+
+    fn take_seq(&mut self) -> Result<u64, StoreError> {
+        if self.next_seq >= self.book.reserved {
+            self.book.reserved = self.next_seq + RESERVED;
+            if let Err(err) = self.keep_book() {
+                self.book.reserved = self.next_seq;
+                return Err(err);
+            }
+        }
+        let seq = self.next_seq;
+        self.next_seq += 1;
+        Ok(seq)
+    }
+
+    /// The time in the next key: now, but never before the last key because a clock was set back a little.
+    fn key_millis(&self) -> u64 {
+        let now = (self.clocks.bucket)();
+        let last = self.book.last_millis.unwrap_or(0);
+        if last <= now.saturating_add(LATE_MILLIS / 2) {
+            now.max(last)
+        } else {
+            now
+        }
+    }
+
+    fn keep_book(&self) -> Result<(), StoreError> {
+        self.source
+            .keep_note(&note_key(&self.volume), self.book.encode_to_vec())
+    }
+}
+
+fn refusal(change: &PathChange, why: &str) -> String {
+    format!(
+        "{} cannot be shared: {why}",
+        String::from_utf8_lossy(&change.path)
+    )
+}
