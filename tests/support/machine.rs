@@ -47,6 +47,8 @@ impl MachineSpec {
         let mountpoint = dir.join("mnt");
         fs::create_dir_all(&mountpoint).expect("a mount point can be made");
         fs::create_dir_all(dir.join("home")).expect("a home can be made");
+        // Empty, and named: so that the settings of the developer's machine do not count.
+        fs::write(dir.join("config.toml"), "").expect("settings can be written");
         Self {
             name: name.to_owned(),
             cache_dir: dir.join("cache"),
@@ -99,6 +101,7 @@ impl MachineSpec {
             }
         }
         command.env("HOME", self.dir.join("home"));
+        command.env("CASMOUNT_CONFIG", self.dir.join("config.toml"));
         // Nothing outside of loopback is asked for credentials.
         command.env("AWS_EC2_METADATA_DISABLED", "true");
         command.envs(self.env.iter().map(|(name, value)| (name, value)));

@@ -9,10 +9,12 @@
 // Each test program uses a part of this.
 #![allow(dead_code, unreachable_pub, missing_debug_implementations)]
 
+pub mod child;
 pub mod input;
 pub mod loopdev;
 pub mod machine;
 pub mod place;
+pub mod posix;
 pub mod rng;
 pub mod tempdir;
 pub mod tree;

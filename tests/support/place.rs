@@ -93,6 +93,27 @@ impl Place {
         self.path.join(below)
     }
 
+    /// Makes closed files blobs, so that what follows works on sealed content.
+    #[track_caller]
+    pub fn seal(&self) {
+        if let Kind::Casmount(machine) = &self.kind {
+            machine.flush();
+        }
+    }
+
+    /// Stops and starts the daemon, so that what follows sees what was kept.
+    #[track_caller]
+    pub fn remount(&mut self) {
+        if let Kind::Casmount(machine) = &mut self.kind {
+            machine.unmount();
+            machine.restart();
+        }
+    }
+
+    pub fn is_casmount(&self) -> bool {
+        matches!(self.kind, Kind::Casmount(_))
+    }
+
     /// The machine, when the place is a casmount mount.
     pub fn machine(&mut self) -> Option<&mut Machine> {
         match &mut self.kind {
