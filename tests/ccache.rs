@@ -54,7 +54,7 @@ fn sources() -> Vec<(PathBuf, Vec<String>)> {
             ));
         }
     }
-    sources.truncate(130);
+    sources.truncate(110);
     assert!(sources.len() >= MIN_SOURCES, "only {} C sources", sources.len());
     sources
 }

@@ -52,7 +52,7 @@ pub fn root() -> PathBuf {
 
 /// Every mount point of this mount namespace, in the order of mounting.
 pub fn mountpoints() -> Vec<PathBuf> {
-    let table = fs::read_to_string("/proc/self/mountinfo").expect("/proc is there");
+    let table = fs::read_to_string("/proc/thread-self/mountinfo").expect("/proc is there");
     let field = |line: &str| line.split(' ').nth(4).map(unescape);
     table.lines().filter_map(field).collect()
 }
