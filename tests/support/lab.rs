@@ -2,6 +2,9 @@
 //!
 //! Included by test programs that also have the S3 server of the tests as `crate::s3server`.
 
+// Each test program uses a part of this.
+#![allow(dead_code)]
+
 use std::{
     fs,
     path::{Path, PathBuf},
