@@ -1,0 +1,219 @@
+//! Several machines and one store, of both kinds: a directory, and S3 over HTTP.
+//!
+//! Included by test programs that also have the S3 server of the tests as `crate::s3server`.
+
+// Each test program uses a part of this.
+#![allow(dead_code)]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    s3server::{Faults, ServerOptions, TestServer},
+    support::{
+        machine::{Machine, MachineSpec},
+        tempdir::TestDir,
+        tree,
+    },
+};
+
+/// The kinds of store that every scenario runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreKind {
+    File,
+    S3,
+}
+
+/// Makes one test on each kind of store out of functions that take a [`StoreKind`].
+#[macro_export]
+macro_rules! on_both_stores {
+    ($($name:ident),+ $(,)?) => {
+        mod on_file { $(#[test] fn $name() { super::$name($crate::lab::StoreKind::File) })+ }
+        mod on_s3 { $(#[test] fn $name() { super::$name($crate::lab::StoreKind::S3) })+ }
+    };
+}
+
+enum Store {
+    File(PathBuf),
+    S3(TestServer),
+}
+
+/// A place for a scenario: a directory, a store, and machines as they are made.
+pub struct Lab {
+    store: Store,
+    // Dropped last: everything is below it.
+    dir: TestDir,
+}
+
+/// An object as it is stored.
+pub struct StoredObject {
+    pub key: String,
+    pub bytes: Vec<u8>,
+}
+
+impl Lab {
+    pub fn new(kind: StoreKind) -> Self {
+        let dir = TestDir::new();
+        let store = match kind {
+            StoreKind::File => {
+                let path = dir.path().join("store");
+                fs::create_dir(&path).expect("a directory can be made");
+                Store::File(path)
+            }
+            StoreKind::S3 => {
+                let bodies = dir.path().join("bodies");
+                fs::create_dir(&bodies).expect("a directory can be made");
+                // Bodies in files: a test of gigabytes must not need their size in memory.
+                Store::S3(TestServer::start(ServerOptions {
+                    dir: Some(bodies),
+                    ..ServerOptions::default()
+                }))
+            }
+        };
+        Self { store, dir }
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn url(&self) -> String {
+        match &self.store {
+            Store::File(path) => format!("file://{}", path.display()),
+            Store::S3(server) => server.url(),
+        }
+    }
+
+    /// The S3 server; only for scenarios of S3 alone.
+    pub fn server(&self) -> &TestServer {
+        match &self.store {
+            Store::S3(server) => server,
+            Store::File(_) => panic!("this lab has a directory as its store"),
+        }
+    }
+
+    /// Describes a machine on this lab's store.
+    pub fn spec(&self, name: &str) -> MachineSpec {
+        self.spec_at(name, &self.url())
+    }
+
+    /// Describes a machine on another store that the same server has, or does not have.
+    pub fn spec_at(&self, name: &str, url: &str) -> MachineSpec {
+        let mut spec = MachineSpec::new(name, self.dir(), url);
+        if let Store::S3(server) = &self.store {
+            for (variable, value) in server.env() {
+                spec = spec.env(variable, value);
+            }
+        }
+        spec
+    }
+
+    /// Starts a machine with nothing special.
+    #[track_caller]
+    pub fn machine(&self, name: &str) -> Machine {
+        self.spec(name).start()
+    }
+
+    /// Every object of the store with its bytes.
+    pub fn objects(&self) -> Vec<StoredObject> {
+        match &self.store {
+            Store::S3(server) => {
+                let stored = server.objects().into_iter();
+                let read = stored.filter_map(|object| {
+                    let bytes = server.object(&object.key)?;
+                    Some(StoredObject {
+                        key: object.key,
+                        bytes,
+                    })
+                });
+                read.collect()
+            }
+            Store::File(root) => {
+                let mut objects = Vec::new();
+                let mut pending = vec![root.clone()];
+                while let Some(dir) = pending.pop() {
+                    for entry in fs::read_dir(&dir).expect("the store can be listed") {
+                        let path = entry.expect("the store can be listed").path();
+                        let key = path
+                            .strip_prefix(root)
+                            .expect("it is below")
+                            .display()
+                            .to_string();
+                        if key.starts_with('.') {
+                            continue;
+                        }
+                        if path.is_dir() {
+                            pending.push(path);
+                        } else {
+                            let bytes = fs::read(&path).expect("the store can be read");
+                            objects.push(StoredObject { key, bytes });
+                        }
+                    }
+                }
+                objects
+            }
+        }
+    }
+
+    /// Puts other bytes under a key behind everyone's back; `None` removes the object.
+    pub fn tamper(&self, key: &str, bytes: Option<Vec<u8>>) {
+        match (&self.store, bytes) {
+            (Store::S3(server), bytes) => server.tamper(key, bytes),
+            (Store::File(root), Some(bytes)) => {
+                let path = root.join(key);
+                fs::remove_file(&path).expect("the object is there");
+                fs::write(path, bytes).expect("the store can be written");
+            }
+            (Store::File(root), None) => fs::remove_file(root.join(key)).expect("the object is there"),
+        }
+    }
+
+    /// Takes the store away, and gives it back.
+    pub fn set_down(&self, down: bool) {
+        match &self.store {
+            Store::S3(server) => server.set_faults(Faults {
+                down,
+                ..Faults::default()
+            }),
+            Store::File(root) => {
+                let away = root.with_extension("away");
+                let (from, to) = if down { (root, &away) } else { (&away, root) };
+                fs::rename(from, to).expect("a directory can be renamed");
+            }
+        }
+    }
+
+    /// Asserts that every blob of the store has the bytes that its name promises.
+    ///
+    /// Returns how many there are, so that a caller can demand some.
+    #[track_caller]
+    pub fn assert_blobs_match_their_names(&self) -> usize {
+        let mut count = 0;
+        for object in self.objects() {
+            if !object.key.starts_with("blobs/sha256/") {
+                continue;
+            }
+            count += 1;
+            let name = object.key.rsplit('/').next().expect("a key has parts");
+            if tree::hex(&tree::digest(&object.bytes)) == name {
+                continue;
+            }
+            let unpacked = zstd::decode_all(object.bytes.as_slice()).unwrap_or_default();
+            assert_eq!(
+                tree::hex(&tree::digest(&unpacked)),
+                name,
+                "the bytes of {}",
+                object.key
+            );
+        }
+        count
+    }
+
+    /// The keys of all blobs of the store.
+    pub fn blob_keys(&self) -> Vec<String> {
+        let keys = self.objects().into_iter().map(|object| object.key);
+        keys.filter(|key| key.starts_with("blobs/")).collect()
+    }
+}
