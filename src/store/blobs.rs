@@ -1,112 +1,342 @@
 //! Blob files: opening, sealing, taking over, and which of them are in use.
+//!
+//! This file has the table of blobs in use; `blob_file` is one file,
+//! `blob_rows` changes rows, `seal` and `take_over` turn staging files into
+//! blobs and back, `orphans` removes what a crash left.
+//!
+//! # Invariants
+//!
+//! - However often a blob is open, there is one [`BlobFile`] of it.
+//! - A row is read, changed and committed under the lock of its shard. The
+//!   one row that others commit, that of a blob being sealed, nobody else changes meanwhile.
+//! - A row never says more than the file holds: it is committed after the bytes
+//!   were written, and taken back before the file leaves.
+//! - A file does not come back to a name before the row that gave up the last
+//!   one is on the disk ([`Shared::leaving`]): power loss could otherwise
+//!   marry the old row to the new file.
 
-use std::{fs::File, sync::Arc};
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
-use super::{StoreError, rows::*};
+use bytes::Bytes;
+use tracing::{error, warn};
+
+use super::{
+    StoreError,
+    blob_file::{BlobFile, Found},
+    error::disk,
+    ledger::Ledger,
+    rows::{Durability, Ino, Residency},
+    staging::Staging,
+};
 use crate::base::{
-    chunk::{ChunkList, Sliced},
+    chunk::ChunkList,
+    clock::local_millis,
     digest::Digest,
 };
 
+pub use super::take_over::TakeOver;
+
 /// A blob in use: while one of these lives, its bytes are not evicted (a lease).
+///
+/// Keeps a descriptor open while any of its bytes are here.
 #[derive(Debug)]
 pub struct Blob {
-    digest: Digest,
-    chunks: Arc<ChunkList>,
+    pub(super) file: Arc<BlobFile>,
+    shared: Arc<Shared>,
+    /// What this lease lent and did not take back, with the file's generation.
+    loans: Mutex<Vec<(Ino, u64)>>,
 }
 
 impl Blob {
     pub fn digest(&self) -> Digest {
-        self.digest
+        self.file.digest
     }
+
     pub fn chunks(&self) -> &Arc<ChunkList> {
-        &self.chunks
+        &self.file.chunks
     }
+
     pub fn size(&self) -> u64 {
-        self.chunks.size()
+        self.file.size()
     }
+
     /// Every byte is here and verified.
     pub fn is_whole(&self) -> bool {
-        todo!()
+        self.file.is_whole()
     }
+
     /// Whether `len` bytes from `offset` are here and verified.
     pub fn has(&self, offset: u64, len: u64) -> bool {
-        let _ = (offset, len);
-        todo!()
+        self.file.has(offset, len)
     }
+
+    /// Reads bytes that are here; `None` when not all of them are. Short only at the end of the blob.
+    pub fn try_read(&self, offset: u64, len: usize) -> Result<Option<Vec<u8>>, StoreError> {
+        self.file.read(offset, len)
+    }
+
     /// Reads resident bytes; the caller asked `has` first. Short only at the end of the blob.
+    ///
+    /// A write-open may take the file over in between; that is an error here, and `None` from
+    /// [`Self::try_read`].
     pub fn read(&self, offset: u64, len: usize) -> Result<Vec<u8>, StoreError> {
-        let _ = (offset, len);
-        todo!()
+        self.try_read(offset, len)?
+            .ok_or_else(|| disk("read", &self.file.path)(std::io::ErrorKind::WouldBlock.into()))
     }
-    /// Opens the file read-only, to lend it to the kernel or to copy it. Only when whole.
+
+    /// Opens the file read-only, to lend it to the kernel or to copy it. Only when whole,
+    /// and never of an empty blob, which has no file.
     pub fn file(&self) -> Result<File, StoreError> {
-        todo!()
+        self.file.file()
     }
+
     /// Lends the file to one inode: true when it is free or `ino` has it already.
+    ///
+    /// False as well when someone may still have it mapped from an earlier loan,
+    /// and for an empty blob. Ends with [`Self::give_back`], or with this lease.
     pub fn lend(&self, ino: Ino) -> bool {
-        let _ = ino;
-        todo!()
+        let lent = self.file.lend(ino);
+        if let Some(generation) = lent {
+            self.loans().push((ino, generation));
+        }
+        lent.is_some()
     }
+
     /// Ends the loan of `ino`. A file that was ever lent is only ever unlinked.
     pub fn give_back(&self, ino: Ino) {
-        let _ = ino;
-        todo!()
+        let mut loans = self.loans();
+        if let Some(place) = loans.iter().position(|loan| loan.0 == ino) {
+            let (ino, generation) = loans.swap_remove(place);
+            self.file.give_back(ino, generation);
+        }
+    }
+
+    fn loans(&self) -> MutexGuard<'_, Vec<(Ino, u64)>> {
+        self.loans.lock().expect("no code panics while it holds the loans")
+    }
+
+    pub(super) fn has_chunk(&self, index: usize) -> bool {
+        self.file.has_chunk(index)
+    }
+
+    /// Reads a chunk's place in the file, right or wrong; `None` when there is no file.
+    pub(crate) fn read_unverified(&self, index: usize) -> Result<Option<Bytes>, StoreError> {
+        self.file.read_unverified(index)
     }
 }
 
+impl Drop for Blob {
+    fn drop(&mut self) {
+        for (ino, generation) in self.loans().drain(..) {
+            self.file.give_back(ino, generation);
+        }
+        self.shared.release(&self.file);
+    }
+}
+
+/// The folder of blob files.
 #[derive(Debug)]
-pub struct Blobs {}
+pub struct Blobs {
+    pub(super) shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) dir: PathBuf,
+    pub(super) ledger: Arc<Ledger>,
+    pub(super) staging: Staging,
+    /// Blobs in use, by the first byte of their digest, as the folders are.
+    shards: Box<[Mutex<Shard>]>,
+    /// When blobs were used, not yet in their rows.
+    pub(super) touches: Mutex<HashMap<Digest, u64>>,
+    /// Blobs whose file left and whose row that says so may not be on the disk yet.
+    leaving: Arc<Mutex<HashMap<Digest, u64>>>,
+    pub(super) closing: AtomicBool,
+}
+
+pub(super) type Shard = HashMap<Digest, InUse>;
+
+#[derive(Debug)]
+pub(super) struct InUse {
+    pub(super) file: Arc<BlobFile>,
+    pub(super) leases: usize,
+}
 
 impl Blobs {
+    /// Opens the folder, making it and its 256 shards if they are not there. Looks at no blob.
+    pub fn open_dir(dir: PathBuf, ledger: Arc<Ledger>, staging: Staging) -> Result<Self, StoreError> {
+        for shard in 0..=u8::MAX {
+            let path = dir.join(format!("{shard:02x}"));
+            fs::create_dir_all(&path).map_err(disk("create", &path))?;
+        }
+        Ok(Self {
+            shared: Arc::new(Shared {
+                dir,
+                ledger,
+                staging,
+                shards: (0..=u8::MAX).map(|_| Mutex::default()).collect(),
+                touches: Mutex::default(),
+                leaving: Arc::default(),
+                closing: AtomicBool::new(false),
+            }),
+        })
+    }
+
     /// Takes a blob into use; counts as a use for eviction. `None` when it is
     /// of more than one chunk and its manifest is not known.
+    ///
+    /// Opens and examines the file when nobody else has it in use.
     pub fn open(&self, digest: &Digest, size: u64) -> Result<Option<Arc<Blob>>, StoreError> {
-        let _ = (digest, size);
-        todo!()
+        let blob = self.lease(digest, size)?;
+        if blob.is_some() {
+            self.touch(digest);
+        }
+        Ok(blob)
     }
 
     /// Notes a use (lookup, touch) in memory; written in batches. Never blocks on the disk.
     pub fn touch(&self, digest: &Digest) {
-        let _ = digest;
-        todo!()
+        self.shared
+            .touches
+            .lock()
+            .expect("no code panics while it holds the uses")
+            .insert(*digest, now_secs());
     }
 
-    /// Links a staging file to its blob name, unless the blob is resident already.
-    ///
-    /// Returns the changes that make it known (blob row, dirty unless the
-    /// bucket has it; manifest); the caller commits them *together with* the row
-    /// of the file, and then calls `staging.remove_after_barrier`. Until the commit
-    /// a crash leaves a file without a row, which recovery removes.
-    pub fn seal(&self, id: StagingId, sliced: &Sliced) -> Result<Vec<Change>, StoreError> {
-        let _ = (id, sliced);
-        todo!()
+    /// Like [`Self::open`], but not a use for eviction.
+    pub(crate) fn lease(&self, digest: &Digest, size: u64) -> Result<Option<Arc<Blob>>, StoreError> {
+        let Some(chunks) = self.shared.ledger.manifest(digest, size)? else {
+            return Ok(None);
+        };
+        let mut shard = self.shared.shard(digest);
+        let file = match shard.get_mut(digest) {
+            Some(in_use) => {
+                in_use.leases += 1;
+                Arc::clone(&in_use.file)
+            }
+            None => {
+                let file = Arc::new(self.shared.open_file(*digest, chunks)?);
+                let in_use = InUse {
+                    file: Arc::clone(&file),
+                    leases: 1,
+                };
+                shard.insert(*digest, in_use);
+                file
+            }
+        };
+        Ok(Some(Arc::new(Blob {
+            file,
+            shared: Arc::clone(&self.shared),
+            loans: Mutex::default(),
+        })))
     }
 
-    /// Makes a staging file with the bytes of a whole blob, for a writer.
-    ///
-    /// With `same_file` (the caller lent this very file to readers of the inode
-    /// that is now opened for writing, so the kernel demands one backing file)
-    /// the blob's own file becomes the staging file and the blob keeps a copy,
-    /// or leaves this disk if it is clean; without it a clean blob that nobody
-    /// else uses is taken over likewise, anything else is copied (reflink where the file
-    /// system can). Returns the changes that the caller commits with the row of the file;
-    /// the blob's name is unlinked only by `finish_take_over` after that commit.
-    pub fn take_over(&self, blob: &Arc<Blob>, same_file: bool) -> Result<TakeOver, StoreError> {
-        let _ = (blob, same_file);
-        todo!()
+    /// Writes a verified chunk to the file of `blob` and makes it resident. Blocks on the disk.
+    pub(super) fn store_chunk(&self, blob: &Blob, index: usize, bytes: &[u8]) -> Result<(), StoreError> {
+        let file = &blob.file;
+        file.store_chunk(index, bytes, || match self.shared.is_leaving(&file.digest) {
+            true => self.shared.ledger.sync(),
+            false => Ok(()),
+        })?;
+        if file.wants_saving() {
+            self.shared.save_residency(file)?;
+        }
+        Ok(())
     }
 
-    pub fn finish_take_over(&self, done: TakeOver) {
-        let _ = done;
-        todo!()
+    /// Tells whatever walks the folder in the background to end.
+    pub fn stop_background_work(&self) {
+        self.shared.closing.store(true, Ordering::Release);
     }
 }
 
-/// A staging file made from a blob.
-#[derive(Debug)]
-pub struct TakeOver {
-    pub id: StagingId,
-    pub file: File,
-    pub changes: Vec<Change>,
+impl Shared {
+    pub(super) fn path(&self, digest: &Digest) -> PathBuf {
+        self.dir.join(digest.shard()).join(digest.to_string())
+    }
+
+    /// Locks the rows and the table of the digests that share a folder.
+    pub(super) fn shard(&self, digest: &Digest) -> MutexGuard<'_, Shard> {
+        self.shard_at(digest.as_bytes()[0])
+    }
+
+    pub(super) fn shard_at(&self, number: u8) -> MutexGuard<'_, Shard> {
+        self.shards[usize::from(number)]
+            .lock()
+            .expect("no code panics while it holds a shard")
+    }
+
+    /// Opens the file as its row says, mending the row when the file is gone. The shard is locked.
+    fn open_file(&self, digest: Digest, chunks: Arc<ChunkList>) -> Result<BlobFile, StoreError> {
+        let row = self.ledger.blob(&digest)?;
+        let sealed = self.staging.is_sealing(&digest);
+        let (file, found) = BlobFile::open(digest, chunks, self.path(&digest), row.as_deref(), sealed)?;
+        if let (Found::Gone, Some(row)) = (found, row) {
+            let mut row = (*row).clone();
+            row.residency = Residency::Nothing;
+            row.doubted = false;
+            if row.durability == Durability::Dirty {
+                error!(%digest, size = row.size, "the only copy of a blob is gone from the cache directory");
+                row.durability = Durability::Quarantined;
+            } else {
+                warn!(%digest, "a blob is gone from the cache directory; it will be fetched again");
+            }
+            self.commit_leaving(row)?;
+        }
+        Ok(file)
+    }
+
+    fn release(&self, file: &Arc<BlobFile>) {
+        let mut shard = self.shard(&file.digest);
+        let Some(in_use) = shard.get_mut(&file.digest) else {
+            return;
+        };
+        in_use.leases -= 1;
+        if in_use.leases > 0 {
+            return;
+        }
+        shard.remove(&file.digest);
+        if file.is_unsaved()
+            && let Err(err) = self.save_residency_locked(file)
+        {
+            error!(digest = %file.digest, error = %err, "cannot note what is resident; it will be fetched again");
+        }
+    }
+
+    pub(super) fn is_leaving(&self, digest: &Digest) -> bool {
+        lock_leaving(&self.leaving).contains_key(digest)
+    }
+
+    /// Remembers until the next barrier that the row of `digest` says less than the one on the disk may.
+    pub(super) fn note_leaving(&self, digest: Digest) {
+        let mut leaving = lock_leaving(&self.leaving);
+        let count = leaving.entry(digest).or_default();
+        *count += 1;
+        let mine = *count;
+        drop(leaving);
+        let leaving = Arc::clone(&self.leaving);
+        self.ledger.after_barrier(Box::new(move || {
+            let mut leaving = lock_leaving(&leaving);
+            if leaving.get(&digest) == Some(&mine) {
+                leaving.remove(&digest);
+            }
+        }));
+    }
+}
+
+fn lock_leaving(leaving: &Mutex<HashMap<Digest, u64>>) -> MutexGuard<'_, HashMap<Digest, u64>> {
+    leaving.lock().expect("no code panics while it holds the set")
+}
+
+/// Seconds since 1970 of this machine's clock.
+pub(super) fn now_secs() -> u64 {
+    local_millis() / 1000
 }

@@ -1,7 +1,101 @@
-//! (to come)
-use crate::base::chunk::ChunkList;
+//! The chunk list of a long blob, as an object of its own.
+//!
+//! A blob of more than [`MAX_INLINE_CHUNKS`] chunks does not carry its list in
+//! the entry that names it. The list is stored like a chunk, under the SHA-256 of its
+//! bytes, and the entry carries that digest and the size.
+//!
+//! # Format, version 1
+//!
+//! ```text
+//! 8 bytes   "casmcl\0\x01"      the last byte is the version
+//! 36 bytes  per chunk, in order:
+//!     32 bytes  SHA-256 of the chunk
+//!     4 bytes   its length in bytes, little-endian, 1 to 2,097,152
+//! ```
+//!
+//! Equal lists have equal bytes, so a list uploaded twice is one object.
+//! `tests/golden_manifest.rs` pins this. A reader refuses any other version, so a new one
+//! comes with a new version of the store's format.
+
+use bytes::Bytes;
+
+use crate::base::{
+    chunk::{Chunk, ChunkList, MAX_CHUNK_BYTES},
+    digest::Digest,
+};
+
+/// The longest list that an entry carries itself.
 pub const MAX_INLINE_CHUNKS: usize = 1024;
-pub fn encode(list: &ChunkList) -> Vec<u8> {
-    let _ = list;
-    todo!()
+
+/// The longest list object that is read: the chunks of a blob of about a tebibyte.
+pub const MAX_LIST_BYTES: u64 = 128 << 20;
+
+const MAGIC: &[u8; 8] = b"casmcl\0\x01";
+const RECORD_BYTES: usize = 36;
+
+/// Bytes are not a chunk list.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum ManifestError {
+    #[error("it is not a chunk list, or one of a newer version")]
+    Magic,
+    #[error("it ends within a record")]
+    Length,
+    #[error("chunk {index} has an impossible length of {len} bytes")]
+    Chunk { index: usize, len: u32 },
+}
+
+/// The object of a list; its name is the digest of these bytes.
+#[must_use]
+pub fn encode(list: &ChunkList) -> Bytes {
+    let mut bytes = Vec::with_capacity(MAGIC.len() + list.chunks().len() * RECORD_BYTES);
+    bytes.extend_from_slice(MAGIC);
+    for chunk in list.chunks() {
+        bytes.extend_from_slice(chunk.digest.as_bytes());
+        bytes.extend_from_slice(&chunk.len.to_le_bytes());
+    }
+    bytes.into()
+}
+
+/// Reads a list object.
+///
+/// # Errors
+///
+/// [`ManifestError`] for anything that [`encode`] does not write.
+pub fn decode(bytes: &[u8]) -> Result<ChunkList, ManifestError> {
+    let records = bytes.strip_prefix(MAGIC).ok_or(ManifestError::Magic)?;
+    let (records, rest) = records.as_chunks::<RECORD_BYTES>();
+    if !rest.is_empty() {
+        return Err(ManifestError::Length);
+    }
+    let read = |(index, record): (usize, &[u8; RECORD_BYTES])| {
+        let (digest, len) = record.split_at(32);
+        let digest = Digest::from_slice(digest).ok_or(ManifestError::Length)?;
+        let len = u32::from_le_bytes(len.try_into().map_err(|_| ManifestError::Length)?);
+        if len == 0 || len > MAX_CHUNK_BYTES {
+            return Err(ManifestError::Chunk { index, len });
+        }
+        Ok(Chunk { digest, len })
+    };
+    let chunks: Result<Vec<_>, _> = records.iter().enumerate().map(read).collect();
+    Ok(ChunkList::new(chunks?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn anything_but_a_list_is_refused() {
+        let list = ChunkList::new(vec![Chunk { digest: Digest::EMPTY, len: 5 }]);
+        let good = encode(&list);
+        assert_eq!(decode(&good), Ok(list));
+        assert_eq!(decode(b""), Err(ManifestError::Magic));
+        assert_eq!(decode(&good[..43]), Err(ManifestError::Length));
+        let mut newer = good.to_vec();
+        newer[7] = 2;
+        assert_eq!(decode(&newer), Err(ManifestError::Magic));
+        let mut long = good.to_vec();
+        long[40..].copy_from_slice(&(MAX_CHUNK_BYTES + 1).to_le_bytes());
+        assert!(matches!(decode(&long), Err(ManifestError::Chunk { index: 0, .. })));
+    }
 }

@@ -9,6 +9,9 @@
 //!             staging/<id>         files being written
 //! ```
 
+mod bits;
+mod blob_file;
+mod blob_rows;
 pub mod blobs;
 pub mod cachedir;
 pub mod error;
@@ -16,13 +19,17 @@ pub mod fetch;
 pub mod index;
 pub mod ingest;
 pub mod journal;
+mod lease;
 pub mod ledger;
 pub mod manifest;
 mod overlay;
+mod orphans;
 pub mod reclaim;
 mod record;
 pub mod rows;
+mod seal;
 pub mod staging;
+mod take_over;
 pub mod victims;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};

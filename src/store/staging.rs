@@ -1,33 +1,177 @@
 //! Staging files: private files being written, not yet blobs.
+//!
+//! # Invariants
+//!
+//! - A number is never used again: numbers start behind the newest that is on
+//!   the disk or in a row, and behind this machine's clock, which keeps them
+//!   growing when all files of the last run are gone.
+//! - A file that a row refers to is not removed before that row is gone from
+//!   the disk too ([`Staging::remove_after_barrier`]).
+//! - Between [`super::blobs::Blobs::seal`] and the removal of the staging name,
+//!   the digest counts as *sealing*: its row is about to be committed by
+//!   someone else, so nobody changes it.
 
-use std::{fs::File, path::PathBuf};
+use std::{
+    collections::{HashMap, HashSet},
+    fs::{self, File},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
-use super::{StoreError, rows::StagingId};
+use tracing::warn;
+
+use super::{
+    StoreError,
+    error::disk,
+    ledger::Ledger,
+    rows::{Content, StagingId},
+};
+use crate::base::{clock::local_millis, digest::Digest, durable::remove_if_there};
+
+/// The folder of the files being written. Clones are one and the same.
+#[derive(Clone, Debug)]
+pub struct Staging(Arc<Inner>);
 
 #[derive(Debug)]
-pub struct Staging {}
+struct Inner {
+    dir: PathBuf,
+    ledger: Arc<Ledger>,
+    next: AtomicU64,
+    sealing: Mutex<Sealing>,
+}
+
+#[derive(Debug, Default)]
+struct Sealing {
+    by_id: HashMap<StagingId, Digest>,
+    counts: HashMap<Digest, u32>,
+}
 
 impl Staging {
+    /// Opens the folder, making it if there is none, and removes the files that no row refers to.
+    pub fn open_dir(dir: PathBuf, ledger: Arc<Ledger>) -> Result<Self, StoreError> {
+        fs::create_dir_all(&dir).map_err(disk("create", &dir))?;
+        let mut wanted: HashSet<StagingId> = ledger
+            .staging_nodes()?
+            .iter()
+            .filter_map(|node| match node.content {
+                Content::Staging(id) => Some(id),
+                Content::None | Content::Blob(_) | Content::Lost(_) => None,
+            })
+            .collect();
+        let mut newest = wanted.iter().map(|id| id.0).max().unwrap_or(0);
+        for entry in fs::read_dir(&dir).map_err(disk("list", &dir))? {
+            let name = entry.map_err(disk("list", &dir))?.file_name();
+            let id = name.to_str().and_then(|name| name.parse().ok()).map(StagingId);
+            newest = newest.max(id.map_or(0, |id| id.0));
+            if !id.is_some_and(|id| wanted.remove(&id)) {
+                let path = dir.join(name);
+                remove_if_there(&path).map_err(disk("remove", &path))?;
+            }
+        }
+        if !wanted.is_empty() {
+            warn!(files = wanted.len(), first = ?wanted.iter().min(), "staging files are gone");
+        }
+        // 2^12 numbers a millisecond cannot be used up before the clock has moved on.
+        let next = (newest + 1).max(local_millis() << 12);
+        Ok(Self(Arc::new(Inner {
+            dir,
+            ledger,
+            next: AtomicU64::new(next),
+            sealing: Mutex::default(),
+        })))
+    }
+
     /// Makes an empty staging file, open for reading and writing.
     pub fn create(&self) -> Result<(StagingId, File), StoreError> {
-        todo!()
+        let id = self.next_id();
+        let path = self.path(id);
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path)
+            .map_err(disk("create", &path))?;
+        Ok((id, file))
     }
+
     pub fn open(&self, id: StagingId, write: bool) -> Result<File, StoreError> {
-        let _ = (id, write);
-        todo!()
+        let path = self.path(id);
+        File::options()
+            .read(true)
+            .write(write)
+            .open(&path)
+            .map_err(disk("open", &path))
     }
+
     pub fn path(&self, id: StagingId) -> PathBuf {
-        let _ = id;
-        todo!()
+        self.0.dir.join(id.0.to_string())
     }
+
     /// Removes the name after the next barrier (the rows that make it useless may not be on the disk yet).
+    /// Called after those rows are committed; ends what `seal` of this file began.
     pub fn remove_after_barrier(&self, id: StagingId) {
-        let _ = id;
-        todo!()
+        self.end_sealing(id);
+        let path = self.path(id);
+        self.0.ledger.after_barrier(Box::new(move || remove(&path)));
     }
+
     /// Removes the name at once: nothing ever referred to it.
     pub fn remove(&self, id: StagingId) {
-        let _ = id;
-        todo!()
+        self.end_sealing(id);
+        remove(&self.path(id));
+    }
+
+    pub(super) fn dir(&self) -> &Path {
+        &self.0.dir
+    }
+
+    /// Takes a number whose file the caller makes by itself.
+    pub(super) fn next_id(&self) -> StagingId {
+        StagingId(self.0.next.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Notes that the row of `digest` will be committed by whoever seals `id`;
+    /// returns the digest that the same file was sealed under before, if that was never committed.
+    pub(super) fn begin_sealing(&self, id: StagingId, digest: Digest) -> Option<Digest> {
+        let mut sealing = self.sealing();
+        let before = sealing.end(id);
+        sealing.by_id.insert(id, digest);
+        *sealing.counts.entry(digest).or_default() += 1;
+        before.filter(|before| *before != digest)
+    }
+
+    /// Whether someone is about to commit the row of `digest`.
+    pub(super) fn is_sealing(&self, digest: &Digest) -> bool {
+        self.sealing().counts.contains_key(digest)
+    }
+
+    pub(super) fn end_sealing(&self, id: StagingId) {
+        self.sealing().end(id);
+    }
+
+    fn sealing(&self) -> std::sync::MutexGuard<'_, Sealing> {
+        self.0.sealing.lock().expect("no code panics while it holds the marks")
+    }
+}
+
+impl Sealing {
+    fn end(&mut self, id: StagingId) -> Option<Digest> {
+        let digest = self.by_id.remove(&id)?;
+        if let Some(count) = self.counts.get_mut(&digest) {
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(&digest);
+            }
+        }
+        Some(digest)
+    }
+}
+
+fn remove(path: &Path) {
+    if let Err(err) = remove_if_there(path) {
+        warn!(path = %path.display(), error = %err, "cannot remove a staging file; the next start will");
     }
 }

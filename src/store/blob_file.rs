@@ -1,0 +1,437 @@
+//! The file of one blob: which of its chunks are here, reading and filling it, and to whom it is lent.
+//!
+//! This file knows one path and no rows; [`super::blobs`] owns the table of
+//! these and keeps the rows in step.
+//!
+//! # Invariants
+//!
+//! - A chunk counts as resident only after its bytes were verified and the write of them returned.
+//! - A *doubted* chunk may be in the file (a power loss came between), and is
+//!   not served before its bytes were hashed again.
+//! - What was found at the path without a row is never written to: it may
+//!   be linked elsewhere, or mapped by a program. A new file takes its place.
+//! - A file is lent to one inode at a time, and only when nobody else has it
+//!   open: mappings outlive a loan, and the daemon.
+//! - A *frozen* file (quarantined) is not written to any more.
+
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use rustix::buffer::spare_capacity;
+
+use super::{
+    StoreError,
+    bits::Bits,
+    error::disk,
+    lease::{Lease, LeaseKind, with_lease},
+    rows::{BlobRow, Durability, Ino, Residency},
+};
+use crate::base::{chunk::ChunkList, digest::Digest, durable::remove_if_there};
+
+/// Residency reaches the index at most this often while a blob is being
+/// filled: what a crash forgets is fetched again.
+const SAVE_INTERVAL: Duration = Duration::from_millis(500);
+
+#[derive(Debug)]
+pub(super) struct BlobFile {
+    pub(super) digest: Digest,
+    pub(super) chunks: Arc<ChunkList>,
+    pub(super) path: PathBuf,
+    /// Written for what replaces the file, read for everything that uses it.
+    slot: RwLock<Option<Arc<File>>>,
+    resident: Bits,
+    doubted: Bits,
+    frozen: AtomicBool,
+    loan: Mutex<Loan>,
+    /// Chunks became resident that no row knows of.
+    unsaved: AtomicBool,
+    saved_at: Mutex<Instant>,
+}
+
+#[derive(Debug, Default)]
+struct Loan {
+    /// Grows when the path gets another file, so that loans of the old one end unnoticed.
+    generation: u64,
+    holder: Option<(Ino, u32)>,
+    last: Option<Ino>,
+}
+
+/// What opening the file of a row found.
+pub(super) enum Found {
+    AsTheRowSays,
+    /// There is no such file, or not of that length.
+    Gone,
+}
+
+impl BlobFile {
+    /// Opens what `row` says is here; `sealed` is of a whole file whose row is about to come.
+    pub(super) fn open(
+        digest: Digest,
+        chunks: Arc<ChunkList>,
+        path: PathBuf,
+        row: Option<&BlobRow>,
+        sealed: bool,
+    ) -> Result<(Self, Found), StoreError> {
+        let count = chunks.chunks().len();
+        let held = match row.map(|row| &row.residency) {
+            _ if sealed => Bits::full(count),
+            None | Some(Residency::Nothing) => Bits::empty(count),
+            Some(Residency::Partial(bytes)) => Bits::from_bytes(count, bytes),
+            Some(Residency::Whole) => Bits::full(count),
+        };
+        let frozen = row.is_some_and(|row| row.durability == Durability::Quarantined) && !sealed;
+        let mut found = Found::AsTheRowSays;
+        let mut file = None;
+        if !held.is_empty() {
+            file = open_file(&path, chunks.size(), !held.is_full() && !frozen)?;
+            if file.is_none() {
+                held.clear();
+                found = Found::Gone;
+            }
+        }
+        let in_doubt = row.is_some_and(|row| row.doubted) && !sealed;
+        let (resident, doubted) = if in_doubt {
+            (Bits::empty(count), held)
+        } else {
+            (held, Bits::empty(count))
+        };
+        let blob = Self {
+            digest,
+            chunks,
+            path,
+            slot: RwLock::new(file.map(Arc::new)),
+            resident,
+            doubted,
+            frozen: AtomicBool::new(frozen),
+            loan: Mutex::default(),
+            unsaved: AtomicBool::new(false),
+            saved_at: Mutex::new(Instant::now()),
+        };
+        Ok((blob, found))
+    }
+
+    pub(super) fn size(&self) -> u64 {
+        self.chunks.size()
+    }
+
+    pub(super) fn is_whole(&self) -> bool {
+        self.resident.is_full()
+    }
+
+    pub(super) fn has(&self, offset: u64, len: u64) -> bool {
+        self.resident.contains_all(self.chunks.covering(offset, len))
+    }
+
+    pub(super) fn has_chunk(&self, index: usize) -> bool {
+        self.resident.contains(index)
+    }
+
+    pub(super) fn doubts_chunk(&self, index: usize) -> bool {
+        self.doubted.contains(index)
+    }
+
+    /// What a row says of this file.
+    pub(super) fn residency(&self) -> (Residency, bool) {
+        let doubted = !self.doubted.is_empty();
+        let mut bytes = self.resident.to_bytes();
+        for (byte, more) in bytes.iter_mut().zip(self.doubted.to_bytes()) {
+            *byte |= more;
+        }
+        let held = Bits::from_bytes(self.chunks.chunks().len(), &bytes);
+        let residency = if held.is_full() {
+            Residency::Whole
+        } else if held.is_empty() {
+            Residency::Nothing
+        } else {
+            Residency::Partial(bytes)
+        };
+        (residency, doubted)
+    }
+
+    /// Reads resident bytes; `None` when not all of them are here. Short only at the end of the blob.
+    pub(super) fn read(&self, offset: u64, len: usize) -> Result<Option<Vec<u8>>, StoreError> {
+        let slot = self.read_slot();
+        if !self.has(offset, len as u64) {
+            return Ok(None);
+        }
+        let len = self.size().saturating_sub(offset).min(len as u64) as usize;
+        match slot.as_ref() {
+            _ if len == 0 => Ok(Some(Vec::new())),
+            Some(file) => read_exact(file, offset, len)
+                .map(Some)
+                .map_err(disk("read", &self.path)),
+            None => Ok(None),
+        }
+    }
+
+    /// Reads the bytes at a chunk's place, whether they are right or not; `None` without a file.
+    pub(super) fn read_unverified(&self, index: usize) -> Result<Option<Bytes>, StoreError> {
+        let Some(file) = self.read_slot().clone() else {
+            return Ok(None);
+        };
+        let len = self.chunks.chunks()[index].len as usize;
+        read_exact(&file, self.chunks.start(index), len)
+            .map(|bytes| Some(bytes.into()))
+            .map_err(disk("read", &self.path))
+    }
+
+    /// Takes the doubt from a chunk that was hashed again: it is resident, or it never was.
+    pub(super) fn settle_doubt(&self, index: usize, right: bool) {
+        let _slot = self.read_slot();
+        if self.doubted.contains(index) {
+            if right {
+                self.resident.insert(index);
+            }
+            self.doubted.remove(index);
+            self.unsaved.store(true, Ordering::Release);
+        }
+    }
+
+    /// Writes the verified bytes of a chunk and makes it resident, making the file if
+    /// there is none, after `before_make`. Does nothing when the chunk is resident or the file is frozen.
+    pub(super) fn store_chunk(
+        &self,
+        index: usize,
+        bytes: &[u8],
+        before_make: impl FnOnce() -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        if self.frozen.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let mut slot = self.read_slot();
+        if slot.is_none() {
+            drop(slot);
+            self.make_file(before_make)?;
+            slot = self.read_slot();
+        }
+        if self.resident.contains(index) {
+            return Ok(());
+        }
+        // Another thread may have taken the file away again: then this chunk is just not kept.
+        let Some(file) = slot.as_ref() else {
+            return Ok(());
+        };
+        file.write_all_at(bytes, self.chunks.start(index))
+            .map_err(disk("write", &self.path))?;
+        self.resident.insert(index);
+        self.doubted.remove(index);
+        self.unsaved.store(true, Ordering::Release);
+        drop(slot);
+        if self.is_whole() {
+            self.reopen_read_only();
+        }
+        Ok(())
+    }
+
+    fn make_file(&self, before: impl FnOnce() -> Result<(), StoreError>) -> Result<(), StoreError> {
+        let mut slot = self.write_slot();
+        if slot.is_some() {
+            return Ok(());
+        }
+        before()?;
+        remove_if_there(&self.path).map_err(disk("remove", &self.path))?;
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&self.path)
+            .map_err(disk("create", &self.path))?;
+        if let Err(err) = file.set_len(self.size()) {
+            // Nothing refers to it; what stays is an orphan that the next one replaces.
+            let _ = remove_if_there(&self.path);
+            return Err(disk("extend", &self.path)(err));
+        }
+        *slot = Some(Arc::new(file));
+        Ok(())
+    }
+
+    /// A whole file is never written to again, and a writable descriptor would forbid a lease.
+    fn reopen_read_only(&self) {
+        let mut slot = self.write_slot();
+        if slot.is_some()
+            && self.is_whole()
+            && let Ok(Some(file)) = open_file(&self.path, self.size(), false) {
+            *slot = Some(Arc::new(file));
+        }
+    }
+
+    /// The path has another, whole file now.
+    pub(super) fn replaced_by(&self, file: File) {
+        let mut slot = self.write_slot();
+        *slot = Some(Arc::new(file));
+        self.resident.fill();
+        self.doubted.clear();
+        self.frozen.store(false, Ordering::Release);
+        self.end_loans();
+    }
+
+    /// The file left, nothing is resident any more. `unlink` runs while nobody can make a new one.
+    pub(super) fn leave<T>(&self, unlink: impl FnOnce() -> T) -> T {
+        let mut slot = self.write_slot();
+        self.resident.clear();
+        self.doubted.clear();
+        self.unsaved.store(false, Ordering::Release);
+        self.frozen.store(false, Ordering::Release);
+        *slot = None;
+        self.end_loans();
+        unlink()
+    }
+
+    /// Runs `unlink` while nobody can make a new file.
+    pub(super) fn unlink_with<T>(&self, unlink: impl FnOnce() -> T) -> T {
+        let _slot = self.write_slot();
+        unlink()
+    }
+
+    /// Chunks turned out to be wrong: they are not served, and nothing is written any more.
+    pub(super) fn freeze(&self, wrong: &[usize]) {
+        let _slot = self.write_slot();
+        self.frozen.store(true, Ordering::Release);
+        for &index in wrong {
+            self.resident.remove(index);
+            self.doubted.remove(index);
+        }
+    }
+
+    /// Opens the whole file anew, read-only.
+    pub(super) fn file(&self) -> Result<File, StoreError> {
+        let slot = self.read_slot();
+        let file = match slot.as_ref() {
+            Some(_) if self.is_whole() => open_file(&self.path, self.size(), false)?,
+            _ => None,
+        };
+        file.ok_or_else(|| disk("open", &self.path)(io::ErrorKind::NotFound.into()))
+    }
+
+    /// Lends the file to `ino`; returns what [`Self::give_back`] wants.
+    pub(super) fn lend(&self, ino: Ino) -> Option<u64> {
+        let slot = self.read_slot();
+        let file = slot.as_ref().filter(|_| self.is_whole())?;
+        let mut loan = self.loan();
+        match &mut loan.holder {
+            Some((holder, count)) if *holder == ino => *count += 1,
+            Some(_) => return None,
+            None => {
+                if loan.last != Some(ino) && !nobody_else_has_it_open(file) {
+                    return None;
+                }
+                loan.holder = Some((ino, 1));
+                loan.last = Some(ino);
+            }
+        }
+        Some(loan.generation)
+    }
+
+    pub(super) fn give_back(&self, ino: Ino, generation: u64) {
+        let mut loan = self.loan();
+        if loan.generation != generation {
+            return;
+        }
+        if let Some((holder, count)) = &mut loan.holder
+            && *holder == ino
+        {
+            *count -= 1;
+            if *count == 0 {
+                loan.holder = None;
+            }
+        }
+    }
+
+    pub(super) fn is_lent(&self) -> bool {
+        self.loan().holder.is_some()
+    }
+
+    fn end_loans(&self) {
+        let mut loan = self.loan();
+        *loan = Loan {
+            generation: loan.generation + 1,
+            ..Loan::default()
+        };
+    }
+
+    /// Whether nobody but this table has the file open or mapped.
+    pub(super) fn is_exclusive(&self) -> bool {
+        self.read_slot()
+            .as_ref()
+            .is_some_and(|file| nobody_else_has_it_open(file))
+    }
+
+    /// Whether it is time to tell the index what became resident.
+    pub(super) fn wants_saving(&self) -> bool {
+        self.is_unsaved() && (self.is_whole() || self.saved_at().elapsed() >= SAVE_INTERVAL)
+    }
+
+    pub(super) fn is_unsaved(&self) -> bool {
+        self.unsaved.load(Ordering::Acquire)
+    }
+
+    /// Called before the bits are read for a row, so that a later one is not missed.
+    pub(super) fn note_saved(&self) {
+        self.unsaved.store(false, Ordering::Release);
+        *self.saved_at() = Instant::now();
+    }
+
+    fn saved_at(&self) -> MutexGuard<'_, Instant> {
+        self.saved_at
+            .lock()
+            .expect("no code panics while it holds the time")
+    }
+
+    /// Taken after the slot, never before it.
+    fn loan(&self) -> MutexGuard<'_, Loan> {
+        self.loan.lock().expect("no code panics while it holds the loan")
+    }
+
+    fn read_slot(&self) -> RwLockReadGuard<'_, Option<Arc<File>>> {
+        self.slot.read().expect("no code panics while it holds the slot")
+    }
+
+    fn write_slot(&self) -> RwLockWriteGuard<'_, Option<Arc<File>>> {
+        self.slot.write().expect("no code panics while it holds the slot")
+    }
+}
+
+fn nobody_else_has_it_open(file: &File) -> bool {
+    // Where leases are not known, nothing is lent or taken over.
+    matches!(
+        with_lease(file, LeaseKind::NobodyElse, || Ok(())),
+        Ok(Lease::Granted(()))
+    )
+}
+
+/// Opens a blob's file; `None` if there is none of that length.
+fn open_file(path: &Path, size: u64, write: bool) -> Result<Option<File>, StoreError> {
+    match File::options().read(true).write(write).open(path) {
+        Ok(file) => {
+            let len = file.metadata().map_err(disk("examine", path))?.len();
+            Ok((len == size).then_some(file))
+        }
+        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(err) => Err(disk("open", path)(err)),
+    }
+}
+
+fn read_exact(file: &File, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(len);
+    while bytes.len() < len {
+        let at = offset + bytes.len() as u64;
+        match rustix::io::pread(file, spare_capacity(&mut bytes), at) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(err) => return Err(err.into()),
+        }
+    }
+    // The allocator may have given more room than was asked for.
+    bytes.truncate(len);
+    Ok(bytes)
+}

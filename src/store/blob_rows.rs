@@ -1,0 +1,248 @@
+//! Changing the rows of blobs: what became resident, durable, wrong or is evicted.
+//!
+//! Every change reads the row again under the lock of its shard, so that none
+//! is made from a row that someone else has changed since.
+
+use std::sync::Arc;
+
+use tracing::{error, warn};
+
+use super::{
+    StoreError,
+    blob_file::BlobFile,
+    blobs::{Blob, Blobs, Shared, now_secs},
+    error::disk,
+    rows::{BlobRow, Change, Durability, Residency},
+};
+use crate::base::{
+    clock::local_millis,
+    digest::Digest,
+    durable::remove_if_there,
+};
+
+impl Blobs {
+    /// Removes the bytes of a clean blob that nobody uses; returns how many
+    /// came free, or `None` when it must stay.
+    ///
+    /// The row goes first, then the name. The file is not touched: a program may have it mapped.
+    pub(super) fn evict(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
+        let shard = self.shared.shard(digest);
+        if shard.contains_key(digest) || self.shared.staging.is_sealing(digest) {
+            return Ok(None);
+        }
+        let Some(row) = self.shared.ledger.blob(digest)? else {
+            return Ok(None);
+        };
+        let may_go = match row.durability {
+            Durability::Durable { .. } => !row.pinned && row.residency != Residency::Nothing,
+            Durability::Dirty | Durability::Quarantined => false,
+        };
+        if !may_go {
+            return Ok(None);
+        }
+        let bytes = self.shared.resident_bytes(&row)?;
+        self.shared.commit_leaving(BlobRow {
+            residency: Residency::Nothing,
+            doubted: false,
+            ..(*row).clone()
+        })?;
+        let path = self.shared.path(digest);
+        remove_if_there(&path).map_err(disk("remove", &path))?;
+        Ok(Some(bytes))
+    }
+
+    pub(super) fn is_in_use(&self, digest: &Digest) -> bool {
+        self.shared.shard(digest).contains_key(digest)
+    }
+
+    /// Notes that the bucket has all of a blob; false when it is no longer dirty.
+    pub(crate) fn set_durable(&self, digest: &Digest, confirmed_millis: u64) -> Result<bool, StoreError> {
+        let _shard = self.shared.shard(digest);
+        let Some(row) = self.shared.ledger.blob(digest)? else {
+            return Ok(false);
+        };
+        if row.durability != Durability::Dirty {
+            return Ok(false);
+        }
+        self.shared.put_row(BlobRow {
+            durability: Durability::Durable { confirmed_millis },
+            ..(*row).clone()
+        })?;
+        Ok(true)
+    }
+
+    /// Whether a blob waits to be uploaded.
+    pub(crate) fn is_dirty(&self, digest: &Digest) -> Result<bool, StoreError> {
+        let row = self.shared.ledger.blob(digest)?;
+        Ok(row.is_some_and(|row| row.durability == Durability::Dirty))
+    }
+
+    /// The bytes of chunks `wrong` differ from their names: they are not
+    /// served any more, the blob is not uploaded, its file is kept for inspection.
+    /// Of a clean blob the wrong chunks are merely forgotten.
+    pub(crate) fn quarantine(&self, blob: &Blob, wrong: &[usize]) -> Result<(), StoreError> {
+        let file = &blob.file;
+        let digest = file.digest;
+        let _shard = self.shared.shard(&digest);
+        let Some(row) = self.shared.ledger.blob(&digest)? else {
+            return Ok(());
+        };
+        let mut row = (*row).clone();
+        file.freeze(wrong);
+        if let Durability::Durable { .. } = row.durability {
+            warn!(%digest, chunks = ?wrong, "a blob in the cache was damaged; it will be fetched again");
+            // A frozen file takes no chunks: a new one will, when this one is gone.
+            row.residency = Residency::Nothing;
+            row.doubted = false;
+            self.shared.commit_leaving(row)?;
+            let path = &file.path;
+            return file.leave(|| remove_if_there(path)).map_err(disk("remove", path));
+        }
+        error!(%digest, chunks = ?wrong, path = %file.path.display(),
+            "the bytes of a blob differ from its name; it is kept, but will not be uploaded");
+        (row.residency, row.doubted) = file.residency();
+        row.durability = Durability::Quarantined;
+        self.shared.put_row(row)
+    }
+
+    /// The bucket does not have a chunk of `blob`: nothing that says otherwise is
+    /// believed any more, so that whoever creates the blob again uploads it.
+    pub(super) fn note_missing(&self, blob: &Blob, chunk: Digest) -> Result<(), StoreError> {
+        let digest = blob.digest();
+        let _shard = self.shared.shard(&digest);
+        let mut changes = Vec::new();
+        if chunk != digest {
+            changes.push(Change::ConfirmChunk(chunk, 0));
+        }
+        if let Some(row) = self.shared.ledger.blob(&digest)?
+            && let Durability::Durable { .. } = row.durability
+            && !self.shared.staging.is_sealing(&digest)
+        {
+            changes.push(Change::PutBlob(BlobRow {
+                durability: Durability::Durable { confirmed_millis: 0 },
+                ..(*row).clone()
+            }));
+        }
+        if changes.is_empty() {
+            return Ok(());
+        }
+        self.shared.ledger.commit(changes)
+    }
+
+    /// Writes what is kept in memory to the rows: what became resident, and,
+    /// with `uses`, when blobs were used. Called by a thread now and then.
+    pub(super) fn save(&self, uses: bool) -> Result<(), StoreError> {
+        for number in 0..=u8::MAX {
+            let shard = self.shared.shard_at(number);
+            for in_use in shard.values().filter(|in_use| in_use.file.is_unsaved()) {
+                self.shared.save_residency_locked(&in_use.file)?;
+            }
+        }
+        if uses { self.save_uses() } else { Ok(()) }
+    }
+
+    fn save_uses(&self) -> Result<(), StoreError> {
+        let touches = std::mem::take(
+            &mut *self
+                .shared
+                .touches
+                .lock()
+                .expect("no code panics while it holds the uses"),
+        );
+        let mut touches: Vec<_> = touches.into_iter().collect();
+        touches.sort_unstable();
+        for same_shard in touches.chunk_by(|a, b| a.0.as_bytes()[0] == b.0.as_bytes()[0]) {
+            let _shard = self.shared.shard(&same_shard[0].0);
+            let mut changes = Vec::new();
+            for &(digest, used_secs) in same_shard {
+                if let Some(row) = self.shared.ledger.blob(&digest)?
+                    && row.used_secs < used_secs
+                    && !self.shared.staging.is_sealing(&digest)
+                {
+                    changes.push(Change::PutBlob(BlobRow {
+                        used_secs,
+                        ..(*row).clone()
+                    }));
+                }
+            }
+            if !changes.is_empty() {
+                self.shared.ledger.commit(changes)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Shared {
+    /// Commits a row as it is; the shard is locked.
+    pub(super) fn put_row(&self, row: BlobRow) -> Result<(), StoreError> {
+        self.ledger.commit(vec![Change::PutBlob(row)])
+    }
+
+    /// Commits a row that says that nothing is here any more; the shard is locked.
+    pub(super) fn commit_leaving(&self, row: BlobRow) -> Result<(), StoreError> {
+        let digest = row.digest;
+        self.put_row(row)?;
+        self.note_leaving(digest);
+        Ok(())
+    }
+
+    pub(super) fn save_residency(&self, file: &Arc<BlobFile>) -> Result<(), StoreError> {
+        let _shard = self.shard(&file.digest);
+        self.save_residency_locked(file)
+    }
+
+    /// Commits what is resident now; the shard is locked.
+    pub(super) fn save_residency_locked(&self, file: &BlobFile) -> Result<(), StoreError> {
+        if self.staging.is_sealing(&file.digest) {
+            return Ok(());
+        }
+        file.note_saved();
+        let (residency, doubted) = file.residency();
+        let row = match self.ledger.blob(&file.digest)? {
+            Some(row) => (*row).clone(),
+            None if residency == Residency::Nothing => return Ok(()),
+            None => new_row(file.digest, file.size()),
+        };
+        if row.residency == residency && row.doubted == doubted {
+            return Ok(());
+        }
+        self.put_row(BlobRow {
+            residency,
+            doubted,
+            ..row
+        })
+    }
+
+    /// How many bytes of a blob its row counts as resident.
+    fn resident_bytes(&self, row: &BlobRow) -> Result<u64, StoreError> {
+        Ok(match &row.residency {
+            Residency::Nothing => 0,
+            Residency::Whole => row.size,
+            Residency::Partial(bits) => {
+                let chunks = self.ledger.manifest(&row.digest, row.size)?;
+                chunks.map_or(0, |chunks| {
+                    let held = super::bits::Bits::from_bytes(chunks.chunks().len(), bits);
+                    let held = |&(index, _): &(usize, _)| held.contains(index);
+                    let chunks = chunks.chunks().iter().enumerate();
+                    chunks.filter(held).map(|(_, chunk)| u64::from(chunk.len)).sum()
+                })
+            }
+        })
+    }
+}
+
+/// The row of a blob that came from the bucket: it is there, and was just now.
+pub(super) fn new_row(digest: Digest, size: u64) -> BlobRow {
+    BlobRow {
+        digest,
+        size,
+        residency: Residency::Nothing,
+        durability: Durability::Durable {
+            confirmed_millis: local_millis(),
+        },
+        used_secs: now_secs(),
+        pinned: false,
+        doubted: false,
+    }
+}

@@ -1,0 +1,166 @@
+//! Sealing: a staging file becomes a blob, by a second name for the same file.
+//!
+//! # Order
+//!
+//! 1. [`Blobs::seal`] links the file to its blob name and returns the rows.
+//! 2. The caller commits them together with the row of the file.
+//! 3. The caller calls `Staging::remove_after_barrier`.
+//!
+//! From 1 to 3 the caller keeps writers away from the file. A crash
+//! between 1 and 2 leaves a blob file without a row, which whoever needs the
+//! name replaces, and a staging file that is sealed again; a crash after 2
+//! leaves a staging name that the next start removes. Nothing is renamed, so
+//! there is never a row without its file.
+//!
+//! From 1 on this process serves the blob; the row belongs to the caller until 3
+//! (the digest is *sealing*), so nothing else commits it.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::Path,
+};
+
+use super::{
+    StoreError,
+    blobs::{Blobs, Shared, now_secs},
+    error::disk,
+    rows::{BlobRow, Change, Durability, Residency, StagingId},
+};
+use crate::base::{
+    chunk::Sliced,
+    clock::local_millis,
+    digest::Digest,
+    durable::remove_if_there,
+};
+
+/// How long "the bucket has it" is believed, in milliseconds: a quarter of a
+/// day. A sweep of the bucket must leave blobs alone for at least twice as
+/// long; after it, an upload asks the bucket again, which costs one request a chunk.
+pub(crate) const TRUST_MILLIS: u64 = 6 * 3600 * 1000;
+
+impl Blobs {
+    /// Links a staging file to its blob name, unless the blob is resident already.
+    ///
+    /// Returns the changes that make it known (blob row, dirty unless the
+    /// bucket has it; manifest); the caller commits them *together with* the row
+    /// of the file, and then calls `staging.remove_after_barrier`, with writers kept
+    /// away from the file in between. No changes are returned for an empty file,
+    /// which has no blob. Sealing the same file again under another digest forgets the first.
+    pub fn seal(&self, id: StagingId, sliced: &Sliced) -> Result<Vec<Change>, StoreError> {
+        let digest = sliced.digest;
+        let size = sliced.chunks.size();
+        if size == 0 {
+            return Ok(Vec::new());
+        }
+        let shared = &self.shared;
+        if let Some(before) = shared.staging.begin_sealing(id, digest) {
+            self.forget_seal(&before)?;
+        }
+        let linked = self.link(id, sliced);
+        if linked.is_err() {
+            // Nothing was promised to anyone.
+            shared.staging.end_sealing(id);
+        }
+        linked
+    }
+
+    fn link(&self, id: StagingId, sliced: &Sliced) -> Result<Vec<Change>, StoreError> {
+        let shared = &self.shared;
+        let digest = sliced.digest;
+        let size = sliced.chunks.size();
+        let mut changes = Vec::new();
+        if sliced.chunks.chunks().len() > 1 && shared.ledger.manifest(&digest, size)?.is_none() {
+            changes.push(Change::PutManifest(digest, sliced.chunks.clone()));
+        }
+
+        let shard = shared.shard(&digest);
+        let row = shared.ledger.blob(&digest)?;
+        let path = shared.path(&digest);
+        let good = row.as_ref().is_some_and(|row| {
+            row.residency == Residency::Whole && !row.doubted && row.durability != Durability::Quarantined
+        });
+        if !(good && is_there(&path, size)?) {
+            // The row of some chunks may be on the disk, and would then speak of this file.
+            let replaces_bytes = row
+                .as_ref()
+                .is_some_and(|row| row.residency != Residency::Nothing);
+            shared.put_at(id, &digest, replaces_bytes || shared.is_leaving(&digest))?;
+            if let Some(in_use) = shard.get(&digest) {
+                let file = File::open(&path).map_err(disk("open", &path))?;
+                in_use.file.replaced_by(file);
+            }
+        }
+        let durability = match row.as_ref().map(|row| row.durability) {
+            Some(Durability::Durable { confirmed_millis }) if is_trusted(confirmed_millis) => {
+                Durability::Durable { confirmed_millis }
+            }
+            Some(Durability::Durable { .. } | Durability::Dirty | Durability::Quarantined) | None => {
+                Durability::Dirty
+            }
+        };
+        let row = BlobRow {
+            digest,
+            size,
+            residency: Residency::Whole,
+            durability,
+            used_secs: now_secs(),
+            pinned: row.is_some_and(|row| row.pinned),
+            doubted: false,
+        };
+        changes.push(Change::PutBlob(row));
+        Ok(changes)
+    }
+
+    /// Removes a blob name that was linked for rows that were never committed.
+    fn forget_seal(&self, digest: &Digest) -> Result<(), StoreError> {
+        let shared = &self.shared;
+        let shard = shared.shard(digest);
+        let row = shared.ledger.blob(digest)?;
+        let has_row = row.is_some_and(|row| row.residency != Residency::Nothing);
+        if has_row || shared.staging.is_sealing(digest) {
+            return Ok(());
+        }
+        let path = shared.path(digest);
+        let unlink = || remove_if_there(&path).map_err(disk("remove", &path));
+        match shard.get(digest) {
+            Some(in_use) => in_use.file.leave(unlink),
+            None => unlink(),
+        }
+    }
+}
+
+impl Shared {
+    /// Gives a staging file its blob name, in the place of whatever has it. The shard is locked.
+    fn put_at(&self, id: StagingId, digest: &Digest, sync: bool) -> Result<(), StoreError> {
+        let staged = self.staging.path(id);
+        let path = self.path(digest);
+        if sync {
+            let file = File::open(&staged).map_err(disk("open", &staged))?;
+            file.sync_data().map_err(disk("sync", &staged))?;
+        }
+        match fs::hard_link(&staged, &path) {
+            Err(err) if err.kind() == io::ErrorKind::AlreadyExists => {}
+            linked => return linked.map_err(disk("link", &path)),
+        }
+        let temp = path.with_extension(id.0.to_string());
+        remove_if_there(&temp).map_err(disk("remove", &temp))?;
+        fs::hard_link(&staged, &temp).map_err(disk("link", &temp))?;
+        fs::rename(&temp, &path).map_err(disk("rename", &path))?;
+        // Renaming between two names of one file does nothing: it was there already.
+        remove_if_there(&temp).map_err(disk("remove", &temp))
+    }
+}
+
+/// Whether "the bucket has it", confirmed at that time of its clock, is still believed.
+pub(crate) fn is_trusted(confirmed_millis: u64) -> bool {
+    confirmed_millis.saturating_add(TRUST_MILLIS) > local_millis()
+}
+
+fn is_there(path: &Path, size: u64) -> Result<bool, StoreError> {
+    match fs::metadata(path) {
+        Ok(found) => Ok(found.len() == size),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(err) => Err(disk("examine", path)(err)),
+    }
+}

@@ -1,0 +1,292 @@
+//! Taking over: a blob's bytes become a staging file that a program may write to.
+//!
+//! Either the staging file is a copy (shared blocks where the file system can),
+//! or it is the blob's own file under a second name, and the blob leaves
+//! this disk or gets a copy for itself.
+//!
+//! # Order
+//!
+//! 1. [`Blobs::take_over`] makes the staging name. A blob that gives its file
+//!    away loses its residency row here: from then on nobody trusts the name.
+//! 2. The caller commits the row of the file, which refers to the staging file.
+//! 3. [`Blobs::finish_take_over`] unlinks the blob's name and brings that to
+//!    the disk. Only then may anyone write to the file: after a power loss an old row
+//!    could otherwise vouch for bytes that were written since.
+//!
+//! A crash before 2 leaves a staging file that no row refers to, which the next start
+//! removes, and a clean blob that has to be fetched again; a crash before 3
+//! leaves a blob file without a resident row, which whoever needs the name replaces.
+//!
+//! A copy is brought to the disk before it is used: the bytes may have been
+//! promised to survive a power loss, and the file they were in is about to be forgotten.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use tracing::warn;
+
+use super::{
+    StoreError,
+    blobs::{Blob, Blobs},
+    error::disk,
+    rows::{BlobRow, Change, Durability, Residency, StagingId},
+};
+use crate::base::{
+    digest::Digest,
+    durable::{remove_if_there, sync_dir},
+};
+
+/// Blobs up to this size are copied rather than taken: the copy takes no
+/// longer than the disk barrier that taking needs, and the blob stays resident.
+const COPY_BYTES: u64 = 8 << 20;
+
+/// A staging file made from a blob.
+#[derive(Debug)]
+pub struct TakeOver {
+    pub id: StagingId,
+    /// Open for reading and writing; not written to before [`Blobs::finish_take_over`].
+    pub file: File,
+    /// To be committed with the row of the file.
+    pub changes: Vec<Change>,
+    /// The blob whose file this was, and which file that is (device, inode).
+    left: Option<(Digest, (u64, u64))>,
+}
+
+impl Blobs {
+    /// Makes a staging file with the bytes of a whole blob, for a writer.
+    ///
+    /// With `same_file` (the caller lent this very file to readers of the inode
+    /// that is now opened for writing, so the kernel demands one backing file)
+    /// the blob's own file becomes the staging file and the blob keeps a copy,
+    /// or leaves this disk if it is clean; without it a large clean blob that nobody
+    /// else uses or has mapped is taken over likewise, anything else is copied (reflink where the file
+    /// system can). Returns the changes that the caller commits with the row of the file;
+    /// the blob's name is unlinked only by `finish_take_over` after that commit.
+    ///
+    /// Other users of a blob that left fetch it again. Takes as long as copying the file
+    /// where it is copied, and a disk barrier in any case: not for a thread that must not wait.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Full`] when there is no room for the copy.
+    pub fn take_over(&self, blob: &Arc<Blob>, same_file: bool) -> Result<TakeOver, StoreError> {
+        if blob.size() == 0 {
+            let (id, file) = self.shared.staging.create()?;
+            return Ok(TakeOver::copied(id, file));
+        }
+        let source = blob.file()?;
+        if same_file {
+            return self.give_lent_file(blob, &source);
+        }
+        let (id, target) = self.shared.staging.create()?;
+        let staged = Unfinished::new(self.shared.staging.path(id));
+        if rustix::fs::ioctl_ficlone(&target, &source).is_err() {
+            if blob.size() > COPY_BYTES {
+                drop(source);
+                if let Some(taken) = self.give_free_file(blob)? {
+                    return Ok(taken);
+                }
+            }
+            copy(&blob.file()?, &target, blob.size(), &staged.path).map_err(full_or)?;
+        }
+        make_durable(&target, &staged.path).map_err(full_or)?;
+        staged.finish();
+        Ok(TakeOver::copied(id, target))
+    }
+
+    /// Ends what `take_over` began, after its changes and the row of the file are committed.
+    pub fn finish_take_over(&self, done: TakeOver) {
+        let Some((digest, file)) = done.left else {
+            return;
+        };
+        let path = self.shared.path(&digest);
+        let shard = self.shared.shard(&digest);
+        // A new file may have the name by now: whoever fetched the blob again made it.
+        let unlink = || match fs::metadata(&path) {
+            Ok(found) if identity(&found) == file => remove_if_there(&path),
+            Ok(_) => Ok(()),
+            Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(err) => Err(err),
+        };
+        let unlinked = match shard.get(&digest) {
+            Some(in_use) => in_use.file.unlink_with(unlink),
+            None => unlink(),
+        };
+        drop(shard);
+        let settled = unlinked.and_then(|()| sync_dir(folder_of(&path)));
+        if let Err(err) = settled {
+            warn!(path = %path.display(), error = %err, "cannot unlink a blob that was taken over");
+        }
+    }
+
+    /// Makes the file that readers of the caller's inode have its staging file.
+    fn give_lent_file(&self, blob: &Blob, source: &File) -> Result<TakeOver, StoreError> {
+        let shared = &self.shared;
+        let digest = blob.digest();
+        // Copied before the lock is taken; the bytes cannot change while the blob is leased.
+        let spare = match self.clean_row(&digest)? {
+            Some(_) => None,
+            None => Some(self.spare_copy(blob, source)?),
+        };
+        let shard = shared.shard(&digest);
+        let taken = match (spare, self.clean_row(&digest)?) {
+            (None, Some(row)) => self.give_clean_file(blob, &row),
+            (Some(spare), _) => self.link_file(blob).and_then(|taken| {
+                let path = &blob.file.path;
+                fs::rename(&spare.path, path).map_err(disk("rename", path))?;
+                spare.finish();
+                sync_dir(folder_of(path)).map_err(disk("sync", path))?;
+                blob.file.replaced_by(File::open(path).map_err(disk("open", path))?);
+                Ok(taken)
+            }),
+            // It became dirty in between: sealed again, by another file.
+            (None, None) => {
+                drop(shard);
+                return self.give_lent_file(blob, source);
+            }
+        };
+        drop(shard);
+        taken
+    }
+
+    /// Makes the blob's own file the staging file, if it can do without and
+    /// nobody else can see it being written.
+    fn give_free_file(&self, blob: &Blob) -> Result<Option<TakeOver>, StoreError> {
+        let digest = blob.digest();
+        let shard = self.shared.shard(&digest);
+        let alone = shard.get(&digest).is_some_and(|in_use| in_use.leases == 1);
+        match self.clean_row(&digest)? {
+            Some(row) if alone && !blob.file.is_lent() && blob.file.is_exclusive() => {
+                self.give_clean_file(blob, &row).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The row of a blob that may leave this disk.
+    fn clean_row(&self, digest: &Digest) -> Result<Option<Arc<BlobRow>>, StoreError> {
+        let row = self.shared.ledger.blob(digest)?;
+        let sealing = self.shared.staging.is_sealing(digest);
+        Ok(row.filter(|row| matches!(row.durability, Durability::Durable { .. }) && !row.pinned && !sealing))
+    }
+
+    /// Links the file and takes back the row that vouches for it. The shard is locked.
+    fn give_clean_file(&self, blob: &Blob, row: &BlobRow) -> Result<TakeOver, StoreError> {
+        let mut taken = self.link_file(blob)?;
+        let found = taken.file.metadata().map_err(disk("examine", &blob.file.path))?;
+        self.shared.commit_leaving(BlobRow {
+            residency: Residency::Nothing,
+            doubted: false,
+            ..row.clone()
+        })?;
+        blob.file.leave(|| ());
+        taken.left = Some((blob.digest(), identity(&found)));
+        Ok(taken)
+    }
+
+    /// Gives the blob's file a name among the staging files, on the disk too.
+    fn link_file(&self, blob: &Blob) -> Result<TakeOver, StoreError> {
+        let staging = &self.shared.staging;
+        let id = staging.next_id();
+        let staged = Unfinished::new(staging.path(id));
+        fs::hard_link(&blob.file.path, &staged.path).map_err(disk("link", &staged.path))?;
+        sync_dir(staging.dir()).map_err(disk("sync", staging.dir()))?;
+        let file = staging.open(id, true)?;
+        staged.finish();
+        Ok(TakeOver::copied(id, file))
+    }
+
+    /// Makes a copy that takes the blob's place, on the disk, under a name that a start removes.
+    fn spare_copy(&self, blob: &Blob, source: &File) -> Result<Unfinished, StoreError> {
+        let spare = Unfinished::new(self.shared.staging.path(self.shared.staging.next_id()));
+        let path = &spare.path;
+        let target = File::options()
+            .write(true)
+            .create_new(true)
+            .open(path)
+            .map_err(disk("create", path))?;
+        if rustix::fs::ioctl_ficlone(&target, source).is_err() {
+            copy(source, &target, blob.size(), path).map_err(full_or)?;
+        }
+        target.sync_all().map_err(disk("sync", path)).map_err(full_or)?;
+        Ok(spare)
+    }
+}
+
+/// A file that is removed again unless it is finished.
+#[derive(Debug)]
+struct Unfinished {
+    path: PathBuf,
+    finished: bool,
+}
+
+impl Unfinished {
+    fn new(path: PathBuf) -> Self {
+        Self { path, finished: false }
+    }
+
+    fn finish(mut self) {
+        self.finished = true;
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if !self.finished
+            && let Err(err) = remove_if_there(&self.path)
+        {
+            warn!(path = %self.path.display(), error = %err, "cannot remove a file; the next start will");
+        }
+    }
+}
+
+impl TakeOver {
+    fn copied(id: StagingId, file: File) -> Self {
+        Self {
+            id,
+            file,
+            changes: Vec::new(),
+            left: None,
+        }
+    }
+}
+
+fn copy(source: &File, target: &File, size: u64, path: &Path) -> Result<(), StoreError> {
+    let mut done = 0;
+    while done < size {
+        let (mut from, mut to) = (done, done);
+        // In pieces, so that a signal or a limit of the kernel costs one of them.
+        let piece = (size - done).min(1 << 30) as usize;
+        match rustix::fs::copy_file_range(source, Some(&mut from), target, Some(&mut to), piece) {
+            Ok(0) => return Err(disk("copy to", path)(io::ErrorKind::UnexpectedEof.into())),
+            Ok(copied) => done += copied as u64,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(err) => return Err(disk("copy to", path)(err.into())),
+        }
+    }
+    Ok(())
+}
+
+/// Brings a new file and its name to the disk.
+fn make_durable(file: &File, path: &Path) -> Result<(), StoreError> {
+    file.sync_all()
+        .and_then(|()| sync_dir(folder_of(path)))
+        .map_err(disk("sync", path))
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().expect("these files are all in folders of the cache directory")
+}
+
+fn identity(found: &fs::Metadata) -> (u64, u64) {
+    (found.dev(), found.ino())
+}
+
+fn full_or(err: StoreError) -> StoreError {
+    if err.is_disk_full() { StoreError::Full } else { err }
+}
