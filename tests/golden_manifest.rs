@@ -11,8 +11,14 @@ use casmount::{
 #[test]
 fn a_chunk_list_has_these_bytes() {
     let list = ChunkList::new(vec![
-        Chunk { digest: Digest::of(b"one"), len: 3 },
-        Chunk { digest: Digest::of(b"two"), len: 2 << 20 },
+        Chunk {
+            digest: Digest::of(b"one"),
+            len: 3,
+        },
+        Chunk {
+            digest: Digest::of(b"two"),
+            len: 2 << 20,
+        },
     ]);
     let mut bytes = b"casmcl\0\x01".to_vec();
     bytes.extend_from_slice(Digest::of(b"one").as_bytes());

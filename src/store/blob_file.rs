@@ -260,7 +260,8 @@ impl BlobFile {
         let mut slot = self.write_slot();
         if slot.is_some()
             && self.is_whole()
-            && let Ok(Some(file)) = open_file(&self.path, self.size(), false) {
+            && let Ok(Some(file)) = open_file(&self.path, self.size(), false)
+        {
             *slot = Some(Arc::new(file));
         }
     }

@@ -14,11 +14,7 @@ use super::{
     error::disk,
     rows::{BlobRow, Change, Durability, Residency},
 };
-use crate::base::{
-    clock::local_millis,
-    digest::Digest,
-    durable::remove_if_there,
-};
+use crate::base::{clock::local_millis, digest::Digest, durable::remove_if_there};
 
 impl Blobs {
     /// Removes the bytes of a clean blob that nobody uses; returns how many
@@ -49,6 +45,24 @@ impl Blobs {
         let path = self.shared.path(digest);
         remove_if_there(&path).map_err(disk("remove", &path))?;
         Ok(Some(bytes))
+    }
+
+    /// How many bytes of a blob its row counts as resident.
+    pub(super) fn resident_bytes(&self, row: &BlobRow) -> Result<u64, StoreError> {
+        self.shared.resident_bytes(row)
+    }
+
+    /// Takes the doubt from a chunk that was hashed again. A wrong one of a dirty blob is the
+    /// end of its only copy.
+    pub(super) fn settle_doubt(&self, blob: &Blob, index: usize, right: bool) -> Result<(), StoreError> {
+        if !right && self.is_dirty(&blob.digest())? {
+            return self.quarantine(blob, &[index]);
+        }
+        blob.file.settle_doubt(index, right);
+        if blob.file.wants_saving() {
+            self.shared.save_residency(&blob.file)?;
+        }
+        Ok(())
     }
 
     pub(super) fn is_in_use(&self, digest: &Digest) -> bool {

@@ -36,11 +36,7 @@ use super::{
     rows::{Durability, Ino, Residency},
     staging::Staging,
 };
-use crate::base::{
-    chunk::ChunkList,
-    clock::local_millis,
-    digest::Digest,
-};
+use crate::base::{chunk::ChunkList, clock::local_millis, digest::Digest};
 
 pub use super::take_over::TakeOver;
 
@@ -120,7 +116,9 @@ impl Blob {
     }
 
     fn loans(&self) -> MutexGuard<'_, Vec<(Ino, u64)>> {
-        self.loans.lock().expect("no code panics while it holds the loans")
+        self.loans
+            .lock()
+            .expect("no code panics while it holds the loans")
     }
 
     pub(super) fn has_chunk(&self, index: usize) -> bool {

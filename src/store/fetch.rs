@@ -1,23 +1,79 @@
 //! Fault-in: bringing chunks from the bucket, verified before a byte is served.
+//!
+//! This file turns reads into chunks; `fetch_chunk` brings one, `readahead` decides which to
+//! bring before they are asked for. What is resident never waits for the bucket.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    ops::Range,
+    sync::{Arc, Mutex, OnceLock},
+    time::Duration,
+};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use tokio::{runtime::Handle, task::JoinSet};
 
-use super::{StoreError, blobs::Blob};
+use super::{
+    StoreError,
+    blobs::{Blob, Blobs},
+    fetch_chunk::ChunkFetcher,
+    ledger::Ledger,
+    manifest,
+    readahead::{MAX_WINDOW, Readahead},
+    reclaim::Reclaimer,
+    rows::Change,
+};
+use crate::{base::digest::Digest, tier::SharedBucket};
+
+pub use super::fetch_chunk::FetchStatus;
 
 /// Where a reader is in a blob: lets the fetcher see a sequential reader and
-/// fetch ahead of it.
+/// fetch ahead of it. One for each open handle.
 #[derive(Debug, Default)]
-pub struct ReadCursor(Mutex<CursorState>);
+pub struct ReadCursor(Mutex<Readahead>);
 
-#[derive(Debug, Default)]
-struct CursorState {}
-
+/// Brings chunks. Its methods run on a tokio runtime.
 #[derive(Debug)]
-pub struct Fetcher {}
+pub struct Fetcher {
+    chunks: Arc<ChunkFetcher>,
+    ledger: Arc<Ledger>,
+    /// Where readahead runs: the runtime of the first asynchronous call.
+    runtime: OnceLock<Handle>,
+}
 
 impl Fetcher {
+    /// `read_timeout` bounds how long a read waits for the bucket.
+    pub fn new(
+        bucket: SharedBucket,
+        ledger: Arc<Ledger>,
+        blobs: Arc<Blobs>,
+        reclaimer: Arc<Reclaimer>,
+        read_timeout: Duration,
+    ) -> Self {
+        Self {
+            chunks: Arc::new(ChunkFetcher::new(bucket, blobs, reclaimer, read_timeout)),
+            ledger,
+            runtime: OnceLock::new(),
+        }
+    }
+
+    /// Reads bytes that are here, without waiting; `None` when some are not.
+    ///
+    /// Counts as a step of the reader, so a sequential one is fetched ahead
+    /// of while it reads what came before. For the threads that must not wait.
+    pub fn read_resident(
+        &self,
+        blob: &Arc<Blob>,
+        cursor: &ReadCursor,
+        offset: u64,
+        len: usize,
+    ) -> Result<Option<Vec<u8>>, StoreError> {
+        let bytes = blob.try_read(offset, len)?;
+        if bytes.is_some() {
+            self.read_ahead(blob, cursor, offset, len as u64);
+        }
+        Ok(bytes)
+    }
+
     /// Reads bytes of a blob, fetching the chunks that are not here. Served
     /// from memory when the disk is full. Short only at the end of the blob.
     pub async fn read(
@@ -27,33 +83,143 @@ impl Fetcher {
         offset: u64,
         len: usize,
     ) -> Result<Bytes, StoreError> {
-        let _ = (blob, cursor, offset, len);
-        todo!()
+        self.runtime.get_or_init(Handle::current);
+        let end = offset.saturating_add(len as u64).min(blob.size());
+        let len = end.saturating_sub(offset) as usize;
+        self.read_ahead(blob, cursor, offset, len as u64);
+        if let Some(bytes) = blob.try_read(offset, len)? {
+            return Ok(bytes.into());
+        }
+        let covering = blob.chunks().covering(offset, len as u64);
+        let part = |index: usize| {
+            let start = blob.chunks().start(index);
+            let until = blob.chunks().start(index + 1).min(end);
+            (offset.max(start) - start) as usize..(until - start) as usize
+        };
+        if covering.len() == 1 {
+            let chunk = self
+                .chunks
+                .chunk(blob, covering.start, self.chunks.deadline())
+                .await?;
+            return Ok(chunk.slice(part(covering.start)));
+        }
+        self.read_several(blob, covering, part, len).await
+    }
+
+    /// Reads parts of several chunks, all of which are asked for at once.
+    async fn read_several(
+        &self,
+        blob: &Arc<Blob>,
+        covering: Range<usize>,
+        part: impl Fn(usize) -> Range<usize>,
+        len: usize,
+    ) -> Result<Bytes, StoreError> {
+        let deadline = self.chunks.deadline();
+        let mut under_way = JoinSet::new();
+        for index in covering.clone().skip(1) {
+            if !blob.has_chunk(index) {
+                let (chunks, blob) = (Arc::clone(&self.chunks), Arc::clone(blob));
+                under_way.spawn(async move {
+                    // Asked for again below, where a failure is told; this only starts it.
+                    let _ = chunks.chunk(&blob, index, deadline).await;
+                });
+            }
+        }
+        let mut bytes = BytesMut::with_capacity(len);
+        for index in covering {
+            let part = part(index);
+            let start = blob.chunks().start(index) + part.start as u64;
+            match blob.try_read(start, part.len())? {
+                Some(resident) => bytes.extend_from_slice(&resident),
+                None => {
+                    let chunk = self.chunks.chunk(blob, index, deadline).await?;
+                    bytes.extend_from_slice(&chunk[part]);
+                }
+            }
+        }
+        under_way.detach_all();
+        Ok(bytes.freeze())
     }
 
     /// Makes the first chunk resident: what an open of a blob does, so that a
     /// blob that is gone is found out before a read.
     pub async fn ensure_first(&self, blob: &Arc<Blob>) -> Result<(), StoreError> {
-        let _ = blob;
-        todo!()
+        self.runtime.get_or_init(Handle::current);
+        if blob.size() == 0 || blob.has_chunk(0) {
+            return Ok(());
+        }
+        self.chunks.chunk(blob, 0, self.chunks.deadline()).await?;
+        Ok(())
     }
 
-    /// Makes every chunk resident.
+    /// Makes every chunk resident, as far as the disk takes them: the caller looks at
+    /// `is_whole`. Each chunk has the read timeout for itself.
     pub async fn ensure_whole(&self, blob: &Arc<Blob>) -> Result<(), StoreError> {
-        let _ = blob;
-        todo!()
+        self.runtime.get_or_init(Handle::current);
+        let mut under_way = JoinSet::new();
+        for index in 0..blob.chunks().chunks().len() {
+            if blob.has_chunk(index) {
+                continue;
+            }
+            if under_way.len() >= MAX_WINDOW
+                && let Some(done) = under_way.join_next().await
+            {
+                done.expect("fetching does not panic")?;
+            }
+            let (chunks, blob) = (Arc::clone(&self.chunks), Arc::clone(blob));
+            under_way.spawn(async move { chunks.chunk(&blob, index, chunks.deadline()).await.map(drop) });
+        }
+        while let Some(done) = under_way.join_next().await {
+            done.expect("fetching does not panic")?;
+        }
+        Ok(())
     }
 
     /// Fetches the chunk list of a blob whose entry carries it as a blob of its own,
     /// verifies and commits it.
     pub async fn fetch_manifest(
         &self,
-        list: crate::base::digest::Digest,
+        list: Digest,
         list_size: u64,
-        blob: crate::base::digest::Digest,
+        blob: Digest,
         size: u64,
     ) -> Result<(), StoreError> {
-        let _ = (list, list_size, blob, size);
-        todo!()
+        if self.ledger.manifest(&blob, size)?.is_some() {
+            return Ok(());
+        }
+        if list_size > manifest::MAX_LIST_BYTES {
+            return Err(StoreError::Corrupt { blob });
+        }
+        let bytes = self.chunks.object(list, list_size, blob).await?;
+        match manifest::decode(&bytes) {
+            Ok(chunks) if chunks.size() == size => {
+                self.ledger.commit(vec![Change::PutManifest(blob, chunks)])
+            }
+            wrong => {
+                tracing::warn!(%blob, %list, problem = ?wrong.err(), "a chunk list is not that of its blob");
+                Err(StoreError::Corrupt { blob })
+            }
+        }
+    }
+
+    pub fn status(&self) -> FetchStatus {
+        self.chunks.status()
+    }
+
+    /// Starts fetching what a sequential reader will ask for next.
+    fn read_ahead(&self, blob: &Arc<Blob>, cursor: &ReadCursor, offset: u64, len: u64) {
+        if blob.is_whole() {
+            return;
+        }
+        let Some(runtime) = self.runtime.get() else { return };
+        let ahead = cursor
+            .0
+            .lock()
+            .expect("no code panics while it holds the cursor")
+            .advance(blob.chunks(), offset, len);
+        for index in ahead.filter(|&index| !blob.has_chunk(index)) {
+            let (chunks, blob) = (Arc::clone(&self.chunks), Arc::clone(blob));
+            runtime.spawn(async move { chunks.chunk_ahead(blob, index).await });
+        }
     }
 }

@@ -86,7 +86,10 @@ mod tests {
 
     #[test]
     fn anything_but_a_list_is_refused() {
-        let list = ChunkList::new(vec![Chunk { digest: Digest::EMPTY, len: 5 }]);
+        let list = ChunkList::new(vec![Chunk {
+            digest: Digest::EMPTY,
+            len: 5,
+        }]);
         let good = encode(&list);
         assert_eq!(decode(&good), Ok(list));
         assert_eq!(decode(b""), Err(ManifestError::Magic));
@@ -96,6 +99,9 @@ mod tests {
         assert_eq!(decode(&newer), Err(ManifestError::Magic));
         let mut long = good.to_vec();
         long[40..].copy_from_slice(&(MAX_CHUNK_BYTES + 1).to_le_bytes());
-        assert!(matches!(decode(&long), Err(ManifestError::Chunk { index: 0, .. })));
+        assert!(matches!(
+            decode(&long),
+            Err(ManifestError::Chunk { index: 0, .. })
+        ));
     }
 }

@@ -13,9 +13,12 @@ mod bits;
 mod blob_file;
 mod blob_rows;
 pub mod blobs;
+#[cfg(test)]
+mod blobs_tests;
 pub mod cachedir;
 pub mod error;
 pub mod fetch;
+mod fetch_chunk;
 pub mod index;
 pub mod ingest;
 pub mod journal;
@@ -24,12 +27,15 @@ pub mod ledger;
 pub mod manifest;
 mod overlay;
 mod orphans;
+mod readahead;
 pub mod reclaim;
 mod record;
 pub mod rows;
-mod seal;
+pub(crate) mod seal;
 pub mod staging;
 mod take_over;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod victims;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};

@@ -1,11 +1,293 @@
 //! Keeps the budget: acts on what `victims` chooses.
+//!
+//! Two limits: blobs take at most `cache_size`, and `min_free` of the disk stays free. When
+//! one is broken, blobs leave until it holds with [`SLACK`] to spare, so that
+//! not every new blob costs an eviction, nor an eviction much of the cache.
+//!
+//! The same thread writes down, now and then, what the blobs keep in memory: uses and residency.
+
+use std::{
+    io,
+    path::PathBuf,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use tracing::{debug, error, warn};
+
+use super::{
+    StoreError,
+    blobs::Blobs,
+    error::disk,
+    ledger::Ledger,
+    victims::{Candidate, choose_victims},
+};
+
+/// How much more than needed leaves at once: 5 %. Caches that made much
+/// room at once were seen to fetch it all again.
+const SLACK: u64 = 20;
+
+/// How often the limits are looked at: the kernel writes to staging files without us.
+const TICK: Duration = Duration::from_secs(1);
+
+/// How many ticks pass between two times that uses are written down.
+const TICKS_PER_SAVE: u32 = 5;
+
+/// Rows looked at in one go.
+const BATCH: usize = 256;
+
+/// The least that is made room for when the disk is full: several chunks come at once.
+const MIN_ROOM: u64 = 32 << 20;
+
+#[derive(Clone, Debug)]
+pub struct ReclaimOptions {
+    /// A folder on the disk whose free space is kept.
+    pub dir: PathBuf,
+    /// Bytes of blobs that may stay resident.
+    pub cache_size: u64,
+    /// Bytes of the disk that stay free.
+    pub min_free: u64,
+}
+
+/// What left so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReclaimStatus {
+    pub evicted_bytes: u64,
+    pub evicted_blobs: u64,
+    /// A limit is broken, and nothing can leave.
+    pub stuck: bool,
+}
 
 #[derive(Debug)]
-pub struct Reclaimer {}
+pub struct Reclaimer {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    options: ReclaimOptions,
+    ledger: Arc<Ledger>,
+    blobs: Arc<Blobs>,
+    /// One eviction at a time: two would evict twice as much as needed.
+    running: Mutex<()>,
+    call: Mutex<Call>,
+    called: Condvar,
+    evicted_bytes: AtomicU64,
+    evicted_blobs: AtomicU64,
+    stuck: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Call {
+    run: bool,
+    stop: bool,
+}
 
 impl Reclaimer {
+    /// Starts the thread. It ends with [`Self::stop`], or when this is dropped.
+    pub fn spawn(
+        options: ReclaimOptions,
+        ledger: Arc<Ledger>,
+        blobs: Arc<Blobs>,
+    ) -> Result<Arc<Self>, StoreError> {
+        let shared = Arc::new(Shared {
+            options,
+            ledger,
+            blobs,
+            running: Mutex::default(),
+            call: Mutex::default(),
+            called: Condvar::new(),
+            evicted_bytes: AtomicU64::new(0),
+            evicted_blobs: AtomicU64::new(0),
+            stuck: AtomicBool::new(false),
+        });
+        let of_thread = Arc::clone(&shared);
+        let thread = std::thread::Builder::new()
+            .name("reclaim".to_owned())
+            .spawn(move || of_thread.keep_limits())
+            .map_err(disk("start a thread for", &shared.options.dir))?;
+        Ok(Arc::new(Self {
+            shared,
+            thread: Mutex::new(Some(thread)),
+        }))
+    }
+
     /// Evicts until both limits hold again; called when the disk is full and by its own thread.
     pub fn run_now(&self) {
-        todo!()
+        self.shared.run();
+    }
+
+    /// Evicts at least `bytes`, whatever the limits are; returns how much came free. For
+    /// whoever was told that the disk is full.
+    pub fn make_room(&self, bytes: u64) -> u64 {
+        let _running = self.shared.lock_running();
+        self.shared.evict(bytes.max(MIN_ROOM))
+    }
+
+    /// Has the thread look at the limits now. Never waits.
+    pub fn kick(&self) {
+        self.shared.call().run = true;
+        self.shared.called.notify_one();
+    }
+
+    pub fn status(&self) -> ReclaimStatus {
+        ReclaimStatus {
+            evicted_bytes: self.shared.evicted_bytes.load(Ordering::Relaxed),
+            evicted_blobs: self.shared.evicted_blobs.load(Ordering::Relaxed),
+            stuck: self.shared.stuck.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Writes down what is kept in memory and ends the thread. The second call does nothing.
+    pub fn stop(&self) {
+        self.shared.call().stop = true;
+        self.shared.called.notify_one();
+        let thread = self
+            .thread
+            .lock()
+            .expect("no code panics while it holds the thread")
+            .take();
+        if let Some(thread) = thread
+            && thread.join().is_err()
+        {
+            error!("the thread that keeps the cache within its limits had panicked");
+        }
+    }
+}
+
+impl Drop for Reclaimer {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Shared {
+    fn keep_limits(&self) {
+        let mut ticks = 0;
+        while self.wait() {
+            ticks += 1;
+            self.save(ticks % TICKS_PER_SAVE == 0);
+            self.run();
+        }
+        self.save(true);
+    }
+
+    /// Returns at the next tick or call; false when it is time to stop.
+    fn wait(&self) -> bool {
+        let call = self.call();
+        let (mut call, _) = self
+            .called
+            .wait_timeout_while(call, TICK, |call| !call.run && !call.stop)
+            .expect("no code panics while it holds the call");
+        call.run = false;
+        !call.stop
+    }
+
+    fn call(&self) -> MutexGuard<'_, Call> {
+        self.call.lock().expect("no code panics while it holds the call")
+    }
+
+    fn lock_running(&self) -> MutexGuard<'_, ()> {
+        self.running.lock().expect("no code panics while it evicts")
+    }
+
+    fn save(&self, uses: bool) {
+        if let Err(err) = self.blobs.save(uses) {
+            error!(error = %err, "cannot write down what is resident and when it was used");
+        }
+    }
+
+    fn run(&self) {
+        let _running = self.lock_running();
+        let wanted = match self.wanted_bytes() {
+            Ok(0) => {
+                self.stuck.store(false, Ordering::Relaxed);
+                return;
+            }
+            Ok(wanted) => wanted,
+            Err(err) => {
+                error!(error = %err, "cannot tell how full the cache disk is");
+                return;
+            }
+        };
+        let evicted = self.evict(wanted);
+        debug!(wanted, evicted, "made room in the cache");
+        if evicted == 0 && !self.stuck.swap(true, Ordering::Relaxed) {
+            warn!(
+                wanted,
+                "the cache is over its limits, and all that is left is dirty, open or pinned"
+            );
+        }
+    }
+
+    /// How many bytes must leave; 0 while both limits hold.
+    fn wanted_bytes(&self) -> Result<u64, StoreError> {
+        let ReclaimOptions {
+            dir,
+            cache_size,
+            min_free,
+        } = &self.options;
+        let resident = self.ledger.totals().resident_bytes;
+        let over = match resident > *cache_size {
+            true => resident - (cache_size - cache_size / SLACK),
+            false => 0,
+        };
+        let found = rustix::fs::statvfs(dir).map_err(|err| disk("examine", dir)(io::Error::from(err)))?;
+        let free = found.f_bavail.saturating_mul(found.f_frsize);
+        let short = match free < *min_free {
+            true => min_free + min_free / SLACK - free,
+            false => 0,
+        };
+        Ok(over.max(short))
+    }
+
+    /// Evicts at least `wanted` bytes if it can; returns how many.
+    fn evict(&self, wanted: u64) -> u64 {
+        // The rows decide who was used least recently.
+        self.save(true);
+        let mut evicted = 0;
+        let mut limit = BATCH;
+        while evicted < wanted {
+            match self.evict_batch(limit, wanted - evicted) {
+                // Those at the head of the list must stay: look further behind.
+                Ok((0, true)) => limit = limit.saturating_mul(4),
+                Ok((bytes, more)) => {
+                    evicted += bytes;
+                    if !more {
+                        break;
+                    }
+                }
+                Err(err) => {
+                    error!(error = %err, source = ?std::error::Error::source(&err), "cannot evict");
+                    break;
+                }
+            }
+        }
+        evicted
+    }
+
+    /// Evicts among the `limit` least recently used; also tells whether there are more.
+    fn evict_batch(&self, limit: usize, wanted: u64) -> Result<(u64, bool), StoreError> {
+        let rows = self.ledger.victims(limit)?;
+        let more = rows.len() == limit;
+        let mut candidates = Vec::with_capacity(rows.len());
+        for row in rows {
+            let bytes = self.blobs.resident_bytes(&row)?;
+            candidates.push(Candidate::new(&row, bytes, self.blobs.is_in_use(&row.digest)));
+        }
+        let mut evicted = 0;
+        for victim in choose_victims(candidates, wanted) {
+            if let Some(bytes) = self.blobs.evict(&victim.digest)? {
+                evicted += bytes;
+                self.evicted_bytes.fetch_add(bytes, Ordering::Relaxed);
+                self.evicted_blobs.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        Ok((evicted, more))
     }
 }

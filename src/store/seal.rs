@@ -27,17 +27,12 @@ use super::{
     error::disk,
     rows::{BlobRow, Change, Durability, Residency, StagingId},
 };
-use crate::base::{
-    chunk::Sliced,
-    clock::local_millis,
-    digest::Digest,
-    durable::remove_if_there,
-};
+use crate::base::{chunk::Sliced, clock::local_millis, digest::Digest, durable::remove_if_there};
 
 /// How long "the bucket has it" is believed, in milliseconds: a quarter of a
 /// day. A sweep of the bucket must leave blobs alone for at least twice as
 /// long; after it, an upload asks the bucket again, which costs one request a chunk.
-pub(crate) const TRUST_MILLIS: u64 = 6 * 3600 * 1000;
+const TRUST_MILLIS: u64 = 6 * 3600 * 1000;
 
 impl Blobs {
     /// Links a staging file to its blob name, unless the blob is resident already.
@@ -92,7 +87,9 @@ impl Blobs {
             }
         }
         let durability = match row.as_ref().map(|row| row.durability) {
-            Some(Durability::Durable { confirmed_millis }) if is_trusted(confirmed_millis) => {
+            Some(Durability::Durable { confirmed_millis })
+                if is_trusted(confirmed_millis, local_millis()) =>
+            {
                 Durability::Durable { confirmed_millis }
             }
             Some(Durability::Durable { .. } | Durability::Dirty | Durability::Quarantined) | None => {
@@ -153,8 +150,8 @@ impl Shared {
 }
 
 /// Whether "the bucket has it", confirmed at that time of its clock, is still believed.
-pub(crate) fn is_trusted(confirmed_millis: u64) -> bool {
-    confirmed_millis.saturating_add(TRUST_MILLIS) > local_millis()
+pub(crate) fn is_trusted(confirmed_millis: u64, now_millis: u64) -> bool {
+    confirmed_millis.saturating_add(TRUST_MILLIS) > now_millis
 }
 
 fn is_there(path: &Path, size: u64) -> Result<bool, StoreError> {

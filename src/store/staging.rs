@@ -153,7 +153,10 @@ impl Staging {
     }
 
     fn sealing(&self) -> std::sync::MutexGuard<'_, Sealing> {
-        self.0.sealing.lock().expect("no code panics while it holds the marks")
+        self.0
+            .sealing
+            .lock()
+            .expect("no code panics while it holds the marks")
     }
 }
 

@@ -141,7 +141,8 @@ impl Blobs {
                 fs::rename(&spare.path, path).map_err(disk("rename", path))?;
                 spare.finish();
                 sync_dir(folder_of(path)).map_err(disk("sync", path))?;
-                blob.file.replaced_by(File::open(path).map_err(disk("open", path))?);
+                blob.file
+                    .replaced_by(File::open(path).map_err(disk("open", path))?);
                 Ok(taken)
             }),
             // It became dirty in between: sealed again, by another file.
@@ -227,7 +228,10 @@ struct Unfinished {
 
 impl Unfinished {
     fn new(path: PathBuf) -> Self {
-        Self { path, finished: false }
+        Self {
+            path,
+            finished: false,
+        }
     }
 
     fn finish(mut self) {
@@ -280,7 +284,8 @@ fn make_durable(file: &File, path: &Path) -> Result<(), StoreError> {
 }
 
 fn folder_of(path: &Path) -> &Path {
-    path.parent().expect("these files are all in folders of the cache directory")
+    path.parent()
+        .expect("these files are all in folders of the cache directory")
 }
 
 fn identity(found: &fs::Metadata) -> (u64, u64) {

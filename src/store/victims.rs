@@ -95,7 +95,11 @@ mod tests {
 
     #[test]
     fn the_least_recently_used_go_first_and_no_more_than_needed() {
-        let all = vec![candidate(1, 10, 300), candidate(2, 10, 100), candidate(3, 10, 200)];
+        let all = vec![
+            candidate(1, 10, 300),
+            candidate(2, 10, 100),
+            candidate(3, 10, 200),
+        ];
         assert_eq!(names(&choose_victims(all.clone(), 11)), [2, 3]);
         assert_eq!(names(&choose_victims(all.clone(), 10)), [2]);
         assert_eq!(names(&choose_victims(all.clone(), 0)), []);
@@ -104,9 +108,18 @@ mod tests {
 
     #[test]
     fn dirty_pinned_and_open_blobs_are_never_chosen() {
-        let dirty = Candidate { durable: false, ..candidate(1, 10, 0) };
-        let pinned = Candidate { pinned: true, ..candidate(2, 10, 0) };
-        let open = Candidate { in_use: true, ..candidate(3, 10, 0) };
+        let dirty = Candidate {
+            durable: false,
+            ..candidate(1, 10, 0)
+        };
+        let pinned = Candidate {
+            pinned: true,
+            ..candidate(2, 10, 0)
+        };
+        let open = Candidate {
+            in_use: true,
+            ..candidate(3, 10, 0)
+        };
         assert_eq!(names(&choose_victims(vec![dirty, pinned, open], 1)), []);
     }
 

@@ -1,10 +1,48 @@
 //! Sends dirty blobs to the bucket, later.
 //!
-//! (to be completed by the implementation)
+//! The queue is a query over the index, so a crash loses none of it. This file has the loop that
+//! starts uploads; `task` is the upload of one blob.
+//!
+//! # Policy
+//!
+//! - Oldest first, several blobs and chunks at once, at most `parallel` requests in all.
+//! - After a failure of the bucket nothing new is started for a while, then one blob at a
+//!   time until one succeeds. Waits double up to `max_backoff`; progress of any kind, or a
+//!   [`UploaderHandle::kick`], starts them over. While someone waits for a flush they are short.
+//! - What an operator must mend (permissions, a bucket that is gone) is tried again slowly and
+//!   logged once a minute.
+//! - A blob that cannot be read from this disk waits by itself and holds up no other.
 
-use std::{sync::Arc, time::Duration};
+mod status;
+mod task;
 
-use crate::{store::Store, tier::SharedBucket};
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Notify, Semaphore, watch},
+    task::{JoinHandle, JoinSet},
+    time::{Instant, sleep, sleep_until, timeout, timeout_at},
+};
+use tracing::{debug, error, warn};
+
+pub use status::UploadStatus;
+
+use self::task::{Outcome, UploadError, upload_blob};
+use crate::{
+    base::{digest::Digest, retry::Backoff},
+    store::{Store, StoreError, blobs::Blobs, ledger::Ledger, rows::BlobRow},
+    tier::SharedBucket,
+};
 
 #[derive(Clone, Debug)]
 pub struct UploadOptions {
@@ -14,20 +52,59 @@ pub struct UploadOptions {
     pub max_backoff: Duration,
 }
 
-/// What the uploader is doing.
-#[derive(Clone, Debug, Default)]
-pub struct UploadStatus {
-    pub uploading_blobs: u64,
-    pub uploading_bytes: u64,
-    pub uploaded_blobs: u64,
-    pub uploaded_bytes: u64,
-    pub retries: u64,
-    /// The newest failure, in words, until an upload succeeds.
-    pub last_error: Option<String>,
+impl Default for UploadOptions {
+    fn default() -> Self {
+        Self {
+            parallel: 8,
+            max_backoff: Duration::from_secs(10),
+        }
+    }
+}
+
+/// The first wait after a failure.
+const FIRST_WAIT: Duration = Duration::from_millis(200);
+
+/// How often the queue is looked at when nobody says that there is something new.
+const POLL: Duration = Duration::from_secs(1);
+
+/// The longest wait while someone waits for a flush: it should end as soon as the bucket is back.
+const FLUSH_WAIT: Duration = Duration::from_secs(1);
+
+/// The wait after a failure that an operator must mend, and between two log lines about it.
+const OPERATOR_WAIT: Duration = Duration::from_secs(15);
+const OPERATOR_LOG_PAUSE: Duration = Duration::from_secs(60);
+
+/// Rows taken from the queue at once.
+const BATCH: usize = 256;
+
+/// How long a shutdown lets requests end.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
+
+/// The shortest time between two looks of someone who waits.
+const LOOK_PAUSE: Duration = Duration::from_millis(20);
+
+#[derive(Debug)]
+struct Shared {
+    ledger: Arc<Ledger>,
+    blobs: Arc<Blobs>,
+    bucket: SharedBucket,
+    options: UploadOptions,
+    /// Requests that may be made now.
+    places: Arc<Semaphore>,
+    counters: status::Counters,
+    kicks: watch::Sender<u64>,
+    stopping: AtomicBool,
+    /// Told when a blob is no longer dirty.
+    cleaned: Notify,
+    /// How many wait in `wait_clean`.
+    waiting: AtomicUsize,
 }
 
 #[derive(Debug)]
-pub struct UploaderHandle {}
+pub struct UploaderHandle {
+    shared: Arc<Shared>,
+    run: JoinHandle<()>,
+}
 
 /// Starts the uploader on `runtime`. Its queue is a query over the index.
 pub fn spawn(
@@ -36,26 +113,294 @@ pub fn spawn(
     bucket: SharedBucket,
     options: UploadOptions,
 ) -> UploaderHandle {
-    let _ = (runtime, store, bucket, options);
-    todo!()
+    let (ledger, blobs) = (Arc::clone(&store.ledger), Arc::clone(&store.blobs));
+    spawn_over(runtime, ledger, blobs, bucket, options)
+}
+
+fn spawn_over(
+    runtime: &tokio::runtime::Handle,
+    ledger: Arc<Ledger>,
+    blobs: Arc<Blobs>,
+    bucket: SharedBucket,
+    options: UploadOptions,
+) -> UploaderHandle {
+    let shared = Arc::new(Shared {
+        ledger,
+        blobs,
+        bucket,
+        places: Arc::new(Semaphore::new(options.parallel.max(1))),
+        options,
+        counters: status::Counters::default(),
+        kicks: watch::Sender::new(0),
+        stopping: AtomicBool::new(false),
+        cleaned: Notify::new(),
+        waiting: AtomicUsize::new(0),
+    });
+    let run = runtime.spawn(Loop::new(Arc::clone(&shared)).run());
+    UploaderHandle { shared, run }
 }
 
 impl UploaderHandle {
     /// Looks at the queue now, and forgets a wait after a failure.
     pub fn kick(&self) {
-        todo!()
+        self.shared.kick();
     }
+
     pub fn status(&self) -> UploadStatus {
-        todo!()
+        self.shared.counters.status()
     }
+
     /// Waits until none of the blobs dirty at the call is dirty any more; ends early when
-    /// `deadline` passes. Returns how many are left.
-    pub async fn wait_clean(&self, deadline: tokio::time::Instant) -> u64 {
-        let _ = deadline;
-        todo!()
+    /// `deadline` passes, or the index fails. Returns how many are left.
+    ///
+    /// A blob that turns out to be damaged is quarantined, and does not count as left.
+    pub async fn wait_clean(&self, deadline: Instant) -> u64 {
+        let Ok(mut left) = self.shared.ledger.dirty_blobs(usize::MAX) else {
+            return self.shared.ledger.totals().dirty_blobs;
+        };
+        let _waiting = WaitingGuard::new(&self.shared);
+        self.shared.kick();
+        // Uploads go oldest first, as the list does: what is done is found at its front mostly.
+        left.reverse();
+        loop {
+            let cleaned = self.shared.cleaned.notified();
+            while left.last().is_some_and(|row| !self.shared.is_dirty(row)) {
+                left.pop();
+            }
+            if left.is_empty() {
+                return 0;
+            }
+            // Not every way to be no longer dirty goes through the uploader.
+            let look = deadline.min(Instant::now() + POLL);
+            if timeout_at(look, cleaned).await.is_err() && Instant::now() >= deadline {
+                left.retain(|row| self.shared.is_dirty(row));
+                return left.len() as u64;
+            }
+            sleep(LOOK_PAUSE).await;
+        }
     }
-    /// Ends the uploads under way and stops.
+
+    /// Ends the uploads under way and stops. What is not done stays dirty.
     pub async fn shutdown(self) {
-        todo!()
+        self.shared.stopping.store(true, Ordering::Release);
+        self.shared.kick();
+        if let Err(err) = self.run.await
+            && err.is_panic()
+        {
+            error!("the uploader had panicked");
+        }
     }
+}
+
+/// Someone waits for a flush while this lives.
+struct WaitingGuard<'a>(&'a Shared);
+
+impl<'a> WaitingGuard<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        shared.waiting.fetch_add(1, Ordering::AcqRel);
+        Self(shared)
+    }
+}
+
+impl Drop for WaitingGuard<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Shared {
+    fn kick(&self) {
+        self.kicks.send_modify(|kicks| *kicks += 1);
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    fn is_dirty(&self, row: &BlobRow) -> bool {
+        // Nobody can tell: it may be.
+        self.blobs.is_dirty(&row.digest).unwrap_or(true)
+    }
+}
+
+/// The state of the loop that starts uploads.
+struct Loop {
+    shared: Arc<Shared>,
+    queue: VecDeque<Arc<BlobRow>>,
+    busy: HashSet<Digest>,
+    /// Blobs that this disk did not give, and when they are tried again.
+    unreadable: HashMap<Digest, (Instant, Backoff)>,
+    tasks: JoinSet<(Digest, Result<Outcome, UploadError>)>,
+    /// Set after the bucket failed, until an upload succeeds.
+    failing: bool,
+    backoff: Backoff,
+    /// Nothing is started before this.
+    paused_until: Option<Instant>,
+    progress_seen: u64,
+    operator_told: Option<Instant>,
+}
+
+impl Loop {
+    fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            backoff: Backoff::new(FIRST_WAIT, shared.options.max_backoff),
+            shared,
+            queue: VecDeque::new(),
+            busy: HashSet::new(),
+            unreadable: HashMap::new(),
+            tasks: JoinSet::new(),
+            failing: false,
+            paused_until: None,
+            progress_seen: 0,
+            operator_told: None,
+        }
+    }
+
+    async fn run(mut self) {
+        let mut kicks = self.shared.kicks.subscribe();
+        while !self.shared.is_stopping() {
+            let now = Instant::now();
+            if self.paused_until.is_none_or(|until| until <= now) {
+                self.paused_until = None;
+                if let Err(err) = self.start_uploads() {
+                    error!(error = %err, "cannot read the upload queue");
+                }
+            }
+            let until = self
+                .paused_until
+                .unwrap_or(now + POLL)
+                .min(now + self.longest_wait());
+            tokio::select! {
+                Some(done) = self.tasks.join_next() => match done {
+                    Ok((digest, result)) => self.finished(digest, result),
+                    Err(err) => error!(error = %err, "an upload ended by itself"),
+                },
+                kicked = kicks.changed() => {
+                    debug_assert!(kicked.is_ok(), "the sender lives in what this holds");
+                    self.forget_waits();
+                }
+                () = sleep_until(until) => {}
+            }
+        }
+        let ended = async { while self.tasks.join_next().await.is_some() {} };
+        if timeout(SHUTDOWN_GRACE, ended).await.is_err() {
+            self.tasks.shutdown().await;
+        }
+    }
+
+    /// The wait is cut short for a flush that begins in the middle of it.
+    fn longest_wait(&mut self) -> Duration {
+        if self.shared.waiting.load(Ordering::Acquire) == 0 {
+            return POLL.max(self.shared.options.max_backoff);
+        }
+        let soon = Instant::now() + FLUSH_WAIT;
+        if let Some(until) = &mut self.paused_until {
+            *until = (*until).min(soon);
+        }
+        FLUSH_WAIT
+    }
+
+    fn forget_waits(&mut self) {
+        self.paused_until = None;
+        self.backoff.reset();
+        self.unreadable.clear();
+    }
+
+    /// Starts as many uploads as may run.
+    fn start_uploads(&mut self) -> Result<(), StoreError> {
+        let most = if self.failing {
+            1
+        } else {
+            self.shared.options.parallel.max(1)
+        };
+        if self.tasks.len() >= most || self.shared.ledger.totals().dirty_blobs == 0 {
+            return Ok(());
+        }
+        let now = Instant::now();
+        if self.queue.is_empty() {
+            // Those that are passed over below must not hide the others.
+            let limit = BATCH + self.busy.len() + self.unreadable.len();
+            self.queue.extend(self.shared.ledger.dirty_blobs(limit)?);
+        }
+        while self.tasks.len() < most
+            && let Some(row) = self.queue.pop_front()
+        {
+            let digest = row.digest;
+            let waits = self
+                .unreadable
+                .get(&digest)
+                .is_some_and(|(until, _)| *until > now);
+            if waits || !self.busy.insert(digest) {
+                continue;
+            }
+            let shared = Arc::clone(&self.shared);
+            self.tasks
+                .spawn(async move { (digest, upload_blob(shared, row).await) });
+        }
+        Ok(())
+    }
+
+    fn finished(&mut self, digest: Digest, result: Result<Outcome, UploadError>) {
+        self.busy.remove(&digest);
+        match result {
+            Ok(outcome) => {
+                self.unreadable.remove(&digest);
+                debug!(%digest, ?outcome, "upload ended");
+                if outcome == Outcome::Durable {
+                    self.failing = false;
+                    self.backoff.reset();
+                }
+                self.shared.cleaned.notify_waiters();
+            }
+            Err(UploadError::Stopped) => {}
+            Err(UploadError::Bucket(err)) => self.bucket_failed(&err),
+            Err(UploadError::Store(err)) => {
+                let source = std::error::Error::source(&err).map(ToString::to_string);
+                error!(%digest, error = %err, source, "a dirty blob cannot be read; the upload is tried again later");
+                self.shared.counters.failed(words(&err));
+                let again = Backoff::new(POLL, OPERATOR_LOG_PAUSE);
+                let (until, backoff) = self.unreadable.entry(digest).or_insert((Instant::now(), again));
+                *until = Instant::now() + backoff.next_wait();
+            }
+        }
+    }
+
+    fn bucket_failed(&mut self, err: &crate::tier::TierError) {
+        let words = words(err);
+        let progress = self.shared.counters.progress();
+        if progress != self.progress_seen {
+            self.progress_seen = progress;
+            self.backoff.reset();
+        }
+        let now = Instant::now();
+        if err.is_transient() {
+            if !self.failing {
+                warn!(error = %words, "uploads fail; they will be tried again");
+            }
+        } else if self
+            .operator_told
+            .is_none_or(|told| now - told >= OPERATOR_LOG_PAUSE)
+        {
+            error!(error = %words, "uploads are refused; nothing is lost, but nothing leaves this machine");
+            self.operator_told = Some(now);
+        }
+        self.failing = true;
+        self.shared.counters.failed(words);
+        self.shared.counters.retried();
+        // Uploads that fail together are one failure.
+        if self.paused_until.is_none() {
+            let wait = if err.is_transient() {
+                self.backoff.next_wait()
+            } else {
+                OPERATOR_WAIT
+            };
+            self.paused_until = Some(now + wait);
+        }
+    }
+}
+
+/// An error with its cause, on one line.
+fn words(err: &dyn std::error::Error) -> String {
+    err.source()
+        .map_or_else(|| err.to_string(), |source| format!("{err}: {source}"))
 }
