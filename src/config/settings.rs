@@ -1,0 +1,220 @@
+//! The settings of one mount, complete.
+
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use super::{ConfigError, Dirs, Layer, OwnerMode, VolumeName, file};
+use crate::base::digest::Digest;
+
+/// Long enough that a file written again and again is uploaded once, short
+/// enough that other machines see a result while they still want it.
+const SETTLE: Duration = Duration::from_secs(2);
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Everything that a mount needs to know but its mountpoint.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// `s3://bucket[/prefix]` or `file:///dir`; read by the tier.
+    pub store: String,
+    pub volume: VolumeName,
+    pub cache_dir: PathBuf,
+    /// `None`: a share of the disk, see [`super::Budget`].
+    pub cache_size: Option<u64>,
+    pub min_free: Option<u64>,
+    pub endpoint_url: Option<String>,
+    pub region: Option<String>,
+    pub settle: Duration,
+    pub read_timeout: Duration,
+    pub read_only: bool,
+    pub allow_other: bool,
+    pub passthrough: bool,
+    pub xattr: bool,
+    pub owner: OwnerMode,
+    /// `None`: the mounting user.
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+    pub umask: u32,
+    /// A level or a filter.
+    pub log_level: String,
+    /// `None`: standard error in the foreground, else the user's state directory.
+    pub log_file: Option<PathBuf>,
+}
+
+/// Where settings come from.
+#[derive(Debug)]
+pub struct Sources<'a> {
+    pub flags: Layer,
+    /// The file that `--config` names.
+    pub config: Option<&'a Path>,
+    pub dirs: &'a Dirs,
+    pub uid: u32,
+}
+
+impl Settings {
+    /// Reads the environment through `variable` and the settings file, and resolves.
+    pub fn load(
+        sources: Sources<'_>,
+        variable: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<Self, ConfigError> {
+        let env = Layer::from_env(&variable)?;
+        let named = sources.config.map(Path::to_owned).or_else(|| {
+            variable("CASMOUNT_CONFIG")
+                .filter(|name| !name.is_empty())
+                .map(PathBuf::from)
+        });
+        let from_file = match named {
+            Some(path) => file::read(&path)?,
+            None => first_file(&sources.dirs.config_files)?,
+        };
+        Self::resolve(sources.flags.over(env).over(from_file), sources.dirs, sources.uid)
+    }
+
+    /// Fills in the defaults.
+    pub fn resolve(layer: Layer, dirs: &Dirs, uid: u32) -> Result<Self, ConfigError> {
+        let store = match layer.store {
+            Some(url) => url,
+            None => format!("file://{}", dirs.default_store()?.display()),
+        };
+        let volume = layer.volume.unwrap_or_default();
+        let cache_dir = match layer.cache_dir {
+            Some(dir) => absolute(dir)?,
+            None => dirs.default_cache(&cache_id(&store, &volume))?,
+        };
+        Ok(Self {
+            store,
+            volume,
+            cache_dir,
+            cache_size: layer.cache_size,
+            min_free: layer.min_free,
+            endpoint_url: layer.endpoint_url,
+            region: layer.region,
+            settle: layer.settle.unwrap_or(SETTLE),
+            read_timeout: layer.read_timeout.unwrap_or(READ_TIMEOUT),
+            read_only: layer.read_only.unwrap_or(false),
+            // Root mounts for the machine; a user's mount is that user's.
+            allow_other: layer.allow_other.unwrap_or(uid == 0),
+            passthrough: layer.passthrough.unwrap_or(true),
+            xattr: layer.xattr.unwrap_or(false),
+            owner: layer.owner.unwrap_or(OwnerMode::Mount),
+            uid: layer.uid,
+            gid: layer.gid,
+            umask: layer.umask.unwrap_or(0),
+            log_level: layer.log_level.unwrap_or_else(|| "info".to_owned()),
+            log_file: layer.log_file.map(absolute).transpose()?,
+        })
+    }
+}
+
+/// Names the cache of a volume of a store.
+fn cache_id(store: &str, volume: &VolumeName) -> String {
+    let text = format!("{}\n{volume}", store.trim_end_matches('/'));
+    Digest::of(text.as_bytes()).to_string()[..16].to_owned()
+}
+
+fn first_file(paths: &[PathBuf]) -> Result<Layer, ConfigError> {
+    for path in paths {
+        if let Some(layer) = file::read_if_there(path)? {
+            return Ok(layer);
+        }
+    }
+    Ok(Layer::default())
+}
+
+fn absolute(path: PathBuf) -> Result<PathBuf, ConfigError> {
+    std::path::absolute(&path).map_err(|source| ConfigError::NoCurrentDir { path, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dirs() -> Dirs {
+        Dirs::new(1000, |name| (name == "HOME").then(|| "/home/a".into()))
+    }
+
+    fn layer(pairs: &[(&str, &str)]) -> Layer {
+        let mut layer = Layer::default();
+        for (key, text) in pairs {
+            layer.set(key, text).unwrap();
+        }
+        layer
+    }
+
+    #[test]
+    fn nothing_configured_is_enough() {
+        let settings = Settings::resolve(Layer::default(), &dirs(), 1000).unwrap();
+        assert_eq!(settings.store, "file:///home/a/.local/share/casmount/store");
+        assert_eq!(settings.volume.as_str(), "main");
+        assert!(settings.cache_dir.starts_with("/home/a/.cache/casmount"));
+        assert!(!settings.allow_other);
+        assert!(
+            Settings::resolve(Layer::default(), &dirs(), 0)
+                .unwrap()
+                .allow_other
+        );
+    }
+
+    #[test]
+    fn no_two_volumes_or_stores_share_a_cache() {
+        let cache = |pairs| Settings::resolve(layer(pairs), &dirs(), 1000).unwrap().cache_dir;
+        let main = cache(&[("store", "s3://b")]);
+        assert_eq!(main, cache(&[("store", "s3://b/")]));
+        assert_ne!(main, cache(&[("store", "s3://b"), ("volume", "other")]));
+        assert_ne!(main, cache(&[("store", "s3://c")]));
+    }
+
+    #[test]
+    fn flag_beats_environment_beats_file_beats_default() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.toml");
+        std::fs::write(&path, "volume = 'file'\nsettle = '7s'\nregion = 'file'\n").unwrap();
+        let load = |flags: &[(&str, &str)], config: Option<&Path>| {
+            let sources = Sources {
+                flags: layer(flags),
+                config,
+                dirs: &dirs(),
+                uid: 1000,
+            };
+            Settings::load(sources, |name| match name {
+                "CASMOUNT_VOLUME" => Some("env".into()),
+                "CASMOUNT_REGION" => Some("env".into()),
+                _ => None,
+            })
+            .unwrap()
+        };
+        let settings = load(&[("volume", "flag")], Some(&path));
+        assert_eq!(settings.volume.as_str(), "flag");
+        assert_eq!(settings.region.as_deref(), Some("env"));
+        assert_eq!(settings.settle, Duration::from_secs(7));
+        assert_eq!(settings.read_timeout, READ_TIMEOUT);
+        assert_eq!(load(&[], None).settle, SETTLE);
+    }
+
+    #[test]
+    fn the_file_that_a_variable_names_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.toml");
+        std::fs::write(&path, "volume = 'named'").unwrap();
+        let sources = Sources {
+            flags: Layer::default(),
+            config: None,
+            dirs: &dirs(),
+            uid: 1000,
+        };
+        let settings = Settings::load(sources, |name| {
+            (name == "CASMOUNT_CONFIG").then(|| path.clone().into_os_string())
+        });
+        assert_eq!(settings.unwrap().volume.as_str(), "named");
+    }
+
+    #[test]
+    fn paths_are_absolute() {
+        let settings =
+            Settings::resolve(layer(&[("cache-dir", "c"), ("log-file", "l")]), &dirs(), 1000).unwrap();
+        assert!(settings.cache_dir.is_absolute());
+        assert!(settings.log_file.unwrap().is_absolute());
+    }
+}
