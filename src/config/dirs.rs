@@ -19,9 +19,9 @@ use super::ConfigError;
 /// The directories of one user.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Dirs {
-    data: Option<PathBuf>,
-    cache: Option<PathBuf>,
-    state: Option<PathBuf>,
+    pub data: Option<PathBuf>,
+    pub cache: Option<PathBuf>,
+    pub state: Option<PathBuf>,
     /// Where a settings file may be, the first that exists counts.
     pub config_files: Vec<PathBuf>,
     /// Where control sockets may be; the first is where a daemon makes its own.

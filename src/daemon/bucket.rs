@@ -1,0 +1,36 @@
+//! Reaching the store that the settings name.
+
+use crate::{
+    config::Settings,
+    daemon::error::StartError,
+    tier::{
+        SharedBucket, TierError,
+        url::{self, ConnectOptions, StoreUrl},
+    },
+};
+
+/// Reads the URL of a store.
+pub fn parse_url(store: &str) -> Result<StoreUrl, StartError> {
+    store
+        .parse::<StoreUrl>()
+        .map_err(|err| StartError::Usage { why: err.to_string() })
+}
+
+/// Connects; nothing is asked of the bucket yet.
+pub async fn connect(settings: &Settings) -> Result<SharedBucket, StartError> {
+    let store = parse_url(&settings.store)?;
+    let options = ConnectOptions {
+        endpoint_url: settings.endpoint_url.clone(),
+        region: settings.region.clone(),
+    };
+    url::connect(&store, &options)
+        .await
+        .map_err(|err| failed(settings, err))
+}
+
+pub fn failed(settings: &Settings, source: TierError) -> StartError {
+    StartError::Bucket {
+        store: settings.store.clone(),
+        source,
+    }
+}

@@ -1,0 +1,141 @@
+//! Why a daemon did not start. All of it is for whoever typed the command:
+//! one line that says what happened, to what, and what to do.
+
+use std::{error::Error, io, path::PathBuf};
+
+use super::mountpoint::MountpointError;
+use crate::{config::ConfigError, namespace::TreeError, store::StoreError, tier::TierError};
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("{why}")]
+    Usage { why: String },
+    #[error(transparent)]
+    Mountpoint(#[from] MountpointError),
+    #[error("{}", in_words(store, source))]
+    Bucket { store: String, source: TierError },
+    /// The cache directory.
+    #[error("cannot use the cache directory {}", path.display())]
+    Cache { path: PathBuf, source: StoreError },
+    #[error("cannot read the tree of the volume from the index")]
+    Tree { source: TreeError },
+    #[error("cannot mount at {}{}", path.display(), mount_hint(source))]
+    Mount { path: PathBuf, source: io::Error },
+    #[error("the mount at {} does not answer; see the log", path.display())]
+    NotAnswering { path: PathBuf, source: io::Error },
+    #[error("interrupted before the mount was ready")]
+    Interrupted,
+    #[error("cannot {verb} {}", path.display())]
+    Disk {
+        verb: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+}
+
+impl StartError {
+    /// The exit code: 2 where the command itself is wrong, else 1.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Config(_) | Self::Usage { .. } => 2,
+            Self::Mountpoint(_)
+            | Self::Bucket { .. }
+            | Self::Cache { .. }
+            | Self::Tree { .. }
+            | Self::Mount { .. }
+            | Self::NotAnswering { .. }
+            | Self::Interrupted
+            | Self::Disk { .. } => 1,
+        }
+    }
+}
+
+/// What a failure of the bucket means and what to do about it.
+pub fn in_words(store: &str, err: &TierError) -> String {
+    match err {
+        TierError::Unavailable { .. } => {
+            format!("cannot reach the store {store}; check the network, --endpoint-url and --region")
+        }
+        TierError::Denied { permission, key, .. } => format!(
+            "the credentials for the store {store} lack the permission {permission} (asked for {key}); \
+             grant it as the README's policy does"
+        ),
+        TierError::NoBucket { bucket } => {
+            format!("there is no bucket {bucket}; create it, or correct --store, --region or --endpoint-url")
+        }
+        TierError::Credentials { .. } => format!(
+            "there are no usable credentials for the store {store}; set AWS_ACCESS_KEY_ID and \
+             AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give this machine a role"
+        ),
+        TierError::Malformed { .. } | TierError::Unsupported { .. } => {
+            format!("the store {store} cannot be used: {err}")
+        }
+    }
+}
+
+fn mount_hint(err: &io::Error) -> &'static str {
+    match err.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "; as an ordinary user you need write access to it, and /dev/fuse; casmount doctor says more"
+        }
+        io::ErrorKind::NotFound => {
+            "; fusermount3 or /dev/fuse is missing: apt-get install fuse3; casmount doctor says more"
+        }
+        _ => "",
+    }
+}
+
+/// An error and its causes in one line; a cause that repeats what was said is left out.
+pub fn chain(err: &dyn Error) -> String {
+    let mut text = err.to_string();
+    let mut source = err.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text.replace('\n', " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_said_once_and_on_one_line() {
+        let err = StartError::Cache {
+            path: "/c".into(),
+            source: StoreError::Unusable {
+                why: "another daemon\nholds it".into(),
+            },
+        };
+        assert_eq!(
+            chain(&err),
+            "cannot use the cache directory /c: another daemon holds it"
+        );
+        let transparent = StartError::Config(ConfigError::NoHome {
+            what: "the cache",
+            flag: "--cache-dir",
+        });
+        assert_eq!(chain(&transparent), transparent.to_string());
+        assert_eq!((err.exit_code(), transparent.exit_code()), (1, 2));
+    }
+
+    #[test]
+    fn the_missing_permission_is_named() {
+        let err = TierError::Denied {
+            permission: "s3:ListBucket",
+            key: "casmount.json".into(),
+            source: "403".into(),
+        };
+        let words = in_words("s3://b", &err);
+        assert!(
+            words.contains("s3:ListBucket") && words.contains("s3://b"),
+            "{words}"
+        );
+    }
+}

@@ -1,0 +1,194 @@
+//! The layers between the mount and the bucket: put up in order, taken down in reverse.
+
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use tokio::{runtime::Handle, time::Instant};
+
+use crate::{
+    base::id::StoreId,
+    config::{Budget, OwnerMode, Settings},
+    namespace::{
+        follow::{self, FollowerHandle},
+        publish::{self, PublisherHandle},
+        tree::{TellKernel, Tree},
+    },
+    store::{Store, StoreOptions},
+    tier::SharedBucket,
+    upload::{self, UploadOptions, UploaderHandle},
+    vfs::{Owner, Vfs, VfsOptions},
+};
+
+use super::error::StartError;
+
+/// Uploads under way at once: enough to fill a 10 Gbit/s link with chunks of
+/// half a megabyte at S3's usual 20 to 30 ms, few enough to hold in memory.
+const PARALLEL_UPLOADS: usize = 16;
+/// A bucket that is back is noticed this late when nobody waits for it.
+const MAX_BACKOFF: Duration = Duration::from_secs(10);
+
+#[derive(Debug)]
+pub struct Layers {
+    pub store: Arc<Store>,
+    pub vfs: Arc<Vfs>,
+    pub uploader: UploaderHandle,
+    pub publisher: PublisherHandle,
+    pub follower: Arc<FollowerHandle>,
+}
+
+impl Layers {
+    /// Opens the cache directory and starts everything above it.
+    ///
+    /// Must run inside `runtime`, on a thread that may block.
+    pub fn put_up(
+        settings: &Settings,
+        budget: Budget,
+        store_id: StoreId,
+        bucket: &SharedBucket,
+        tell_kernel: TellKernel,
+        runtime: &Handle,
+    ) -> Result<Self, StartError> {
+        let options = StoreOptions {
+            dir: settings.cache_dir.clone(),
+            cache_size: budget.cache_size,
+            min_free: budget.min_free,
+            read_timeout: settings.read_timeout,
+        };
+        let store =
+            Store::open(options, store_id, Arc::clone(bucket)).map_err(|source| StartError::Cache {
+                path: settings.cache_dir.clone(),
+                source,
+            })?;
+        let store = Arc::new(store);
+        tracing::info!(recovery = ?store.recovery, machine = %store.machine, "opened the cache directory");
+        let clock = Arc::clone(bucket);
+        let tree = Tree::open(
+            Arc::clone(&store.ledger),
+            store.machine,
+            Arc::new(move || clock.clock().now_millis()),
+        )
+        .map_err(|source| StartError::Tree { source })?;
+        let volume = settings.volume.to_string();
+        let uploader = upload::spawn(
+            runtime,
+            Arc::clone(&store),
+            Arc::clone(bucket),
+            UploadOptions {
+                parallel: PARALLEL_UPLOADS,
+                max_backoff: MAX_BACKOFF,
+            },
+        );
+        let follower = Arc::new(follow::spawn(
+            runtime,
+            volume.clone(),
+            Arc::clone(&tree),
+            Arc::clone(&store),
+            Arc::clone(bucket),
+            tell_kernel,
+        ));
+        let vfs = Vfs::new(
+            vfs_options(settings),
+            Arc::clone(&store),
+            Arc::clone(&tree),
+            runtime.clone(),
+        );
+        // Weak, so that the mount does not keep the follower when all is taken down.
+        let followed: Weak<FollowerHandle> = Arc::downgrade(&follower);
+        vfs.set_on_use(Arc::new(move || {
+            if let Some(follower) = followed.upgrade() {
+                follower.used();
+            }
+        }));
+        let publisher = publish::spawn(runtime, volume, tree, Arc::clone(&store), Arc::clone(bucket));
+        Ok(Self {
+            store,
+            vfs,
+            uploader,
+            publisher,
+            follower,
+        })
+    }
+
+    /// Stops everything and closes the cache directory. The mount is gone by then.
+    ///
+    /// What cannot be ended in time (a program still uses a lazily unmounted
+    /// file) is left to the end of the process; the next start then mends as after a crash.
+    pub async fn take_down(self, within: Duration) {
+        let deadline = Instant::now() + within;
+        self.uploader.shutdown().await;
+        self.publisher.shutdown().await;
+        match sole(self.follower, deadline).await {
+            Some(follower) => follower.shutdown().await,
+            None => tracing::warn!("the follower is still in use"),
+        }
+        self.vfs.shutdown();
+        drop(self.vfs);
+        match sole(self.store, deadline).await {
+            Some(store) => {
+                if let Err(err) = store.close() {
+                    let err = super::error::chain(&err);
+                    tracing::error!(
+                        err,
+                        "the cache directory was not closed cleanly; the next start mends it"
+                    );
+                }
+            }
+            None => tracing::warn!(
+                "the cache directory is still in use; the next start mends it as after a crash"
+            ),
+        }
+    }
+}
+
+/// Waits until nobody else holds `shared`.
+pub async fn sole<T>(shared: Arc<T>, deadline: Instant) -> Option<T> {
+    let mut shared = shared;
+    loop {
+        match Arc::try_unwrap(shared) {
+            Ok(own) => return Some(own),
+            Err(_) if Instant::now() >= deadline => return None,
+            Err(still_shared) => shared = still_shared,
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn vfs_options(settings: &Settings) -> VfsOptions {
+    let owner = match settings.owner {
+        OwnerMode::Preserve => Owner::Preserve,
+        OwnerMode::Mount => Owner::Fixed {
+            uid: settings
+                .uid
+                .unwrap_or_else(|| rustix::process::geteuid().as_raw()),
+            gid: settings
+                .gid
+                .unwrap_or_else(|| rustix::process::getegid().as_raw()),
+        },
+    };
+    VfsOptions {
+        owner,
+        umask: settings.umask,
+        settle: settings.settle,
+        read_only: settings.read_only,
+        xattr: settings.xattr,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_last_holder_gets_the_value() {
+        let shared = Arc::new(5);
+        let other = Arc::clone(&shared);
+        let soon = Instant::now() + Duration::from_secs(5);
+        let (own, ()) = tokio::join!(sole(shared, soon), async { drop(other) });
+        assert_eq!(own, Some(5));
+        let held = Arc::new(6);
+        let _other = Arc::clone(&held);
+        assert_eq!(sole(held, Instant::now()).await, None);
+    }
+}

@@ -1,0 +1,117 @@
+//! The parts of a daemon that serves, and what can be asked of them.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use crate::{
+    base::id::StoreId,
+    config::{Budget, Settings, budget},
+    fuse::Mounted,
+    namespace::TreeError,
+    observe::{
+        Status, memory,
+        status::{Cache, Follow, Publish, State, Tier, Upload},
+    },
+    tier::SharedBucket,
+};
+
+use tokio::sync::watch;
+
+use super::{control::protocol::ListedFile, layers::Layers};
+
+/// Everything between the mount and the bucket.
+#[derive(Debug)]
+pub struct Serving {
+    pub settings: Settings,
+    pub budget: Budget,
+    /// Canonical.
+    pub mountpoint: PathBuf,
+    pub log_file: Option<PathBuf>,
+    pub started: Instant,
+    pub store_id: StoreId,
+    pub bucket: SharedBucket,
+    pub layers: Layers,
+    pub mounted: Arc<Mounted>,
+    /// An unmount is under way.
+    pub stopping: AtomicBool,
+    /// True from the moment everything is closed: commands under way give up.
+    pub ending: watch::Sender<bool>,
+}
+
+impl Serving {
+    /// The newest trouble, worst first: what follows fails when the bucket is away.
+    pub fn last_error(&self) -> Option<String> {
+        self.layers
+            .uploader
+            .status()
+            .last_error
+            .or_else(|| self.layers.publisher.status().last_error)
+            .or_else(|| self.layers.follower.status().last_error)
+    }
+
+    /// Looks at all parts; asks nobody outside this process but the disk for its free space.
+    pub fn status(&self) -> Status {
+        let upload = Upload::from(self.layers.uploader.status());
+        let publish = Publish::from(self.layers.publisher.status());
+        let follow = Follow::from(self.layers.follower.status());
+        let disk = budget::disk_of(&self.settings.cache_dir);
+        let tier = Tier::new(
+            self.bucket.url(),
+            self.bucket.clock().offset_millis(),
+            &follow,
+            &upload,
+            &publish,
+        );
+        Status {
+            mountpoint: self.mountpoint.display().to_string(),
+            volume: self.settings.volume.to_string(),
+            store: self.settings.store.clone(),
+            store_id: self.store_id.to_string(),
+            machine: self.layers.store.machine.to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            state: if self.stopping.load(Ordering::Relaxed) {
+                State::Stopping
+            } else {
+                State::Serving
+            },
+            uptime_seconds: self.started.elapsed().as_secs(),
+            memory_bytes: memory::resident_bytes(),
+            read_only: self.settings.read_only,
+            passthrough: self.mounted.passthrough(),
+            cache_dir: self.settings.cache_dir.display().to_string(),
+            log_file: self.log_file.as_ref().map(|path| path.display().to_string()),
+            cache: Cache::new(
+                &self.layers.store.ledger.totals(),
+                self.budget.cache_size,
+                self.budget.min_free,
+                disk.map_or(0, |disk| disk.free_bytes),
+            ),
+            files: self.layers.vfs.status().into(),
+            upload,
+            publish,
+            follow,
+            tiers: vec![tier],
+            last_error: self.last_error(),
+        }
+    }
+
+    /// Lists a path of the mount; the error is for the user.
+    pub fn list(&self, path: &[u8]) -> Result<Vec<ListedFile>, String> {
+        match self.layers.vfs.list(path) {
+            Ok(files) => Ok(files.into_iter().map(ListedFile::from).collect()),
+            Err(err @ (TreeError::NotFound | TreeError::NotDirectory)) => Err(format!(
+                "{err}: {} in {}",
+                String::from_utf8_lossy(path),
+                self.mountpoint.display()
+            )),
+            Err(err) => Err(super::error::chain(&err)),
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! The start, step by step; what fails before the cache directory is opened
+//! has changed nothing on this machine.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicBool},
+    time::{Duration, Instant},
+};
+
+use tokio::{runtime::Handle, sync::watch};
+
+use super::{
+    announce::Announcer, bucket, error::StartError, layers::Layers, mountpoint, notices::NoticeGate,
+    root_check, serving::Serving,
+};
+use crate::{
+    base::id::StoreId,
+    config::{Budget, Settings, budget},
+    fuse::{self, MountOptions},
+    store::cachedir,
+    tier::{SharedBucket, TierError, layout, probe},
+};
+
+/// How long a store may take to answer before it counts as away.
+const STORE_WITHIN: Duration = Duration::from_secs(20);
+/// How long the first whole read of the volume's log may take on a machine that
+/// has none of it, and on one that only has to catch up.
+const FIRST_POLL_WITHIN: Duration = Duration::from_secs(120);
+const NEXT_POLL_WITHIN: Duration = Duration::from_secs(5);
+const ANSWERS_WITHIN: Duration = Duration::from_secs(30);
+/// A clock that is further off makes stamps and segment names of this machine odd.
+pub const CLOCK_TOLERANCE_MILLIS: u64 = 2000;
+
+/// What is to be mounted where.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub settings: Settings,
+    /// Canonical.
+    pub mountpoint: PathBuf,
+    /// Where the log goes, to be shown.
+    pub log_file: Option<PathBuf>,
+}
+
+/// Starts everything; returns when the mount answers.
+pub async fn start(plan: &Plan, announcer: &Announcer) -> Result<Serving, StartError> {
+    let started = Instant::now();
+    let settings = &plan.settings;
+    announcer.step("checking the mountpoint");
+    if mountpoint::prepare(&plan.mountpoint)? {
+        tracing::warn!(mountpoint = %plan.mountpoint.display(), "took over the mount of a daemon that died");
+    }
+    let known = known_store(&settings.cache_dir)?;
+    announcer.step("asking the store");
+    let bucket = bucket::connect(settings).await?;
+    let (store_id, reachable) = identify(settings, &bucket, known).await?;
+    if known.is_none() && reachable && !settings.read_only {
+        announcer.step("probing the store");
+        probe_first_use(settings, &bucket).await?;
+    }
+
+    announcer.step("opening the cache directory");
+    let disk = budget::disk_of(&settings.cache_dir).map_err(|source| StartError::Disk {
+        verb: "look at the disk of",
+        path: settings.cache_dir.clone(),
+        source,
+    })?;
+    let budget = Budget::on_disk_of(disk.total_bytes, settings.cache_size, settings.min_free);
+    let gate = NoticeGate::new();
+    let layers = Layers::put_up(
+        settings,
+        budget,
+        store_id,
+        &bucket,
+        gate.teller(),
+        &Handle::current(),
+    )?;
+    if reachable {
+        announcer.step("reading the log of the volume");
+        let within = if known.is_some() {
+            NEXT_POLL_WITHIN
+        } else {
+            FIRST_POLL_WITHIN
+        };
+        if !layers
+            .follower
+            .caught_up(tokio::time::Instant::now() + within)
+            .await
+        {
+            let last_error = layers.follower.status().last_error;
+            tracing::warn!(
+                ?within,
+                ?last_error,
+                "mounting before the log of the volume was read whole"
+            );
+        }
+    }
+
+    announcer.step("mounting");
+    gate.mounting();
+    let mounted = match fuse::mount(Arc::clone(&layers.vfs), &mount_options(plan), Handle::current()) {
+        Ok(mounted) => Arc::new(mounted),
+        Err(source) => {
+            layers.take_down(Duration::from_secs(5)).await;
+            return Err(StartError::Mount {
+                path: plan.mountpoint.clone(),
+                source,
+            });
+        }
+    };
+    gate.mounted(mounted.tell_kernel());
+    if let Err(source) = root_check::answers(&plan.mountpoint, ANSWERS_WITHIN).await {
+        if let Err(err) = mounted.unmount(true) {
+            tracing::error!(%err, "cannot take the mount away again");
+        }
+        drop(mounted);
+        layers.take_down(Duration::from_secs(5)).await;
+        return Err(StartError::NotAnswering {
+            path: plan.mountpoint.clone(),
+            source,
+        });
+    }
+    if !mounted.passthrough() && settings.passthrough {
+        tracing::info!(
+            "no passthrough here: reads and writes go through the daemon; casmount doctor says why"
+        );
+    }
+    Ok(Serving {
+        settings: settings.clone(),
+        budget,
+        mountpoint: plan.mountpoint.clone(),
+        log_file: plan.log_file.clone(),
+        started,
+        store_id,
+        bucket,
+        layers,
+        mounted,
+        stopping: AtomicBool::new(false),
+        ending: watch::channel(false).0,
+    })
+}
+
+/// The store that the cache directory belongs to; `None` if it was never used.
+fn known_store(dir: &Path) -> Result<Option<StoreId>, StartError> {
+    match cachedir::inspect(dir) {
+        Ok(facts) => Ok(facts.map(|facts| facts.store)),
+        Err(source) => Err(StartError::Cache {
+            path: dir.to_owned(),
+            source,
+        }),
+    }
+}
+
+/// Asks the store who it is. While it is away, a cache directory that was
+/// used before knows, and what is on it can be served.
+///
+/// Returns also whether the store answered.
+async fn identify(
+    settings: &Settings,
+    bucket: &SharedBucket,
+    known: Option<StoreId>,
+) -> Result<(StoreId, bool), StartError> {
+    let answer = tokio::time::timeout(STORE_WITHIN, probe::open_store(bucket))
+        .await
+        .unwrap_or_else(|_| {
+            Err(TierError::Unavailable {
+                verb: "read",
+                key: layout::STORE.to_owned(),
+                source: format!("no answer within {} s", STORE_WITHIN.as_secs()).into(),
+            })
+        });
+    match (answer, known) {
+        (Ok(facts), _) => Ok((facts.id, true)),
+        (Err(err), Some(known)) if err.is_transient() => {
+            let err = super::error::chain(&err);
+            tracing::warn!(
+                err,
+                "the store is away: serving what is on this disk until it is back"
+            );
+            Ok((known, false))
+        }
+        (Err(err), _) => Err(bucket::failed(settings, err)),
+    }
+}
+
+async fn probe_first_use(settings: &Settings, bucket: &SharedBucket) -> Result<(), StartError> {
+    let report = probe::probe(bucket)
+        .await
+        .map_err(|err| bucket::failed(settings, err))?;
+    if !report.conditional_create || !report.conditional_replace {
+        tracing::warn!(
+            ?report,
+            "the store ignores conditional writes: blobs and changes are safe without them, compaction is off"
+        );
+    }
+    let offset = bucket.clock().offset_millis();
+    if offset.unsigned_abs() > CLOCK_TOLERANCE_MILLIS {
+        tracing::warn!(
+            offset_millis = offset,
+            "this machine's clock differs from the store's, which is used"
+        );
+    }
+    Ok(())
+}
+
+fn mount_options(plan: &Plan) -> MountOptions {
+    MountOptions {
+        mountpoint: plan.mountpoint.clone(),
+        allow_other: plan.settings.allow_other,
+        read_only: plan.settings.read_only,
+        source: format!("casmount:{}", plan.settings.volume),
+        threads: std::thread::available_parallelism()
+            .map_or(2, usize::from)
+            .clamp(2, 8),
+        passthrough: plan.settings.passthrough,
+    }
+}

@@ -1,0 +1,128 @@
+//! The end: drain, unmount, drain what came in between, close.
+
+use std::{
+    io,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use rustix::io::Errno;
+use tokio::{sync::mpsc, time::Instant};
+
+use super::{
+    answer::StopRequest,
+    control::{
+        protocol::{DrainReport, Reply},
+        server::ControlServer,
+    },
+    drain,
+    layers::sole,
+    serving::Serving,
+    users,
+};
+
+/// How long a stop by signal drains. systemd's `TimeoutStopSec` in the unit is longer.
+pub const DRAIN_WITHIN: Duration = Duration::from_secs(90);
+/// How long tearing down may take once nothing is left to wait for.
+const TAKE_DOWN_WITHIN: Duration = Duration::from_secs(5);
+
+/// Why the daemon stops.
+#[derive(Debug)]
+pub enum Cause {
+    /// Nobody can be asked: a mount in use is detached.
+    Signal,
+    /// Somebody can be asked: a mount in use stays, unless told otherwise.
+    Command(StopRequest),
+    /// `umount` or `fusermount3` took the mount away.
+    Gone,
+}
+
+impl Cause {
+    fn deadline(&self) -> Instant {
+        match self {
+            Self::Command(request) => request.deadline,
+            Self::Signal | Self::Gone => Instant::now() + DRAIN_WITHIN,
+        }
+    }
+
+    fn replies(&self) -> Option<&mpsc::Sender<Reply>> {
+        match self {
+            Self::Command(request) => Some(&request.replies),
+            Self::Signal | Self::Gone => None,
+        }
+    }
+}
+
+/// Drains and unmounts. `None`: the mount is in use and stays, and whoever asked was told.
+pub async fn drain_and_unmount(serving: &Serving, cause: &Cause) -> Option<DrainReport> {
+    serving.stopping.store(true, Ordering::Relaxed);
+    let deadline = cause.deadline();
+    // Most of the work, while programs can still read.
+    let report = drain::run(serving, deadline, cause.replies()).await;
+    let unmounted = match cause {
+        Cause::Gone => return Some(report),
+        Cause::Signal => serving.mounted.unmount(false).or_else(|err| {
+            tracing::warn!(%err, users = ?users::of(&serving.mountpoint), "the mount is in use; detaching it");
+            serving.mounted.unmount(true)
+        }),
+        Cause::Command(request) => serving.mounted.unmount(request.lazy),
+    };
+    if let Err(err) = unmounted {
+        if let Cause::Command(request) = cause {
+            serving.stopping.store(false, Ordering::Relaxed);
+            let reply = if is_busy(&err) {
+                Reply::Busy {
+                    users: users::of(&serving.mountpoint),
+                }
+            } else {
+                Reply::Error {
+                    message: format!("cannot unmount {}: {err}", serving.mountpoint.display()),
+                }
+            };
+            let _ = request.replies.send(reply).await;
+            return None;
+        }
+        tracing::error!(%err, "cannot unmount");
+    }
+    // Now nothing can be closed any more: what was closed since the first drain.
+    let seconds = report.seconds;
+    let mut last = drain::run(serving, deadline, cause.replies()).await;
+    last.seconds += seconds;
+    Some(last)
+}
+
+/// `fusermount3` only says it in words.
+fn is_busy(err: &io::Error) -> bool {
+    Errno::from_io_error(err) == Some(Errno::BUSY) || err.to_string().contains("busy")
+}
+
+/// Closes everything, then says the last words to whoever asked.
+pub async fn close(serving: Arc<Serving>, mut server: ControlServer, cause: Cause, report: DrainReport) {
+    serving.ending.send_replace(true);
+    server.retire();
+    match sole(serving, Instant::now() + TAKE_DOWN_WITHIN).await {
+        Some(serving) => {
+            drop(serving.mounted);
+            serving.layers.take_down(TAKE_DOWN_WITHIN).await;
+        }
+        None => tracing::warn!("a command is still being answered; the next start mends as after a crash"),
+    }
+    if let Cause::Command(request) = cause {
+        let _ = request.replies.send(Reply::Unmounted(report)).await;
+    }
+    server.finish(Duration::from_secs(2)).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_busy_mount_is_recognized_from_both_who_say_so() {
+        assert!(is_busy(&Errno::BUSY.into()));
+        assert!(is_busy(&io::Error::other(
+            "fusermount3: failed to unmount /m: Device or resource busy"
+        )));
+        assert!(!is_busy(&Errno::PERM.into()));
+    }
+}

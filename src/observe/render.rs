@@ -1,0 +1,247 @@
+//! A status as people read it: aligned, sizes with units, trouble last.
+
+use std::fmt::Write as _;
+
+use super::{Status, status::State};
+use crate::base::units::format_size;
+
+/// Renders a status as lines of text.
+pub fn text(status: &Status) -> String {
+    let mut out = String::new();
+    let mut line = |name: &str, value: String| {
+        writeln!(out, "{name:<12}{value}").expect("a string takes everything");
+    };
+    let mode = [
+        match status.state {
+            State::Serving => "serving",
+            State::Stopping => "stopping",
+        },
+        if status.read_only {
+            "read-only"
+        } else {
+            "read-write"
+        },
+        if status.passthrough {
+            "passthrough"
+        } else {
+            "no passthrough"
+        },
+    ];
+    line("mount", status.mountpoint.clone());
+    line("volume", format!("{} of {}", status.volume, status.store));
+    line(
+        "daemon",
+        format!(
+            "{}, up {}, {} of memory, pid {}, version {}",
+            mode.join(", "),
+            duration(status.uptime_seconds),
+            format_size(status.memory_bytes),
+            status.pid,
+            status.version
+        ),
+    );
+    line(
+        "machine",
+        format!("{} (store {})", status.machine, status.store_id),
+    );
+    line("cache", status.cache_dir.clone());
+    if let Some(log) = &status.log_file {
+        line("log", log.clone());
+    }
+    let cache = &status.cache;
+    line(
+        "resident",
+        format!(
+            "{} in {}, of at most {}",
+            format_size(cache.resident_bytes),
+            count(cache.resident_blobs, "blob"),
+            format_size(cache.limit_bytes)
+        ),
+    );
+    line(
+        "disk",
+        format!(
+            "{} free, {} kept free",
+            format_size(cache.disk_free_bytes),
+            format_size(cache.min_free_bytes)
+        ),
+    );
+    line(
+        "dirty",
+        format!(
+            "{} in {}, {} to settle, {} being uploaded ({})",
+            format_size(cache.dirty_bytes),
+            count(cache.dirty_blobs, "blob"),
+            count(status.files.settling, "file"),
+            count(status.upload.uploading_blobs, "blob"),
+            format_size(status.upload.uploading_bytes)
+        ),
+    );
+    line(
+        "uploaded",
+        format!(
+            "{} in {}, {}",
+            format_size(status.upload.uploaded_bytes),
+            count(status.upload.uploaded_blobs, "blob"),
+            count(status.upload.retries, "retry")
+        ),
+    );
+    line(
+        "evicted",
+        format!(
+            "{} in {}",
+            format_size(cache.evicted_bytes),
+            count(cache.evicted_blobs, "blob")
+        ),
+    );
+    line(
+        "opens",
+        format!(
+            "{}, {} by the kernel alone, {} now, {} for writing",
+            hit_rate(status.files.hits, status.files.misses),
+            status.files.passthrough_opens,
+            status.files.open,
+            status.files.open_for_writing
+        ),
+    );
+    line(
+        "volume log",
+        format!(
+            "{} to publish, {} published, {} from others",
+            count(status.publish.pending_changes, "change"),
+            status.publish.published_changes,
+            status.follow.changes
+        ),
+    );
+    for tier in &status.tiers {
+        let state = if tier.reachable {
+            "reachable"
+        } else {
+            "NOT REACHABLE"
+        };
+        let clock = match tier.clock_offset_millis {
+            0 => "clocks agree".to_owned(),
+            offset => format!("its clock is {offset:+} ms from ours"),
+        };
+        line("tier", format!("{}, {state}, {clock}", tier.url));
+    }
+    if cache.quarantined_blobs > 0 {
+        line(
+            "QUARANTINED",
+            format!(
+                "{}: bytes differ from the digest, not uploaded; see the log",
+                count(cache.quarantined_blobs, "blob")
+            ),
+        );
+    }
+    if status.files.lost > 0 {
+        line(
+            "LOST",
+            format!(
+                "{} are gone from the bucket; their names read as missing until they are created again",
+                count(status.files.lost, "blob")
+            ),
+        );
+    }
+    line(
+        "last error",
+        status.last_error.clone().unwrap_or_else(|| "none".to_owned()),
+    );
+    out
+}
+
+/// `1 blob`, `3 blobs`, `2 retries`.
+pub fn count(number: u64, noun: &str) -> String {
+    match (number, noun.strip_suffix('y')) {
+        (1, _) => format!("1 {noun}"),
+        (_, Some(stem)) => format!("{number} {stem}ies"),
+        (_, None) => format!("{number} {noun}s"),
+    }
+}
+
+/// `42 s`, `3 min 2 s`, `5 h 12 min`, `3 d 4 h`.
+pub fn duration(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        3600..86_400 => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
+        _ => format!("{} d {} h", seconds / 86_400, seconds / 3600 % 24),
+    }
+}
+
+fn hit_rate(hits: u64, misses: u64) -> String {
+    let all = hits + misses;
+    if all == 0 {
+        return "none yet".to_owned();
+    }
+    let percent = hits as f64 * 100.0 / all as f64;
+    format!("{hits} hits, {misses} misses ({percent:.1} % hits)")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::status::{Cache, Files, Tier};
+
+    fn status() -> Status {
+        Status {
+            mountpoint: "/mnt/cache".into(),
+            volume: "main".into(),
+            store: "s3://b".into(),
+            uptime_seconds: 3725,
+            cache: Cache {
+                resident_bytes: 3 << 29,
+                resident_blobs: 1,
+                ..Cache::default()
+            },
+            files: Files {
+                hits: 3,
+                misses: 1,
+                ..Files::default()
+            },
+            tiers: vec![Tier {
+                url: "s3://b".into(),
+                reachable: false,
+                last_error: None,
+                clock_offset_millis: -40,
+            }],
+            ..Status::default()
+        }
+    }
+
+    #[test]
+    fn values_stand_in_one_column() {
+        let text = text(&status());
+        for line in text.lines() {
+            assert!(
+                line.len() > 12 && line.as_bytes()[11] == b' ' && line.as_bytes()[12] != b' ',
+                "{line:?}"
+            );
+        }
+        assert!(
+            text.contains("resident    1.5 GiB in 1 blob, of at most 0 B\n"),
+            "{text}"
+        );
+        assert!(text.contains("75.0 % hits"), "{text}");
+        assert!(text.contains("up 1 h 2 min"), "{text}");
+    }
+
+    #[test]
+    fn trouble_is_shown_only_when_there_is_some() {
+        let calm = text(&status());
+        assert!(calm.contains("NOT REACHABLE"));
+        assert!(!calm.contains("LOST") && !calm.contains("QUARANTINED"));
+        let mut lost = status();
+        lost.files.lost = 2;
+        lost.last_error = Some("denied".into());
+        assert!(text(&lost).contains("2 blobs are gone"));
+        assert!(text(&lost).contains("last error  denied\n"));
+    }
+
+    #[test]
+    fn nouns_follow_their_number() {
+        assert_eq!(count(1, "retry"), "1 retry");
+        assert_eq!(count(0, "retry"), "0 retries");
+        assert_eq!(count(2, "file"), "2 files");
+    }
+}
