@@ -163,7 +163,9 @@ fn watch_mount(serving: &Serving) -> io::Result<oneshot::Receiver<()>> {
         drop(mounted);
         let _ = sender.send(());
     };
-    thread::Builder::new().name("casmount-watch".into()).spawn(watch)?;
+    thread::Builder::new()
+        .name("casmount-watch".into())
+        .spawn(watch)?;
     Ok(receiver)
 }
 

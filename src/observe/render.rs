@@ -188,6 +188,8 @@ mod tests {
             mountpoint: "/mnt/cache".into(),
             volume: "main".into(),
             store: "s3://b".into(),
+            machine: "ab".into(),
+            cache_dir: "/c".into(),
             uptime_seconds: 3725,
             cache: Cache {
                 resident_bytes: 3 << 29,
