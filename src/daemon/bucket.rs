@@ -22,6 +22,7 @@ pub async fn connect(settings: &Settings) -> Result<SharedBucket, StartError> {
     let options = ConnectOptions {
         endpoint_url: settings.endpoint_url.clone(),
         region: settings.region.clone(),
+        ..ConnectOptions::default()
     };
     url::connect(&store, &options)
         .await

@@ -16,7 +16,9 @@ pub enum StartError {
     Mountpoint(#[from] MountpointError),
     #[error("{}", in_words(store, source))]
     Bucket { store: String, source: TierError },
-    /// The cache directory.
+    /// The store answers, but not as it must.
+    #[error("cannot use the store {store}: {why}; casmount doctor says more")]
+    Refused { store: String, why: String },
     #[error("cannot use the cache directory {}", path.display())]
     Cache { path: PathBuf, source: StoreError },
     #[error("cannot read the tree of the volume from the index")]
@@ -42,6 +44,7 @@ impl StartError {
             Self::Config(_) | Self::Usage { .. } => 2,
             Self::Mountpoint(_)
             | Self::Bucket { .. }
+            | Self::Refused { .. }
             | Self::Cache { .. }
             | Self::Tree { .. }
             | Self::Mount { .. }
@@ -54,24 +57,39 @@ impl StartError {
 
 /// What a failure of the bucket means and what to do about it.
 pub fn in_words(store: &str, err: &TierError) -> String {
+    let advice = advice(store, err);
     match err {
-        TierError::Unavailable { .. } => {
-            format!("cannot reach the store {store}; check the network, --endpoint-url and --region")
+        TierError::Unavailable { .. } => format!("cannot reach the store {store}; {advice}"),
+        TierError::Denied { permission, key, .. } => {
+            format!("no permission for {permission} in the store {store} (asked for {key}); {advice}")
         }
-        TierError::Denied { permission, key, .. } => format!(
-            "the credentials for the store {store} lack the permission {permission} (asked for {key}); \
-             grant it as the README's policy does"
-        ),
-        TierError::NoBucket { bucket } => {
-            format!("there is no bucket {bucket}; create it, or correct --store, --region or --endpoint-url")
+        TierError::NoBucket { bucket } => format!("there is no bucket {bucket}; {advice}"),
+        TierError::Credentials { .. } => {
+            format!("there are no usable credentials for the store {store}; {advice}")
         }
-        TierError::Credentials { .. } => format!(
-            "there are no usable credentials for the store {store}; set AWS_ACCESS_KEY_ID and \
-             AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give this machine a role"
-        ),
         TierError::Malformed { .. } | TierError::Unsupported { .. } => {
-            format!("the store {store} cannot be used: {err}")
+            format!("cannot use the store {store}: {err}; {advice}")
         }
+    }
+}
+
+/// What to do about a failure of the bucket.
+pub fn advice(store: &str, err: &TierError) -> &'static str {
+    let directory = store.starts_with("file:");
+    match err {
+        TierError::Unavailable { .. } if directory => "check that its file system is mounted and healthy",
+        TierError::Unavailable { .. } => "check the network, --endpoint-url and --region",
+        TierError::Denied { .. } if directory => "give this user read and write access to it",
+        TierError::Denied { .. } => "grant it, as the policy in the README does",
+        TierError::NoBucket { .. } if directory => "create it, or correct --store",
+        TierError::NoBucket { .. } => "create it, or correct --store, --region or --endpoint-url",
+        TierError::Credentials { .. } => {
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give this machine a role"
+        }
+        TierError::Malformed { .. } => {
+            "see whether something else writes to this store, or name another with --store"
+        }
+        TierError::Unsupported { .. } => "correct the settings, use a newer casmount, or name another store",
     }
 }
 

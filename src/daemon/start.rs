@@ -14,11 +14,14 @@ use super::{
     root_check, serving::Serving,
 };
 use crate::{
-    base::id::StoreId,
+    base::id::{MachineId, StoreId},
     config::{Budget, Settings, budget},
     fuse::{self, MountOptions},
-    store::cachedir,
-    tier::{SharedBucket, TierError, layout, probe},
+    store::inspect,
+    tier::{
+        SharedBucket, TierError, layout,
+        probe::{self, IfAbsent, ProbeMode},
+    },
 };
 
 /// How long a store may take to answer before it counts as away.
@@ -53,7 +56,7 @@ pub async fn start(plan: &Plan, announcer: &Announcer) -> Result<Serving, StartE
     announcer.step("asking the store");
     let bucket = bucket::connect(settings).await?;
     let (store_id, reachable) = identify(settings, &bucket, known).await?;
-    if known.is_none() && reachable && !settings.read_only {
+    if known.is_none() && reachable {
         announcer.step("probing the store");
         probe_first_use(settings, &bucket).await?;
     }
@@ -141,13 +144,10 @@ pub async fn start(plan: &Plan, announcer: &Announcer) -> Result<Serving, StartE
 
 /// The store that the cache directory belongs to; `None` if it was never used.
 fn known_store(dir: &Path) -> Result<Option<StoreId>, StartError> {
-    match cachedir::inspect(dir) {
-        Ok(facts) => Ok(facts.map(|facts| facts.store)),
-        Err(source) => Err(StartError::Cache {
-            path: dir.to_owned(),
-            source,
-        }),
-    }
+    inspect::bound_store(dir).map_err(|source| StartError::Cache {
+        path: dir.to_owned(),
+        source,
+    })
 }
 
 /// Asks the store who it is. While it is away, a cache directory that was
@@ -159,7 +159,13 @@ async fn identify(
     bucket: &SharedBucket,
     known: Option<StoreId>,
 ) -> Result<(StoreId, bool), StartError> {
-    let answer = tokio::time::timeout(STORE_WITHIN, probe::open_store(bucket))
+    // Who only reads makes nothing; who was here before expects what was here.
+    let if_absent = if settings.read_only || known.is_some() {
+        IfAbsent::Refuse
+    } else {
+        IfAbsent::Create
+    };
+    let answer = tokio::time::timeout(STORE_WITHIN, probe::open_store(bucket.as_ref(), if_absent))
         .await
         .unwrap_or_else(|_| {
             Err(TierError::Unavailable {
@@ -169,7 +175,15 @@ async fn identify(
             })
         });
     match (answer, known) {
-        (Ok(facts), _) => Ok((facts.id, true)),
+        (Ok(facts), _) => {
+            if facts.created {
+                tracing::info!(store = settings.store, id = %facts.id, "made a new store");
+            }
+            for warning in facts.warnings {
+                tracing::warn!("{warning}");
+            }
+            Ok((facts.id, true))
+        }
         (Err(err), Some(known)) if err.is_transient() => {
             let err = super::error::chain(&err);
             tracing::warn!(
@@ -182,22 +196,31 @@ async fn identify(
     }
 }
 
+/// Finds out before the first mount what would go wrong later.
 async fn probe_first_use(settings: &Settings, bucket: &SharedBucket) -> Result<(), StartError> {
-    let report = probe::probe(bucket)
+    let mode = if settings.read_only {
+        ProbeMode::ReadOnly
+    } else {
+        ProbeMode::ReadWrite
+    };
+    let report = probe::probe(bucket.as_ref(), MachineId::random(), mode)
         .await
         .map_err(|err| bucket::failed(settings, err))?;
-    if !report.conditional_create || !report.conditional_replace {
-        tracing::warn!(
-            ?report,
-            "the store ignores conditional writes: blobs and changes are safe without them, compaction is off"
-        );
-    }
-    let offset = bucket.clock().offset_millis();
+    let offset = report.clock_offset_millis;
     if offset.unsigned_abs() > CLOCK_TOLERANCE_MILLIS {
         tracing::warn!(
             offset_millis = offset,
             "this machine's clock differs from the store's, which is used"
         );
+    }
+    for finding in report.findings() {
+        if finding.fatal {
+            return Err(StartError::Refused {
+                store: settings.store.clone(),
+                why: finding.text,
+            });
+        }
+        tracing::warn!("{}", finding.text);
     }
     Ok(())
 }

@@ -21,6 +21,7 @@ pub mod fetch;
 mod fetch_chunk;
 pub mod index;
 pub mod ingest;
+pub mod inspect;
 pub mod journal;
 mod lease;
 pub mod ledger;

@@ -4,21 +4,23 @@ use std::{path::Path, time::Duration};
 
 use super::finding::Finding;
 use crate::{
-    base::id::StoreId,
+    base::id::{MachineId, StoreId},
     config::Settings,
     daemon::{
         bucket,
-        error::{StartError, chain, in_words},
+        error::{StartError, advice, chain, in_words},
         start::CLOCK_TOLERANCE_MILLIS,
     },
     tier::{
-        SharedBucket, TierError,
-        probe::{self, ProbeReport},
+        SharedBucket, TierError, layout,
+        probe::{self, ProbeMode, ProbeReport, StoreJson},
     },
 };
 
 /// An S3 client tries a few times by itself within this.
 const WITHIN: Duration = Duration::from_secs(30);
+/// `casmount.json` is far below this.
+const MAX_STORE_BYTES: u64 = 64 << 10;
 
 /// Returns also the store's id, if it has one already.
 pub fn check(settings: &Settings) -> (Vec<Finding>, Option<StoreId>) {
@@ -58,63 +60,106 @@ pub fn check(settings: &Settings) -> (Vec<Finding>, Option<StoreId>) {
 }
 
 async fn ask(settings: &Settings) -> (Vec<Finding>, Option<StoreId>) {
+    let store = &settings.store;
     let bucket = match bucket::connect(settings).await {
         Ok(bucket) => bucket,
-        Err(StartError::Bucket { source, .. }) => return (vec![failure(&settings.store, &source)], None),
+        Err(StartError::Bucket { source, .. }) => return (vec![failure(store, &source)], None),
         Err(err) => {
-            let what = chain(&err);
-            return (vec![Finding::fail("store", what, "correct the settings")], None);
+            return (
+                vec![Finding::fail("store", chain(&err), "correct the settings")],
+                None,
+            );
         }
     };
-    let facts = match probe::read_store(&bucket).await {
-        Ok(facts) => facts,
-        Err(err) => return (vec![failure(&settings.store, &err)], None),
+    // What is permitted comes first: it explains why the rest may fail.
+    let mode = if settings.read_only {
+        ProbeMode::ReadOnly
+    } else {
+        ProbeMode::ReadWrite
     };
-    let mut findings = vec![match &facts {
-        Some(facts) => Finding::ok(
-            "store",
-            format!(
-                "the store {} answers (id {}, format {})",
-                settings.store, facts.id, facts.format
-            ),
-        ),
-        None => Finding::ok(
-            "store",
-            format!("the store {} answers and was never used", settings.store),
-        ),
-    }];
-    findings.extend(probe_store(settings, &bucket).await);
-    (findings, facts.map(|facts| facts.id))
-}
-
-async fn probe_store(settings: &Settings, bucket: &SharedBucket) -> Vec<Finding> {
-    match probe::probe(bucket).await {
-        Ok(report) => vec![
-            judge_conditions(&settings.store, &report),
-            judge_clock(bucket.clock().offset_millis()),
-        ],
-        // A read-only mount does not need to write.
-        Err(err @ TierError::Denied { .. }) if settings.read_only => vec![Finding::ok(
-            "store-writes",
-            format!("read-only, as the settings want it: {}", chain(&err)),
-        )],
-        Err(err) => vec![failure(&settings.store, &err)],
+    let report = match probe::probe(bucket.as_ref(), MachineId::random(), mode).await {
+        Ok(report) => report,
+        Err(err) => return (vec![failure(store, &err)], None),
+    };
+    let mut findings = judge_permissions(store, &report);
+    findings.extend(judge_conditions(store, &report));
+    findings.push(judge_clock(report.clock_offset_millis));
+    match read_store(&bucket).await {
+        Ok(Some(found)) => {
+            let what = format!(
+                "the store {store} answers (id {}, format {})",
+                found.store, found.format
+            );
+            findings.push(Finding::ok("store", what));
+            (findings, Some(found.store))
+        }
+        Ok(None) => {
+            findings.push(Finding::ok(
+                "store",
+                format!("the store {store} answers and was never used"),
+            ));
+            (findings, None)
+        }
+        Err(err) => {
+            findings.push(failure(store, &err));
+            (findings, None)
+        }
     }
 }
 
-fn judge_conditions(store: &str, report: &ProbeReport) -> Finding {
+/// Reads who the store is, and makes nothing.
+async fn read_store(bucket: &SharedBucket) -> Result<Option<StoreJson>, TierError> {
+    let object = bucket.get(layout::STORE, None, MAX_STORE_BYTES).await?;
+    object
+        .map(|object| StoreJson::decode(&object.bytes, &bucket.url()))
+        .transpose()
+}
+
+fn judge_permissions(store: &str, report: &ProbeReport) -> Vec<Finding> {
+    const CHECK: &str = "store-permissions";
+    const MEND: &str = "grant it, as the policy in the README does";
+    let mut findings = Vec::new();
+    if !report.missing_is_404 {
+        let what = format!("{store} answers 403 for a missing key, because s3:ListBucket is not permitted");
+        findings.push(Finding::fail(CHECK, what, MEND));
+    } else if !report.can_list {
+        findings.push(Finding::fail(
+            CHECK,
+            format!("s3:ListBucket is not permitted in {store}"),
+            MEND,
+        ));
+    }
+    if report.can_write == Some(false) {
+        let what = format!("s3:PutObject is not permitted in {store}");
+        let mend = "grant it, as the policy in the README does, or mount with --read-only";
+        findings.push(Finding::fail(CHECK, what, mend));
+    }
+    if report.can_delete == Some(false) {
+        let what = format!("s3:DeleteObject is not permitted in {store}, so nothing can be cleaned up there");
+        findings.push(Finding::warn(CHECK, what, MEND));
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok(
+            CHECK,
+            format!("everything needed is permitted in {store}"),
+        ));
+    }
+    findings
+}
+
+fn judge_conditions(store: &str, report: &ProbeReport) -> Option<Finding> {
     const CHECK: &str = "store-conditions";
-    let missing = match (report.conditional_create, report.conditional_replace) {
-        (true, true) => return Finding::ok(CHECK, "conditional writes are honoured"),
+    let ignored = match (report.conditional_create?, report.conditional_replace?) {
+        (true, true) => return Some(Finding::ok(CHECK, "conditional writes are honoured")),
         (false, true) => "If-None-Match",
         (true, false) => "If-Match",
         (false, false) => "If-None-Match and If-Match",
     };
-    Finding::warn(
+    Some(Finding::warn(
         CHECK,
-        format!("the server of {store} ignores {missing}"),
+        format!("the server of {store} ignores {ignored}"),
         "blobs and changes are safe; what needs one winner among machines is off. Use AWS S3 or another server",
-    )
+    ))
 }
 
 fn judge_clock(offset_millis: i64) -> Finding {
@@ -134,23 +179,16 @@ fn judge_clock(offset_millis: i64) -> Finding {
 }
 
 fn failure(store: &str, err: &TierError) -> Finding {
-    let (check, mend) = match err {
-        TierError::Unavailable { .. } => ("store", "check the network, --endpoint-url and --region"),
-        TierError::Denied { .. } => ("store-permissions", "grant it, as the policy in the README does"),
-        TierError::NoBucket { .. } => (
-            "store",
-            "create it, or correct --store, --region or --endpoint-url",
-        ),
-        TierError::Credentials { .. } => (
-            "store-credentials",
-            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give this machine a role",
-        ),
-        TierError::Malformed { .. } => ("store-format", "see whether something else writes to this store"),
-        TierError::Unsupported { .. } => ("store-format", "use a newer casmount, or another store"),
+    let check = match err {
+        TierError::Unavailable { .. } | TierError::NoBucket { .. } => "store",
+        TierError::Denied { .. } => "store-permissions",
+        TierError::Credentials { .. } => "store-credentials",
+        TierError::Malformed { .. } | TierError::Unsupported { .. } => "store-format",
     };
+    let mend = advice(store, err);
     // The words end with the same advice; the cause tells more.
     let words = in_words(store, err);
-    let what = words.split("; ").next().unwrap_or(&words);
+    let what = words.strip_suffix(mend).unwrap_or(&words).trim_end_matches("; ");
     let cause = std::error::Error::source(err).map(|source| format!(": {}", chain(source)));
     Finding::fail(check, format!("{what}{}", cause.unwrap_or_default()), mend)
 }
@@ -163,25 +201,92 @@ mod tests {
     #[test]
     fn a_clock_within_two_seconds_is_right() {
         assert_eq!(judge_clock(-2000).severity, Severity::Ok);
-        let slow = judge_clock(3600_500);
+        let slow = judge_clock(3_600_500);
         assert_eq!(slow.severity, Severity::Warn);
         assert!(slow.what.contains("-3600.5 s"), "{}", slow.what);
     }
 
+    fn report() -> ProbeReport {
+        ProbeReport {
+            url: "s3://b".into(),
+            missing_is_404: true,
+            can_list: true,
+            can_write: Some(true),
+            can_delete: Some(true),
+            conditional_create: Some(true),
+            conditional_replace: Some(true),
+            clock_offset_millis: 0,
+        }
+    }
+
     #[test]
     fn a_server_without_conditional_writes_is_named() {
-        let report = |conditional_create, conditional_replace| ProbeReport {
-            conditional_create,
-            conditional_replace,
-            clock_offset_millis: 0,
+        let judged = |create, replace| {
+            let report = ProbeReport {
+                conditional_create: create,
+                conditional_replace: replace,
+                ..report()
+            };
+            judge_conditions("s3://b", &report)
         };
-        assert_eq!(
-            judge_conditions("s3://b", &report(true, true)).severity,
-            Severity::Ok
-        );
-        let garage = judge_conditions("s3://b", &report(false, true));
+        assert_eq!(judged(Some(true), Some(true)).unwrap().severity, Severity::Ok);
+        let garage = judged(Some(false), Some(true)).unwrap();
         assert_eq!(garage.severity, Severity::Warn);
         assert!(garage.what.contains("If-None-Match"));
+        // A probe that only reads does not know.
+        assert_eq!(judged(None, None), None);
+    }
+
+    #[test]
+    fn each_missing_permission_is_named() {
+        let judged = |report: &ProbeReport| judge_permissions("s3://b", report).remove(0);
+        assert_eq!(judged(&report()).severity, Severity::Ok);
+        for (report, severity, word) in [
+            (
+                ProbeReport {
+                    missing_is_404: false,
+                    ..report()
+                },
+                Severity::Fail,
+                "403 for a missing key",
+            ),
+            (
+                ProbeReport {
+                    can_list: false,
+                    ..report()
+                },
+                Severity::Fail,
+                "s3:ListBucket",
+            ),
+            (
+                ProbeReport {
+                    can_write: Some(false),
+                    ..report()
+                },
+                Severity::Fail,
+                "s3:PutObject",
+            ),
+            (
+                ProbeReport {
+                    can_delete: Some(false),
+                    ..report()
+                },
+                Severity::Warn,
+                "s3:DeleteObject",
+            ),
+        ] {
+            let finding = judged(&report);
+            assert_eq!(finding.severity, severity, "{word}");
+            assert!(finding.what.contains(word), "{}", finding.what);
+        }
+        assert_eq!(
+            judged(&ProbeReport {
+                can_write: None,
+                ..report()
+            })
+            .severity,
+            Severity::Ok
+        );
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::{
         budget::{self, Disk},
     },
     daemon::error::chain,
-    store::cachedir::{self, CacheDirFacts},
+    store::{StoreError, inspect},
 };
 
 /// Fewer would soon stop new blobs: each is a file.
@@ -37,8 +37,8 @@ pub fn check(settings: &Settings, store: Option<StoreId>) -> Vec<Finding> {
         findings.push(unusable(dir, &err.into()));
     }
     if dir.exists() {
-        match cachedir::inspect(dir) {
-            Ok(facts) => findings.push(judge_binding(dir, facts, store)),
+        match look(dir) {
+            Ok(found) => findings.push(judge_binding(dir, found, store)),
             Err(err) => findings.push(Finding::fail(
                 "cache-binding",
                 format!(
@@ -51,6 +51,14 @@ pub fn check(settings: &Settings, store: Option<StoreId>) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// The store that the directory belongs to, and whether a daemon uses it.
+fn look(dir: &Path) -> Result<Option<(StoreId, bool)>, StoreError> {
+    match inspect::bound_store(dir)? {
+        Some(store) => Ok(Some((store, inspect::is_in_use(dir)?))),
+        None => Ok(None),
+    }
 }
 
 fn unusable(dir: &Path, err: &io::Error) -> Finding {
@@ -122,20 +130,20 @@ fn judge_room(dir: &Path, disk: Disk, budget: Budget) -> Vec<Finding> {
     findings
 }
 
-fn judge_binding(dir: &Path, facts: Option<CacheDirFacts>, store: Option<StoreId>) -> Finding {
+fn judge_binding(dir: &Path, found: Option<(StoreId, bool)>, store: Option<StoreId>) -> Finding {
     const CHECK: &str = "cache-binding";
     let place = dir.display();
-    let Some(facts) = facts else {
+    let Some((bound, in_use)) = found else {
         return Finding::ok(CHECK, format!("{place} was never used"));
     };
-    if store.is_some_and(|store| store != facts.store) {
+    if store.is_some_and(|store| store != bound) {
         return Finding::fail(
             CHECK,
             format!("{place} belongs to another store, or to one that was deleted and made again"),
             "name another --cache-dir, or delete this one if nothing in it is missed",
         );
     }
-    if facts.in_use {
+    if in_use {
         return Finding::warn(
             CHECK,
             format!("another daemon uses {place}"),
@@ -194,13 +202,12 @@ mod tests {
     #[test]
     fn a_cache_of_another_store_is_refused() {
         let store = StoreId(1);
-        let facts = |store, in_use| Some(CacheDirFacts { store, in_use });
-        let severity = |facts, store| judge_binding(Path::new(DIR), facts, store).severity;
+        let severity = |found, store| judge_binding(Path::new(DIR), found, store).severity;
         assert_eq!(severity(None, Some(store)), Severity::Ok);
-        assert_eq!(severity(facts(store, false), Some(store)), Severity::Ok);
-        assert_eq!(severity(facts(StoreId(2), false), Some(store)), Severity::Fail);
-        assert_eq!(severity(facts(store, true), Some(store)), Severity::Warn);
+        assert_eq!(severity(Some((store, false)), Some(store)), Severity::Ok);
+        assert_eq!(severity(Some((StoreId(2), false)), Some(store)), Severity::Fail);
+        assert_eq!(severity(Some((store, true)), Some(store)), Severity::Warn);
         // While the store is away nobody can tell.
-        assert_eq!(severity(facts(StoreId(2), false), None), Severity::Ok);
+        assert_eq!(severity(Some((StoreId(2), false)), None), Severity::Ok);
     }
 }
