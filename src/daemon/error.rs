@@ -23,6 +23,8 @@ pub enum StartError {
     Cache { path: PathBuf, source: StoreError },
     #[error("cannot read the tree of the volume from the index")]
     Tree { source: TreeError },
+    #[error("cannot go on with the files that the last stop left unsealed")]
+    Files { source: crate::vfs::VfsError },
     #[error("cannot mount at {}{}", path.display(), mount_hint(source))]
     Mount { path: PathBuf, source: io::Error },
     #[error("the mount at {} does not answer; see the log", path.display())]
@@ -47,6 +49,7 @@ impl StartError {
             | Self::Refused { .. }
             | Self::Cache { .. }
             | Self::Tree { .. }
+            | Self::Files { .. }
             | Self::Mount { .. }
             | Self::NotAnswering { .. }
             | Self::Interrupted

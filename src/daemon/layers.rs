@@ -88,12 +88,8 @@ impl Layers {
             Arc::clone(bucket),
             tell_kernel,
         ));
-        let vfs = Vfs::new(
-            vfs_options(settings),
-            Arc::clone(&store),
-            Arc::clone(&tree),
-            runtime.clone(),
-        );
+        let vfs = Vfs::new(vfs_options(settings), Arc::clone(&store), Arc::clone(&tree))
+            .map_err(|source| StartError::Files { source })?;
         // Weak, so that the mount does not keep the follower when all is taken down.
         let followed: Weak<FollowerHandle> = Arc::downgrade(&follower);
         vfs.set_on_use(Arc::new(move || {

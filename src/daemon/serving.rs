@@ -19,6 +19,7 @@ use crate::{
         status::{Cache, Follow, Publish, State, Tier, Upload},
     },
     tier::SharedBucket,
+    vfs::VfsError,
 };
 
 use tokio::sync::watch;
@@ -106,7 +107,7 @@ impl Serving {
     pub fn list(&self, path: &[u8]) -> Result<Vec<ListedFile>, String> {
         match self.layers.vfs.list(path) {
             Ok(files) => Ok(files.into_iter().map(ListedFile::from).collect()),
-            Err(err @ (TreeError::NotFound | TreeError::NotDirectory)) => Err(format!(
+            Err(VfsError::Tree(err @ (TreeError::NotFound | TreeError::NotDirectory))) => Err(format!(
                 "{err}: {} in {}",
                 String::from_utf8_lossy(path),
                 self.mountpoint.display()

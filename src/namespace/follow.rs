@@ -301,11 +301,15 @@ struct Home {
 impl Sink for Home {
     fn apply(&self, changes: Vec<PathChange>) -> BoxFuture<'_, Result<(), TreeError>> {
         let tree = Arc::clone(&self.tree);
+        let staging = self.store.staging.clone();
         let tell_kernel = Arc::clone(&self.tell_kernel);
         Box::pin(blocking(move || {
-            let notices = tree.apply(changes)?;
-            if !notices.is_empty() {
-                tell_kernel(notices);
+            let applied = tree.apply(changes)?;
+            for id in applied.discarded {
+                staging.remove_after_barrier(id);
+            }
+            if !applied.notices.is_empty() {
+                tell_kernel(applied.notices);
             }
             Ok(())
         }))

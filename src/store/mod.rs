@@ -26,8 +26,8 @@ pub mod journal;
 mod lease;
 pub mod ledger;
 pub mod manifest;
-mod overlay;
 mod orphans;
+mod overlay;
 mod readahead;
 pub mod reclaim;
 mod record;
@@ -48,7 +48,7 @@ use self::{
     cachedir::{CacheDir, LastStop},
     fetch::Fetcher,
     ledger::Ledger,
-    reclaim::Reclaimer,
+    reclaim::{ReclaimOptions, Reclaimer},
     staging::Staging,
 };
 use crate::{
@@ -145,6 +145,8 @@ impl Store {
     ///
     /// The first failure; the next start then mends as after a crash.
     pub fn close(self) -> Result<(), StoreError> {
+        self.blobs.stop_background_work();
+        self.reclaimer.stop();
         self.ledger.close()?;
         self.cache_dir.mark_clean()
     }
@@ -158,7 +160,21 @@ fn bytes_half(
     ledger: &Arc<Ledger>,
     bucket: SharedBucket,
 ) -> Result<BytesHalf, StoreError> {
-    // CONNECT HERE: Staging::open, Blobs::open_dir, Fetcher::new, Reclaimer::spawn.
-    let _ = (options, ledger, bucket);
-    todo!("the constructors of staging, blobs, fetch and reclaim")
+    let staging = Staging::open_dir(options.dir.join("staging"), Arc::clone(ledger))?;
+    let blobs = Blobs::open_dir(options.dir.join("blobs"), Arc::clone(ledger), staging.clone())?;
+    let blobs = Arc::new(blobs);
+    let limits = ReclaimOptions {
+        dir: options.dir.clone(),
+        cache_size: options.cache_size,
+        min_free: options.min_free,
+    };
+    let reclaimer = Reclaimer::spawn(limits, Arc::clone(ledger), Arc::clone(&blobs))?;
+    let fetcher = Fetcher::new(
+        bucket,
+        Arc::clone(ledger),
+        Arc::clone(&blobs),
+        Arc::clone(&reclaimer),
+        options.read_timeout,
+    );
+    Ok((staging, blobs, Arc::new(fetcher), reclaimer))
 }
