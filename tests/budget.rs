@@ -197,12 +197,11 @@ fn a_full_disk_gives_enospc_and_the_daemon_recovers() {
     });
     a.flush();
     // Now the clean ones can go: as much again can be written.
-    let again = wait::until("there is room again", SOON, || {
+    wait::until("there is room again", SOON, || {
         File::create(a.path("probe"))
             .and_then(|mut probe| probe.write_all(&bytes_of(1)))
             .ok()
     });
-    let () = again;
     for n in 0..8 {
         file(&a.path(format!("g{n}")), &bytes_of(n));
         a.flush();

@@ -333,7 +333,7 @@ fn inode_number_stays_while_content_is_sealed_and_rewritten() {
 fn files_of_equal_content_stay_files_of_their_own() {
     let place = Place::new();
     let paths: Vec<_> = (0..3)
-        .map(|n| file(&place.path(format!("f{n}")), &[9; 300_000]))
+        .map(|n| file(&place.path(format!("f{n}")), &vec![9; 300_000]))
         .collect();
     place.seal();
     // All open at once, as the kernel lends files to inodes one by one.
@@ -496,7 +496,7 @@ fn seeking_for_data_finds_all_of_it() {
     let data = rustix::fs::seek(&both, rustix::fs::SeekFrom::Data(0)).unwrap();
     assert!(data <= 4 << 20);
     let hole = rustix::fs::seek(&both, rustix::fs::SeekFrom::Hole(4 << 20)).unwrap();
-    assert!(hole >= (4 << 20) + 4 && hole <= 8 << 20);
+    assert!(((4 << 20) + 4..=8 << 20).contains(&hole));
     assert_errno!(
         rustix::fs::seek(&both, rustix::fs::SeekFrom::Data(8 << 20)),
         ENXIO
@@ -536,7 +536,7 @@ fn unusual_open_flags_work_or_are_refused_in_time() {
         .custom_flags(libc::O_NONBLOCK)
         .open(&path)
         .unwrap();
-    assert_eq!(nonblock.bytes().count(), 8192);
+    assert_eq!((&nonblock).read(&mut [0; 10_000]).unwrap(), 8192);
 }
 
 #[test]

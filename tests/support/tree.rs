@@ -31,11 +31,13 @@ pub fn read(top: &Path) -> Tree {
     let mut tree = Tree::new();
     let mut dirs = vec![PathBuf::new()];
     while let Some(dir) = dirs.pop() {
-        let listing = fs::read_dir(top.join(&dir)).unwrap_or_else(|err| panic!("cannot list {dir:?}: {err}"));
+        let listing =
+            fs::read_dir(top.join(&dir)).unwrap_or_else(|err| panic!("cannot list {}: {err}", dir.display()));
         for item in listing {
-            let item = item.unwrap_or_else(|err| panic!("cannot list {dir:?}: {err}"));
+            let item = item.unwrap_or_else(|err| panic!("cannot list {}: {err}", dir.display()));
             let path = dir.join(item.file_name());
-            let entry = entry(&top.join(&path)).unwrap_or_else(|err| panic!("cannot read {path:?}: {err}"));
+            let entry =
+                entry(&top.join(&path)).unwrap_or_else(|err| panic!("cannot read {}: {err}", path.display()));
             if entry.mode & libc::S_IFMT == libc::S_IFDIR {
                 dirs.push(path.clone());
             }

@@ -38,26 +38,10 @@ use fuser::{
 };
 use rustix::fs::{self as sys, AtFlags, Mode, OFlags, XattrFlags};
 
-use nodes::{Handle, Node, NullFs, attr, open_flags, through_proc, timespec};
+use nodes::{Handle, Node, NullFs, answer, answer_xattr, attr, open_flags, through_proc, timespec};
 
 /// Long, as casmount's: nobody changes SOURCE behind the mount.
 const TTL: Duration = Duration::from_secs(3600);
-
-fn answer(reply: ReplyEmpty, result: Result<(), impl Into<io::Error>>) {
-    match result {
-        Ok(()) => reply.ok(),
-        Err(err) => reply.error(err.into().into()),
-    }
-}
-
-fn answer_xattr(reply: ReplyXattr, size: u32, value: rustix::io::Result<Vec<u8>>) {
-    match value {
-        Ok(value) if size == 0 => reply.size(value.len() as u32),
-        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
-        Ok(value) => reply.data(&value),
-        Err(err) => reply.error(io::Error::from(err).into()),
-    }
-}
 
 /// Makes an entry with `act` and answers with it.
 fn make(

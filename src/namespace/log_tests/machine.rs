@@ -35,6 +35,8 @@ struct Made {
     path: Vec<u8>,
     stamp: Stamp,
     at: u64,
+    /// When this machine knew that it was published.
+    acknowledged: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -157,6 +159,7 @@ impl Machine {
             path: path.to_vec(),
             stamp,
             at,
+            acknowledged: None,
         });
     }
 
@@ -229,18 +232,24 @@ impl Machine {
             .find(|made| made.stamp == seen.1)
             .expect("it was made")
             .place;
-        let published = self.world.published_at(seen);
-        let mut unseen: BTreeMap<&[u8], &Made> = BTreeMap::new();
+        // In the time of the world, as the places and acknowledgements are.
+        let published = self.world.published_at(seen).saturating_add_signed(-author.skew);
         for earlier in made.iter().filter(|made| made.place < place) {
-            if !self.shows(&earlier.path, earlier.stamp) {
-                unseen.entry(&earlier.path).or_insert(earlier);
+            if self.shows(&earlier.path, earlier.stamp) {
+                continue;
             }
-        }
-        for earlier in unseen.into_values() {
-            // The two times are of two clocks.
-            let held = published
-                .saturating_add_signed(-author.skew)
-                .saturating_sub(earlier.at);
+            let of_name = made.iter().filter(|made| made.path == earlier.path);
+            let is_acknowledged = |made: &&Made| made.acknowledged.is_some_and(|at| at < published);
+            let acknowledged = of_name
+                .clone()
+                .filter(is_acknowledged)
+                .map(|made| made.place)
+                .max();
+            let oldest = of_name
+                .clone()
+                .find(|made| Some(made.place) > acknowledged)
+                .expect("it is one");
+            let held = published.saturating_sub(oldest.at);
             let excused = author.is_replaced(&earlier.path, earlier.stamp)
                 || held >= ORDER_HOLD.as_millis() as u64
                     && author.is_changed_again(&earlier.path, earlier.place);
@@ -297,8 +306,12 @@ impl Source for Machine {
     }
 
     fn published(&self, done: Vec<(Ino, Vec<u8>, Stamp)>) -> BoxFuture<'_, Result<(), TreeError>> {
+        let now = self.world.now();
         let mut disk = self.disk();
         for (_, name, stamp) in done {
+            for made in disk.made.iter_mut().filter(|made| made.stamp == stamp) {
+                made.acknowledged = Some(now);
+            }
             let register = disk.registers.get_mut(&name).expect("names stay");
             if register.change.stamp == stamp && !register.open {
                 register.place = None;

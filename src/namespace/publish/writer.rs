@@ -22,7 +22,7 @@
 //! there after all, its changes are merged twice, which changes nothing.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -38,7 +38,10 @@ use crate::{
         segment::{self, EncodedChange, Head},
         tree::{Pending, Readiness},
     },
-    store::{StoreError, rows::Ino},
+    store::{
+        StoreError,
+        rows::{Ino, Place},
+    },
     tier::{Body, Put, SharedBucket, TierError, layout},
 };
 
@@ -130,6 +133,22 @@ fn note_key(volume: &str) -> String {
     format!("log/{volume}/published")
 }
 
+/// The oldest change of a name behind a place that is not published.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Since {
+    first_seq: u64,
+    published_seq: u64,
+}
+
+impl Since {
+    fn place(place: u64) -> Self {
+        Self {
+            first_seq: place,
+            published_seq: 0,
+        }
+    }
+}
+
 pub struct Writer<S> {
     volume: String,
     machine: MachineId,
@@ -138,10 +157,13 @@ pub struct Writer<S> {
     clocks: Clocks,
     book: Book,
     next_seq: u64,
-    /// When the change at a place was first seen to be pending.
-    seen: HashMap<u64, Duration>,
+    /// When a change was first seen to be pending.
+    seen: HashMap<Since, Duration>,
+    /// Of names that changed again while a change of theirs was being published: the place of
+    /// that one, by the `first_seq` that the tree goes on to tell.
+    overtaken: HashMap<u64, u64>,
     /// Places of changes that no segment can carry.
-    unpublishable: BTreeSet<u64>,
+    unpublishable: HashSet<u64>,
 }
 
 impl<S: Source> Writer<S> {
@@ -173,7 +195,8 @@ impl<S: Source> Writer<S> {
             },
             next_seq,
             seen: HashMap::new(),
-            unpublishable: BTreeSet::new(),
+            overtaken: HashMap::new(),
+            unpublishable: HashSet::new(),
         })
     }
 
@@ -233,27 +256,38 @@ impl<S: Source> Writer<S> {
     /// Notes since when each change is pending.
     fn remember(&mut self, pending: &[Pending], complete: bool) {
         let now = (self.clocks.uptime)();
-        let places = pending.iter().flat_map(|of| [of.place.first_seq, of.place.seq]);
         // What a look does not show may still be pending; but the memory has its limit.
         if complete || self.seen.len() > 8 * MAX_LOOK {
-            let seen = &self.seen;
-            self.seen = places
-                .map(|place| (place, seen.get(&place).copied().unwrap_or(now)))
-                .collect();
-        } else {
-            for place in places {
-                self.seen.entry(place).or_insert(now);
+            let shown: HashSet<u64> = pending.iter().map(|of| of.place.first_seq).collect();
+            self.overtaken.retain(|first_seq, _| shown.contains(first_seq));
+            let shown: HashSet<u64> = pending.iter().map(|of| of.place.seq).collect();
+            self.unpublishable.retain(|seq| shown.contains(seq));
+            let shown: HashSet<Since> = pending.iter().flat_map(|of| self.since(of.place)).collect();
+            self.seen.retain(|since, _| shown.contains(since));
+        }
+        for of in pending {
+            for since in self.since(of.place) {
+                self.seen.entry(since).or_insert(now);
             }
         }
-        if complete {
-            self.unpublishable
-                .retain(|seq| pending.iter().any(|of| of.place.seq == *seq));
-        }
+    }
+
+    /// Names the oldest and the newest change at a place, for `seen`.
+    fn since(&self, place: Place) -> [Since; 2] {
+        let published_seq = self.overtaken.get(&place.first_seq).copied().unwrap_or(0);
+        [
+            Since {
+                first_seq: place.first_seq,
+                published_seq,
+            },
+            Since::place(place.seq),
+        ]
     }
 
     fn row(&self, pending: &Pending) -> Row {
         let now = (self.clocks.uptime)();
-        let since = |place| now.saturating_sub(self.seen.get(&place).copied().unwrap_or(now));
+        let waited = |since| now.saturating_sub(self.seen.get(&since).copied().unwrap_or(now));
+        let [oldest, newest] = self.since(pending.place);
         let state = match &pending.readiness {
             Readiness::Writing => RowState::Writing,
             Readiness::Waiting => RowState::Waiting,
@@ -264,10 +298,13 @@ impl<S: Source> Writer<S> {
             },
         };
         Row {
-            place: pending.place,
+            place: Place {
+                seq: pending.place.seq,
+                first_seq: pending.place.first_seq.max(oldest.published_seq + 1),
+            },
             state,
-            held: since(pending.place.first_seq),
-            age: since(pending.place.seq),
+            held: waited(oldest),
+            age: waited(newest),
         }
     }
 
@@ -275,6 +312,7 @@ impl<S: Source> Writer<S> {
     async fn publish(&mut self, chosen: Vec<Pending>, step: &mut Step) -> Result<(), PublishError> {
         let mut encoded: Vec<EncodedChange> = Vec::with_capacity(chosen.len());
         let mut done = Vec::with_capacity(chosen.len());
+        let mut places = Vec::with_capacity(chosen.len());
         for pending in chosen {
             let Readiness::Ready(change) = &pending.readiness else {
                 unreachable!("a cut chooses what is ready");
@@ -282,6 +320,7 @@ impl<S: Source> Writer<S> {
             match segment::encode_change(change, self.machine) {
                 Ok(bytes) => {
                     encoded.push(bytes);
+                    places.push(pending.place);
                     done.push((pending.parent, pending.name, pending.stamp));
                 }
                 Err(why) => {
@@ -318,6 +357,9 @@ impl<S: Source> Writer<S> {
         step.published += done.len() as u64;
         step.segments += 1;
         self.source.published(done).await?;
+        // Kept by the next look for those that changed again meanwhile.
+        self.overtaken
+            .extend(places.iter().map(|place| (place.first_seq, place.seq)));
         Ok(())
     }
 

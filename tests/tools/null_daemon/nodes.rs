@@ -17,7 +17,9 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-use fuser::{BackingId, FileAttr, FileHandle, FileType, INodeNo, Request, TimeOrNow};
+use fuser::{
+    BackingId, Errno, FileAttr, FileHandle, FileType, INodeNo, ReplyEmpty, ReplyXattr, Request, TimeOrNow,
+};
 use rustix::fs::{self as sys, AtFlags, Mode, OFlags};
 
 pub struct Node {
@@ -266,4 +268,20 @@ pub fn timespec(time: Option<TimeOrNow>) -> sys::Timespec {
 pub fn open_flags(flags: i32) -> OFlags {
     let dropped = OFlags::NOFOLLOW | OFlags::CREATE | OFlags::EXCL;
     (OFlags::from_bits_retain(flags as u32) - dropped) | OFlags::CLOEXEC
+}
+
+pub fn answer(reply: ReplyEmpty, result: Result<(), impl Into<io::Error>>) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(err) => reply.error(err.into().into()),
+    }
+}
+
+pub fn answer_xattr(reply: ReplyXattr, size: u32, value: rustix::io::Result<Vec<u8>>) {
+    match value {
+        Ok(value) if size == 0 => reply.size(value.len() as u32),
+        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
+        Ok(value) => reply.data(&value),
+        Err(err) => reply.error(io::Error::from(err).into()),
+    }
 }
