@@ -4,6 +4,9 @@
 //! line on standard error: what happened, to what; what to do. Facts go to
 //! standard output, as text or with `--json` as one JSON value.
 
+// Doc comments of arguments are read on a terminal, where marks and links would be noise.
+#![allow(clippy::doc_markdown, rustdoc::bare_urls, rustdoc::broken_intra_doc_links)]
+
 pub mod args;
 pub mod doctor;
 pub mod failure;
@@ -60,12 +63,12 @@ pub fn run() -> ExitCode {
     // Clap prints usage errors by itself, with exit code 2.
     let cli = Cli::parse();
     let done = match cli.command {
-        Command::Mount(args) => mount::run(args),
+        Command::Mount(args) => mount::run(&args),
         Command::Unmount(args) => unmount::run(&args),
         Command::Flush(args) => flush::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Ls(args) => ls::run(&args),
-        Command::Doctor(args) => doctor::run(args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::ReadRoot { mountpoint } => {
             root_check::look(&mountpoint).map_err(|err| Failure::failed(&err))
         }

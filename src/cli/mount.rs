@@ -29,6 +29,8 @@ use crate::{
 /// variable (--cache-size: CASMOUNT_CACHE_SIZE) and a key of the settings file (cache-size = "60G"); flag beats
 /// variable beats file.
 #[derive(Debug, Args)]
+// Each is a flag of its own.
+#[allow(clippy::struct_excessive_bools)]
 #[command(after_help = "\
 Examples:
   casmount mount /mnt/cache
@@ -125,16 +127,16 @@ impl MountArgs {
     }
 }
 
-pub fn run(args: MountArgs) -> Result<(), Failure> {
+pub fn run(args: &MountArgs) -> Result<(), Failure> {
     let dirs = Dirs::of_this_process();
     let announcer = Announcer {
         notifier: None,
         detached: args.detached,
     };
     let detached = args.detached;
-    let done = prepare(&args, &dirs).and_then(|plan| {
+    let done = prepare(args, &dirs).and_then(|plan| {
         if args.foreground || detached {
-            serve(plan, &dirs, detached)
+            serve(&plan, &dirs, detached)
         } else {
             start_daemon(&plan)
         }
@@ -205,7 +207,7 @@ fn start_daemon(plan: &Plan) -> Result<(), Failure> {
     }
 }
 
-fn serve(plan: Plan, dirs: &Dirs, detached: bool) -> Result<(), Failure> {
+fn serve(plan: &Plan, dirs: &Dirs, detached: bool) -> Result<(), Failure> {
     if detached {
         detach::leave_session().map_err(|err| Failure::failed(&err))?;
     }
@@ -231,7 +233,7 @@ fn serve(plan: Plan, dirs: &Dirs, detached: bool) -> Result<(), Failure> {
         notifier: Notifier::from_env(std::env::var_os("NOTIFY_SOCKET")),
         detached,
     };
-    match run::run(&plan, dirs, &announcer) {
+    match run::run(plan, dirs, &announcer) {
         Ok(Ended::Complete) => {
             tracing::info!("stopped; everything is in the store");
             Ok(())

@@ -75,8 +75,7 @@ impl Default for ProgressLine {
 
 /// What a drain waits for, in words.
 pub fn progress_text(progress: &Progress) -> String {
-    let mut text = format!("{}: ", progress.step);
-    text += &match progress.step.as_str() {
+    let left = match progress.step.as_str() {
         "sealing" => format!("{} to seal", count(progress.unsealed, "file")),
         "publishing" => format!("{} to publish", count(progress.unpublished, "change")),
         _ => format!(
@@ -85,10 +84,8 @@ pub fn progress_text(progress: &Progress) -> String {
             format_size(progress.dirty_bytes)
         ),
     };
-    if let Some(err) = &progress.last_error {
-        text += &format!(" ({err})");
-    }
-    text
+    let trouble = progress.last_error.as_ref().map(|err| format!(" ({err})"));
+    format!("{}: {left}{}", progress.step, trouble.unwrap_or_default())
 }
 
 /// What a drain left undone, in words; empty when nothing.

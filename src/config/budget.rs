@@ -44,7 +44,7 @@ pub struct Disk {
 
 /// Looks at the disk that holds `path`, or will hold it once it is made.
 pub fn disk_of(path: &Path) -> io::Result<Disk> {
-    let stat = rustix::fs::statvfs(&nearest_existing(path))?;
+    let stat = rustix::fs::statvfs(nearest_existing(path))?;
     Ok(Disk {
         total_bytes: stat.f_blocks * stat.f_frsize,
         free_bytes: stat.f_bavail * stat.f_frsize,

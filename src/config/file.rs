@@ -39,7 +39,7 @@ fn parse(path: &Path, text: &str) -> Result<Layer, ConfigError> {
         let at = err.span().map_or(0, |span| span.start.min(text.len()));
         ConfigError::Syntax {
             path: path.to_owned(),
-            line: text.as_bytes()[..at].iter().filter(|&&b| b == b'\n').count() + 1,
+            line: text[..at].matches('\n').count() + 1,
             why: err.message().replace('\n', ", "),
         }
     })?;

@@ -16,6 +16,8 @@ const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Everything that a mount needs to know but its mountpoint.
 #[derive(Clone, Debug)]
+// Each is a setting of its own.
+#[allow(clippy::struct_excessive_bools)]
 pub struct Settings {
     /// `s3://bucket[/prefix]` or `file:///dir`; read by the tier.
     pub store: String,

@@ -115,25 +115,23 @@ impl Layers {
         let deadline = Instant::now() + within;
         self.uploader.shutdown().await;
         self.publisher.shutdown().await;
-        match sole(self.follower, deadline).await {
-            Some(follower) => follower.shutdown().await,
-            None => tracing::warn!("the follower is still in use"),
+        if let Some(follower) = sole(self.follower, deadline).await {
+            follower.shutdown().await;
+        } else {
+            tracing::warn!("the follower is still in use");
         }
         self.vfs.shutdown();
         drop(self.vfs);
-        match sole(self.store, deadline).await {
-            Some(store) => {
-                if let Err(err) = store.close() {
-                    let err = super::error::chain(&err);
-                    tracing::error!(
-                        err,
-                        "the cache directory was not closed cleanly; the next start mends it"
-                    );
-                }
-            }
-            None => tracing::warn!(
-                "the cache directory is still in use; the next start mends it as after a crash"
-            ),
+        let Some(store) = sole(self.store, deadline).await else {
+            tracing::warn!("the cache directory is still in use; the next start mends it as after a crash");
+            return;
+        };
+        if let Err(err) = store.close() {
+            let err = super::error::chain(&err);
+            tracing::error!(
+                err,
+                "the cache directory was not closed cleanly; the next start mends it"
+            );
         }
     }
 }

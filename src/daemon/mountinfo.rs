@@ -1,6 +1,6 @@
 //! The kernel's table of mounts, read without touching any of them.
 //!
-//! One line of `/proc/self/mountinfo` (proc_pid_mountinfo(5)):
+//! One line of `/proc/self/mountinfo` (`proc_pid_mountinfo(5)`):
 //!
 //! ```text
 //! 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue
@@ -85,16 +85,8 @@ fn unescape(field: &[u8]) -> Vec<u8> {
             .flatten()
             .and_then(|digits| std::str::from_utf8(digits).ok())
             .and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        match octal {
-            Some(byte) => {
-                out.push(byte);
-                rest = &tail[3..];
-            }
-            None => {
-                out.push(first);
-                rest = tail;
-            }
-        }
+        out.push(octal.unwrap_or(first));
+        rest = if octal.is_some() { &tail[3..] } else { tail };
     }
     out
 }

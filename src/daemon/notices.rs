@@ -48,9 +48,9 @@ impl NoticeGate {
     }
 
     /// To be called right after the mount.
-    pub fn mounted(&self, kernel: TellKernel) {
+    pub fn mounted(&self, kernel: &TellKernel) {
         let mut way = self.way.lock().expect("no code panics while it holds the gate");
-        if let Way::Keep(kept) = std::mem::replace(&mut *way, Way::Tell(Arc::clone(&kernel))) {
+        if let Way::Keep(kept) = std::mem::replace(&mut *way, Way::Tell(Arc::clone(kernel))) {
             // Inside the lock, so that no later notice overtakes these. It only queues them.
             if !kept.is_empty() {
                 kernel(kept);
@@ -90,7 +90,7 @@ mod tests {
         gate.mounting();
         tell(notice(2));
         tell(notice(3));
-        gate.mounted(kernel);
+        gate.mounted(&kernel);
         tell(notice(4));
         let expected: Vec<_> = (2..5).flat_map(notice).collect();
         assert_eq!(*told.lock().unwrap(), expected);

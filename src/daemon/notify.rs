@@ -1,4 +1,4 @@
-//! Tells systemd how the service is (sd_notify(3)): a datagram of
+//! Tells systemd how the service is (`sd_notify(3)`): a datagram of
 //! `NAME=value` lines to the socket that `NOTIFY_SOCKET` names.
 //!
 //! Without that variable nobody listens and nothing is sent. A failure to

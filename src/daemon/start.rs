@@ -110,7 +110,7 @@ pub async fn start(plan: &Plan, announcer: &Announcer) -> Result<Serving, StartE
             });
         }
     };
-    gate.mounted(mounted.tell_kernel());
+    gate.mounted(&mounted.tell_kernel());
     if let Err(source) = root_check::answers(&plan.mountpoint, ANSWERS_WITHIN).await {
         if let Err(err) = mounted.unmount(true) {
             tracing::error!(%err, "cannot take the mount away again");
@@ -212,6 +212,9 @@ async fn probe_first_use(settings: &Settings, bucket: &SharedBucket) -> Result<(
             offset_millis = offset,
             "this machine's clock differs from the store's, which is used"
         );
+    }
+    if report.conditional_create == Some(false) || report.conditional_replace == Some(false) {
+        tracing::warn!("this store has no conditional writes; blobs and changes are safe without them");
     }
     for finding in report.findings() {
         if finding.fatal {

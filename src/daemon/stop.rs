@@ -100,12 +100,11 @@ fn is_busy(err: &io::Error) -> bool {
 pub async fn close(serving: Arc<Serving>, mut server: ControlServer, cause: Cause, report: DrainReport) {
     serving.ending.send_replace(true);
     server.retire();
-    match sole(serving, Instant::now() + TAKE_DOWN_WITHIN).await {
-        Some(serving) => {
-            drop(serving.mounted);
-            serving.layers.take_down(TAKE_DOWN_WITHIN).await;
-        }
-        None => tracing::warn!("a command is still being answered; the next start mends as after a crash"),
+    if let Some(serving) = sole(serving, Instant::now() + TAKE_DOWN_WITHIN).await {
+        drop(serving.mounted);
+        serving.layers.take_down(TAKE_DOWN_WITHIN).await;
+    } else {
+        tracing::warn!("a command is still being answered; the next start mends as after a crash");
     }
     if let Cause::Command(request) = cause {
         let _ = request.replies.send(Reply::Unmounted(report)).await;

@@ -55,7 +55,7 @@ fn used_path(process: &Path, mountpoint: &Path) -> Option<String> {
     Some(String::from_utf8_lossy(&path).into_owned())
 }
 
-/// The path of a mapping is everything from the first slash on (proc_pid_maps(5)).
+/// The path of a mapping is everything from the first slash on (`proc_pid_maps(5)`).
 fn mapped_path(maps: &[u8], mountpoint: &Path) -> Option<Vec<u8>> {
     maps.split(|&b| b == b'\n')
         .filter_map(|line| Some(&line[line.iter().position(|&b| b == b'/')?..]))

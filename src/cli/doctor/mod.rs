@@ -48,7 +48,7 @@ struct Diagnosis {
     findings: Vec<Finding>,
 }
 
-pub fn run(args: DoctorArgs) -> Result<(), Failure> {
+pub fn run(args: &DoctorArgs) -> Result<(), Failure> {
     let dirs = Dirs::of_this_process();
     let settings = args::settings(args.store.layer(), args.store.config.as_deref(), &dirs)?;
     crate::daemon::bucket::parse_url(&settings.store)?;
