@@ -84,6 +84,10 @@ async fn ask(settings: &Settings) -> (Vec<Finding>, Option<StoreId>) {
     let mut findings = judge_permissions(store, &report);
     findings.extend(judge_conditions(store, &report));
     findings.push(judge_clock(report.clock_offset_millis));
+    if !report.missing_is_404 {
+        // A store that is not there could not be told from one that may not be read.
+        return (findings, None);
+    }
     match read_store(&bucket).await {
         Ok(Some(found)) => {
             let what = format!(
@@ -168,8 +172,9 @@ fn judge_clock(offset_millis: i64) -> Finding {
         Finding::warn(
             CHECK,
             format!(
-                "this machine's clock is {:.1} s from the store's",
-                -offset_millis as f64 / 1000.0
+                "this machine's clock is {:.1} s {} the store's",
+                offset_millis.unsigned_abs() as f64 / 1000.0,
+                if offset_millis > 0 { "behind" } else { "ahead of" }
             ),
             "set it, for example with chrony or systemd-timesyncd; requests to S3 fail from 15 minutes on",
         )
@@ -203,7 +208,7 @@ mod tests {
         assert_eq!(judge_clock(-2000).severity, Severity::Ok);
         let slow = judge_clock(3_600_500);
         assert_eq!(slow.severity, Severity::Warn);
-        assert!(slow.what.contains("-3600.5 s"), "{}", slow.what);
+        assert!(slow.what.contains("3600.5 s behind"), "{}", slow.what);
     }
 
     fn report() -> ProbeReport {
