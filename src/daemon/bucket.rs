@@ -29,9 +29,9 @@ pub async fn connect(settings: &Settings) -> Result<SharedBucket, StartError> {
         .map_err(|err| failed(settings, err))
 }
 
-pub fn failed(settings: &Settings, source: TierError) -> StartError {
+pub fn failed(settings: &Settings, cause: TierError) -> StartError {
     StartError::Bucket {
         store: settings.store.clone(),
-        source,
+        cause,
     }
 }

@@ -14,8 +14,9 @@ pub enum StartError {
     Usage { why: String },
     #[error(transparent)]
     Mountpoint(#[from] MountpointError),
-    #[error("{}", in_words(store, source))]
-    Bucket { store: String, source: TierError },
+    /// Not a source: the words have the cause in them, before the advice.
+    #[error("{}", in_words(store, cause))]
+    Bucket { store: String, cause: TierError },
     /// The store answers, but not as it must.
     #[error("cannot use the store {store}: {why}; casmount doctor says more")]
     Refused { store: String, why: String },
@@ -60,18 +61,29 @@ impl StartError {
 
 /// What a failure of the bucket means and what to do about it.
 pub fn in_words(store: &str, err: &TierError) -> String {
-    let advice = advice(store, err);
+    format!("{}; {}", what_happened(store, err), advice(store, err))
+}
+
+/// What a failure of the bucket means, with its first cause.
+pub fn what_happened(store: &str, err: &TierError) -> String {
+    let mut cause = err.source();
+    while let Some(deeper) = cause.and_then(Error::source) {
+        cause = Some(deeper);
+    }
+    let cause = cause
+        .map(|cause| format!(": {cause}").replace('\n', " "))
+        .unwrap_or_default();
     match err {
-        TierError::Unavailable { .. } => format!("cannot reach the store {store}; {advice}"),
+        TierError::Unavailable { .. } => format!("cannot reach the store {store}{cause}"),
         TierError::Denied { permission, key, .. } => {
-            format!("no permission for {permission} in the store {store} (asked for {key}); {advice}")
+            format!("no permission for {permission} in the store {store} (asked for {key}){cause}")
         }
-        TierError::NoBucket { bucket } => format!("there is no bucket {bucket}; {advice}"),
+        TierError::NoBucket { bucket } => format!("there is no bucket {bucket}"),
         TierError::Credentials { .. } => {
-            format!("there are no usable credentials for the store {store}; {advice}")
+            format!("there are no usable credentials for the store {store}{cause}")
         }
         TierError::Malformed { .. } | TierError::Unsupported { .. } => {
-            format!("cannot use the store {store}: {err}; {advice}")
+            format!("cannot use the store {store}: {err}")
         }
     }
 }

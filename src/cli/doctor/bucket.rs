@@ -8,7 +8,7 @@ use crate::{
     config::Settings,
     daemon::{
         bucket,
-        error::{StartError, advice, chain, in_words},
+        error::{StartError, advice, chain, what_happened},
         start::CLOCK_TOLERANCE_MILLIS,
     },
     tier::{
@@ -63,7 +63,7 @@ async fn ask(settings: &Settings) -> (Vec<Finding>, Option<StoreId>) {
     let store = &settings.store;
     let bucket = match bucket::connect(settings).await {
         Ok(bucket) => bucket,
-        Err(StartError::Bucket { source, .. }) => return (vec![failure(store, &source)], None),
+        Err(StartError::Bucket { cause, .. }) => return (vec![failure(store, &cause)], None),
         Err(err) => {
             return (
                 vec![Finding::fail("store", chain(&err), "correct the settings")],
@@ -190,12 +190,7 @@ fn failure(store: &str, err: &TierError) -> Finding {
         TierError::Credentials { .. } => "store-credentials",
         TierError::Malformed { .. } | TierError::Unsupported { .. } => "store-format",
     };
-    let mend = advice(store, err);
-    // The words end with the same advice; the cause tells more.
-    let words = in_words(store, err);
-    let what = words.strip_suffix(mend).unwrap_or(&words).trim_end_matches("; ");
-    let cause = std::error::Error::source(err).map(|source| format!(": {}", chain(source)));
-    Finding::fail(check, format!("{what}{}", cause.unwrap_or_default()), mend)
+    Finding::fail(check, what_happened(store, err), advice(store, err))
 }
 
 #[cfg(test)]
