@@ -92,14 +92,15 @@ impl BlobFile {
         let frozen = row.is_some_and(|row| row.durability == Durability::Quarantined) && !sealed;
         let mut found = Found::AsTheRowSays;
         let mut file = None;
+        let in_doubt = row.is_some_and(|row| row.doubted) && !sealed;
         if !held.is_empty() {
-            file = open_file(&path, chunks.size(), !held.is_full() && !frozen)?;
+            let fillable = (in_doubt || !held.is_full()) && !frozen;
+            file = open_file(&path, chunks.size(), fillable)?;
             if file.is_none() {
                 held.clear();
                 found = Found::Gone;
             }
         }
-        let in_doubt = row.is_some_and(|row| row.doubted) && !sealed;
         let (resident, doubted) = if in_doubt {
             (Bits::empty(count), held)
         } else {
@@ -187,13 +188,18 @@ impl BlobFile {
 
     /// Takes the doubt from a chunk that was hashed again: it is resident, or it never was.
     pub(super) fn settle_doubt(&self, index: usize, right: bool) {
-        let _slot = self.read_slot();
-        if self.doubted.contains(index) {
-            if right {
-                self.resident.insert(index);
-            }
-            self.doubted.remove(index);
-            self.unsaved.store(true, Ordering::Release);
+        let slot = self.read_slot();
+        if !self.doubted.contains(index) {
+            return;
+        }
+        if right {
+            self.resident.insert(index);
+        }
+        self.doubted.remove(index);
+        self.unsaved.store(true, Ordering::Release);
+        drop(slot);
+        if self.is_whole() {
+            self.reopen_read_only();
         }
     }
 

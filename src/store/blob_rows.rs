@@ -21,7 +21,7 @@ impl Blobs {
     /// came free, or `None` when it must stay.
     ///
     /// The row goes first, then the name. The file is not touched: a program may have it mapped.
-    pub(super) fn evict(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
+    pub(crate) fn evict(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
         let shard = self.shared.shard(digest);
         if shard.contains_key(digest) || self.shared.staging.is_sealing(digest) {
             return Ok(None);

@@ -31,7 +31,7 @@ use tracing::{error, warn};
 use super::{
     StoreError,
     blob_file::{BlobFile, Found},
-    error::disk,
+    error::{chain, disk},
     ledger::Ledger,
     rows::{Durability, Ino, Residency},
     staging::Staging,
@@ -305,7 +305,7 @@ impl Shared {
         if file.is_unsaved()
             && let Err(err) = self.save_residency_locked(file)
         {
-            error!(digest = %file.digest, error = %err, "cannot note what is resident; it will be fetched again");
+            error!(digest = %file.digest, error = %chain(&err), "cannot note what is resident; it will be fetched again");
         }
     }
 

@@ -79,3 +79,15 @@ impl StoreError {
 pub(super) fn disk(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
     StoreError::disk(verb, path)
 }
+
+/// An error with all its causes, on one line.
+#[must_use]
+pub fn chain(err: &dyn std::error::Error) -> String {
+    let mut words = err.to_string();
+    let mut cause = err.source();
+    while let Some(err) = cause {
+        words = format!("{words}: {err}");
+        cause = err.source();
+    }
+    words
+}

@@ -34,6 +34,7 @@ use tracing::{debug, error, warn};
 use super::{
     StoreError,
     blobs::{Blob, Blobs},
+    error::chain,
     reclaim::Reclaimer,
 };
 use crate::{
@@ -279,7 +280,7 @@ impl ChunkFetcher {
             StoreError::Index { .. } => Err(Failure::Index(Arc::new(err))),
             // The disk cannot read it: perhaps the bucket can.
             _ => {
-                error!(error = %err, source = ?std::error::Error::source(&err), "cannot read from the cache");
+                error!(error = %chain(&err), "cannot read from the cache");
                 Ok(None)
             }
         })
@@ -309,7 +310,7 @@ impl ChunkFetcher {
                 .lock()
                 .expect("no code panics while it holds the time") = Some(Instant::now());
             if self.may_log() {
-                warn!(error = %err, source = ?std::error::Error::source(&err), "a fetched chunk was served but not kept");
+                warn!(error = %chain(&err), "a fetched chunk was served but not kept");
             }
         }
     }
@@ -385,11 +386,10 @@ impl ChunkFetcher {
     }
 
     fn report(&self, error: &StoreError) {
-        let source = std::error::Error::source(error).map(ToString::to_string);
+        let words = chain(error);
         if self.may_log() {
-            warn!(%error, source, "a read failed");
+            warn!(error = %words, "a read failed");
         }
-        let words = source.map_or_else(|| error.to_string(), |source| format!("{error}: {source}"));
         *self
             .counters
             .last_error

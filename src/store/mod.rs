@@ -19,6 +19,8 @@ pub mod cachedir;
 pub mod error;
 pub mod fetch;
 mod fetch_chunk;
+#[cfg(test)]
+mod fetch_tests;
 pub mod index;
 pub mod ingest;
 pub mod inspect;
@@ -31,6 +33,8 @@ mod overlay;
 mod readahead;
 pub mod reclaim;
 mod record;
+#[cfg(test)]
+mod reclaim_tests;
 pub mod rows;
 pub(crate) mod seal;
 pub mod staging;

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::base::{digest::Digest, durable::remove_if_there};
 
-/// The pause after each of the 256 folders: a full walk takes some seconds,
+/// The pause after each of the 256 folders that has files: a full walk takes some seconds,
 /// and the disk belongs to the build meanwhile.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -30,8 +30,11 @@ impl Blobs {
             if self.shared.closing.load(Ordering::Acquire) {
                 break;
             }
-            removed += self.remove_orphans_of(number)?;
-            thread::sleep(PAUSE);
+            let (seen, gone) = self.remove_orphans_of(number)?;
+            removed += gone;
+            if seen > 0 {
+                thread::sleep(PAUSE);
+            }
         }
         if removed > 0 {
             info!(removed, "removed blob files that a crash left");
@@ -39,11 +42,13 @@ impl Blobs {
         Ok(removed)
     }
 
-    fn remove_orphans_of(&self, number: u8) -> Result<u64, StoreError> {
+    /// Returns how many files were looked at, and how many removed.
+    fn remove_orphans_of(&self, number: u8) -> Result<(u64, u64), StoreError> {
         let dir = self.shared.dir.join(format!("{number:02x}"));
-        let mut removed = 0;
+        let (mut seen, mut removed) = (0, 0);
         for entry in fs::read_dir(&dir).map_err(disk("list", &dir))? {
             let entry = entry.map_err(disk("list", &dir))?;
+            seen += 1;
             let name = entry.file_name();
             let digest: Option<Digest> = name.to_str().and_then(|name| name.parse().ok());
             // Without the lock, a name that is just being made would be taken for what a crash left.
@@ -64,6 +69,6 @@ impl Blobs {
                 removed += 1;
             }
         }
-        Ok(removed)
+        Ok((seen, removed))
     }
 }

@@ -22,7 +22,7 @@ use tracing::{debug, error, warn};
 use super::{
     StoreError,
     blobs::Blobs,
-    error::disk,
+    error::{chain, disk},
     ledger::Ledger,
     victims::{Candidate, choose_victims},
 };
@@ -198,7 +198,7 @@ impl Shared {
 
     fn save(&self, uses: bool) {
         if let Err(err) = self.blobs.save(uses) {
-            error!(error = %err, "cannot write down what is resident and when it was used");
+            error!(error = %chain(&err), "cannot write down what is resident and when it was used");
         }
     }
 
@@ -211,7 +211,7 @@ impl Shared {
             }
             Ok(wanted) => wanted,
             Err(err) => {
-                error!(error = %err, "cannot tell how full the cache disk is");
+                error!(error = %chain(&err), "cannot tell how full the cache disk is");
                 return;
             }
         };
@@ -263,7 +263,7 @@ impl Shared {
                     }
                 }
                 Err(err) => {
-                    error!(error = %err, source = ?std::error::Error::source(&err), "cannot evict");
+                    error!(error = %chain(&err), "cannot evict");
                     break;
                 }
             }

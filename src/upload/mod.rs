@@ -40,7 +40,7 @@ pub use status::UploadStatus;
 use self::task::{Outcome, UploadError, upload_blob};
 use crate::{
     base::{digest::Digest, retry::Backoff},
-    store::{Store, StoreError, blobs::Blobs, ledger::Ledger, rows::BlobRow},
+    store::{Store, StoreError, blobs::Blobs, error::chain, ledger::Ledger, rows::BlobRow},
     tier::SharedBucket,
 };
 
@@ -355,9 +355,9 @@ impl Loop {
             Err(UploadError::Stopped) => {}
             Err(UploadError::Bucket(err)) => self.bucket_failed(&err),
             Err(UploadError::Store(err)) => {
-                let source = std::error::Error::source(&err).map(ToString::to_string);
-                error!(%digest, error = %err, source, "a dirty blob cannot be read; the upload is tried again later");
-                self.shared.counters.failed(words(&err));
+                let words = chain(&err);
+                error!(%digest, error = %words, "a dirty blob cannot be read; the upload is tried again later");
+                self.shared.counters.failed(words);
                 let again = Backoff::new(POLL, OPERATOR_LOG_PAUSE);
                 let (until, backoff) = self.unreadable.entry(digest).or_insert((Instant::now(), again));
                 *until = Instant::now() + backoff.next_wait();
@@ -366,7 +366,7 @@ impl Loop {
     }
 
     fn bucket_failed(&mut self, err: &crate::tier::TierError) {
-        let words = words(err);
+        let words = chain(err);
         let progress = self.shared.counters.progress();
         if progress != self.progress_seen {
             self.progress_seen = progress;
@@ -397,10 +397,4 @@ impl Loop {
             self.paused_until = Some(now + wait);
         }
     }
-}
-
-/// An error with its cause, on one line.
-fn words(err: &dyn std::error::Error) -> String {
-    err.source()
-        .map_or_else(|| err.to_string(), |source| format!("{err}: {source}"))
 }

@@ -1,1 +1,366 @@
+//! Tests of uploading: what is sent, what is not, and what survives trouble.
 
+use std::{
+    fs,
+    sync::Arc,
+    time::{Duration, Instant as Clock},
+};
+
+use tokio::{runtime::Handle, time::Instant};
+
+use super::{UploadOptions, UploaderHandle, spawn_over};
+use crate::{
+    base::{
+        chunk::{Chunk, ChunkList, Sliced},
+        digest::Digest,
+    },
+    store::{
+        manifest,
+        rows::{BlobRow, Change, Durability, Residency},
+        testing::{Fault, Rig, eventually_async, noise},
+    },
+    tier::{SharedBucket, layout},
+};
+
+const LARGE: usize = 12 << 20;
+
+fn uploader(rig: &Rig) -> UploaderHandle {
+    let options = UploadOptions {
+        parallel: 4,
+        max_backoff: Duration::from_millis(400),
+    };
+    let (ledger, blobs) = (Arc::clone(&rig.ledger), Arc::clone(&rig.blobs));
+    let bucket = Arc::clone(&rig.bucket) as SharedBucket;
+    spawn_over(&Handle::current(), ledger, blobs, bucket, options)
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(30)
+}
+
+fn is_durable(rig: &Rig, sliced: &Sliced) -> bool {
+    matches!(rig.durability(sliced), Some(Durability::Durable { .. }))
+}
+
+fn assert_in_bucket(rig: &Rig, sliced: &Sliced, bytes: &[u8]) {
+    for (index, chunk) in sliced.chunks.chunks().iter().enumerate() {
+        let start = sliced.chunks.start(index) as usize;
+        let object = rig.bucket.object(&layout::blob(&chunk.digest)).unwrap();
+        assert!(
+            object == bytes[start..start + chunk.len as usize],
+            "chunk {index}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn dirty_blobs_become_durable_and_their_bytes_are_in_the_bucket() {
+    let rig = Rig::new();
+    let (small, large) = (noise(3000, 1), noise(LARGE, 2));
+    let uploader = uploader(&rig);
+    let sealed = [rig.seal(&small), rig.seal(&large)];
+    assert_eq!(uploader.wait_clean(soon()).await, 0);
+    assert!(sealed.iter().all(|sliced| is_durable(&rig, sliced)));
+    assert_in_bucket(&rig, &sealed[0], &small);
+    assert_in_bucket(&rig, &sealed[1], &large);
+    assert_eq!(rig.residency(&sealed[1]), Residency::Whole);
+    let status = uploader.status();
+    assert_eq!(
+        (status.uploaded_blobs, status.uploading_blobs, status.retries),
+        (2, 0, 0)
+    );
+    assert_eq!(status.uploaded_bytes, 3000 + LARGE as u64);
+    assert_eq!(rig.bucket.requests("head").len(), sealed[1].chunks.chunks().len());
+    uploader.shutdown().await;
+}
+
+#[tokio::test]
+async fn chunks_that_the_bucket_has_are_not_sent_again() {
+    let rig = Rig::new();
+    let uploader = uploader(&rig);
+    let mut bytes = noise(LARGE, 3);
+    rig.seal(&bytes);
+    uploader.wait_clean(soon()).await;
+    rig.bucket.forget_requests();
+    bytes[LARGE / 2] ^= 1;
+    let changed = rig.seal(&bytes);
+    uploader.wait_clean(soon()).await;
+    assert!(is_durable(&rig, &changed));
+    let sent = rig.bucket.requests("put").len();
+    assert!((1..=3).contains(&sent), "{sent} chunks were sent");
+    assert_eq!(
+        rig.bucket.requests("head").len(),
+        sent,
+        "confirmed chunks are not asked for"
+    );
+    assert_in_bucket(&rig, &changed, &bytes);
+}
+
+#[tokio::test]
+async fn chunks_that_another_machine_uploaded_are_not_sent() {
+    let rig = Rig::new();
+    let bytes = noise(LARGE, 4);
+    rig.bucket.fill(&bytes);
+    let sliced = rig.seal(&bytes);
+    let uploader = uploader(&rig);
+    assert_eq!(uploader.wait_clean(soon()).await, 0);
+    assert!(is_durable(&rig, &sliced));
+    assert!(rig.bucket.requests("put").is_empty());
+    assert_eq!(
+        uploader.status().skipped_chunks,
+        sliced.chunks.chunks().len() as u64
+    );
+}
+
+#[tokio::test]
+async fn a_small_blob_that_exists_is_durable() {
+    let rig = Rig::new();
+    rig.bucket.fill(b"somebody else's");
+    let sliced = rig.seal(b"somebody else's");
+    let uploader = uploader(&rig);
+    assert_eq!(uploader.wait_clean(soon()).await, 0);
+    assert!(is_durable(&rig, &sliced));
+}
+
+#[tokio::test]
+async fn a_blob_whose_bytes_were_changed_is_quarantined_and_never_sent() {
+    let rig = Rig::new();
+    let large = noise(LARGE, 5);
+    let (small, large) = (rig.seal(b"small"), rig.seal(&large));
+    let short = rig.seal(b"short");
+    fs::write(rig.path(&small.digest), b"SMALL").unwrap();
+    let blob = rig.open(&short);
+    fs::write(rig.path(&short.digest), b"sho").unwrap();
+    let mut damaged = fs::read(rig.path(&large.digest)).unwrap();
+    damaged[LARGE - 1] ^= 1;
+    fs::write(rig.path(&large.digest), damaged).unwrap();
+    let good = rig.seal(b"good");
+    let uploader = uploader(&rig);
+    assert_eq!(uploader.wait_clean(soon()).await, 0);
+    for sliced in [&small, &large, &short] {
+        assert_eq!(rig.durability(sliced), Some(Durability::Quarantined));
+        let last = sliced.chunks.chunks().last().unwrap();
+        assert_eq!(rig.bucket.object(&layout::blob(&last.digest)), None);
+        assert!(rig.path(&sliced.digest).exists(), "kept for inspection");
+    }
+    assert!(is_durable(&rig, &good));
+    assert!(!blob.has(0, 1), "nor are its bytes served any more");
+    assert!(!rig.open(&small).has(0, 1));
+    let large_blob = rig.open(&large);
+    assert!(large_blob.has(0, 1) && !large_blob.has(LARGE as u64 - 1, 1));
+    assert_eq!(uploader.status().quarantined_blobs, 3);
+    // Creating it again repairs it.
+    rig.seal(b"small");
+    assert_eq!(uploader.wait_clean(soon()).await, 0);
+    assert!(is_durable(&rig, &small));
+    assert_eq!(rig.open(&small).read(0, 9).unwrap(), b"small");
+}
+
+#[tokio::test]
+async fn uploads_survive_lost_replies_and_refusals_of_a_busy_server() {
+    let rig = Rig::new();
+    let mut request = 0;
+    rig.bucket.fail(move |verb, _| {
+        request += 1;
+        match request % 3 {
+            0 => Some(Fault::Unavailable),
+            1 if verb == "put" => Some(Fault::LostReply),
+            _ => None,
+        }
+    });
+    let bytes = noise(LARGE, 6);
+    let large = rig.seal(&bytes);
+    let small: Vec<_> = (0..20u64).map(|seed| rig.seal(&noise(100, 50 + seed))).collect();
+    let uploader = uploader(&rig);
+    assert_eq!(uploader.wait_clean(soon()).await, 0);
+    assert!(is_durable(&rig, &large) && small.iter().all(|sliced| is_durable(&rig, sliced)));
+    assert_in_bucket(&rig, &large, &bytes);
+    assert!(uploader.status().retries > 0);
+    assert_eq!(uploader.status().last_error, None);
+}
+
+#[tokio::test]
+async fn a_flush_during_an_outage_says_what_is_left_and_ends_when_the_bucket_is_back() {
+    let rig = Rig::new();
+    rig.bucket.fail(|_, _| Some(Fault::Unavailable));
+    let sealed: Vec<_> = (0..3u64).map(|seed| rig.seal(&noise(100, seed))).collect();
+    let uploader = uploader(&rig);
+    let left = uploader
+        .wait_clean(Instant::now() + Duration::from_millis(300))
+        .await;
+    assert_eq!(left, 3);
+    eventually_async("the failure is told", || {
+        uploader
+            .status()
+            .last_error
+            .is_some_and(|error| error.contains("503"))
+    })
+    .await;
+    rig.bucket.heal();
+    assert_eq!(uploader.wait_clean(soon()).await, 0);
+    assert!(sealed.iter().all(|sliced| is_durable(&rig, sliced)));
+    assert_eq!(uploader.status().last_error, None);
+}
+
+#[tokio::test]
+async fn a_kick_ends_the_wait_after_a_refusal() {
+    let rig = Rig::new();
+    rig.bucket.fail(|_, _| Some(Fault::Denied));
+    let sliced = rig.seal(b"refused");
+    let uploader = uploader(&rig);
+    eventually_async("it is refused", || uploader.status().last_error.is_some()).await;
+    let refused = rig.bucket.requests("put").len();
+    assert_eq!(refused, 1, "a refusal is not tried again at once");
+    rig.bucket.heal();
+    let began = Clock::now();
+    uploader.kick();
+    eventually_async("it is uploaded", || is_durable(&rig, &sliced)).await;
+    assert!(began.elapsed() < super::OPERATOR_WAIT);
+}
+
+#[tokio::test]
+async fn the_queue_survives_a_restart_and_what_was_confirmed_is_not_sent_again() {
+    let rig = Rig::new();
+    let bytes = noise(LARGE, 7);
+    let sliced = rig.seal(&bytes);
+    let mut sent = 0;
+    rig.bucket.fail(move |verb, _| {
+        sent += usize::from(verb == "put");
+        (sent > 5).then_some(Fault::Unavailable)
+    });
+    let first = uploader(&rig);
+    eventually_async("it fails", || first.status().last_error.is_some()).await;
+    first.shutdown().await;
+    let confirmed = rig.bucket.len();
+    assert!(confirmed >= 5);
+    rig.bucket.heal();
+    rig.bucket.forget_requests();
+    let rig = rig.killed();
+    let second = uploader(&rig);
+    assert_eq!(second.wait_clean(soon()).await, 0);
+    assert!(is_durable(&rig, &sliced));
+    assert!(rig.bucket.requests("put").len() <= sliced.chunks.chunks().len() - 5);
+    assert_in_bucket(&rig, &sliced, &bytes);
+}
+
+#[tokio::test]
+async fn no_more_requests_are_under_way_than_asked_for() {
+    let rig = Rig::new();
+    rig.bucket.hold();
+    rig.seal(&noise(LARGE, 8));
+    for seed in 0..10u64 {
+        rig.seal(&noise(100, 80 + seed));
+    }
+    let uploader = uploader(&rig);
+    eventually_async("all places are taken", || rig.bucket.under_way() == 4).await;
+    assert!(uploader.status().uploading_blobs <= 4);
+    rig.bucket.let_through(7);
+    eventually_async("others follow", || rig.bucket.under_way() == 4).await;
+    rig.bucket.open();
+    assert_eq!(uploader.wait_clean(soon()).await, 0);
+    assert_eq!(
+        rig.bucket
+            .most_under_way
+            .load(std::sync::atomic::Ordering::SeqCst),
+        4
+    );
+}
+
+#[tokio::test]
+async fn a_long_blob_has_its_chunk_list_in_the_bucket_before_it_is_durable() {
+    let rig = Rig::new();
+    // Many chunks of little content: what counts is their number.
+    let pieces: Vec<Vec<u8>> = (0..manifest::MAX_INLINE_CHUNKS as u64 + 1)
+        .map(|index| noise(2048 + index as usize, index))
+        .collect();
+    let chunk = |piece: &Vec<u8>| Chunk {
+        digest: Digest::of(piece),
+        len: piece.len() as u32,
+    };
+    let bytes = pieces.concat();
+    assert!(bytes.len() > 2 << 20);
+    let (id, _) = rig.stage(&bytes);
+    let sliced = Sliced {
+        digest: Digest::of(&bytes),
+        chunks: ChunkList::new(pieces.iter().map(chunk).collect()),
+    };
+    rig.ledger.commit(rig.blobs.seal(id, &sliced).unwrap()).unwrap();
+    let list = manifest::encode(&sliced.chunks);
+    let key = layout::blob(&Digest::of(&list));
+    let of_list = key.clone();
+    rig.bucket
+        .fail(move |_, key| (key == of_list).then_some(Fault::Unavailable));
+    let uploader = uploader(&rig);
+    eventually_async("only the list is left", || uploader.status().last_error.is_some()).await;
+    assert_eq!(rig.durability(&sliced), Some(Durability::Dirty));
+    rig.bucket.heal();
+    assert_eq!(uploader.wait_clean(soon()).await, 0);
+    assert_eq!(rig.bucket.object(&key).unwrap(), list);
+}
+
+#[tokio::test]
+async fn a_blob_dropped_while_it_waits_is_not_sent() {
+    let rig = Rig::new();
+    rig.bucket.hold();
+    let sliced = rig.seal(&noise(LARGE, 9));
+    let uploader = uploader(&rig);
+    eventually_async("it begins", || rig.bucket.under_way() == 4).await;
+    rig.ledger.commit(vec![Change::DropBlob(sliced.digest)]).unwrap();
+    rig.bucket.open();
+    assert_eq!(uploader.wait_clean(soon()).await, 0);
+    eventually_async("it ends", || uploader.status().uploading_blobs == 0).await;
+    assert!(rig.bucket.len() < sliced.chunks.chunks().len());
+    assert_eq!(rig.row(&sliced), None, "an upload brings no row back");
+}
+
+#[tokio::test]
+async fn an_upload_that_ends_changes_nothing_but_durability() {
+    let rig = Rig::new();
+    rig.bucket.hold();
+    let sliced = rig.seal(b"pinned meanwhile");
+    let uploader = uploader(&rig);
+    eventually_async("it begins", || rig.bucket.under_way() == 1).await;
+    let row = rig.row(&sliced).unwrap();
+    let pinned = BlobRow {
+        pinned: true,
+        used_secs: 1,
+        ..row
+    };
+    rig.ledger.commit(vec![Change::PutBlob(pinned)]).unwrap();
+    assert_eq!(rig.blobs.evict(&sliced.digest).unwrap(), None);
+    rig.bucket.open();
+    assert_eq!(uploader.wait_clean(soon()).await, 0);
+    let row = rig.row(&sliced).unwrap();
+    assert!(row.pinned && row.used_secs == 1 && is_durable(&rig, &sliced));
+}
+
+#[tokio::test]
+async fn a_file_taken_over_during_its_upload_is_uploaded_as_it_was() {
+    let rig = Rig::new();
+    rig.bucket.hold();
+    let bytes = noise(LARGE, 10);
+    let sliced = rig.seal(&bytes);
+    let uploader = uploader(&rig);
+    eventually_async("it begins", || rig.bucket.under_way() == 4).await;
+    let blob = rig.open(&sliced);
+    let taken = rig.blobs.take_over(&blob, true).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&taken.file, &vec![0; LARGE], 0).unwrap();
+    rig.blobs.finish_take_over(taken);
+    rig.bucket.open();
+    assert_eq!(uploader.wait_clean(soon()).await, 0);
+    assert!(is_durable(&rig, &sliced));
+    assert_in_bucket(&rig, &sliced, &bytes);
+}
+
+#[tokio::test]
+async fn a_shutdown_ends_during_an_outage() {
+    let rig = Rig::new();
+    rig.bucket.fail(|_, _| Some(Fault::Unavailable));
+    let sliced = rig.seal(b"left for the next start");
+    let uploader = uploader(&rig);
+    eventually_async("it fails", || uploader.status().retries > 0).await;
+    tokio::time::timeout(Duration::from_secs(20), uploader.shutdown())
+        .await
+        .expect("it ends");
+    assert_eq!(rig.durability(&sliced), Some(Durability::Dirty));
+}
