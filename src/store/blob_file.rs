@@ -32,7 +32,6 @@ use rustix::buffer::spare_capacity;
 use super::{
     StoreError,
     bits::Bits,
-    error::disk,
     lease::{Lease, LeaseKind, with_lease},
     rows::{BlobRow, Durability, Ino, Residency},
 };
@@ -170,7 +169,7 @@ impl BlobFile {
             _ if len == 0 => Ok(Some(Vec::new())),
             Some(file) => read_exact(file, offset, len)
                 .map(Some)
-                .map_err(disk("read", &self.path)),
+                .map_err(StoreError::disk("read", &self.path)),
             None => Ok(None),
         }
     }
@@ -183,7 +182,7 @@ impl BlobFile {
         let len = self.chunks.chunks()[index].len as usize;
         read_exact(&file, self.chunks.start(index), len)
             .map(|bytes| Some(bytes.into()))
-            .map_err(disk("read", &self.path))
+            .map_err(StoreError::disk("read", &self.path))
     }
 
     /// Takes the doubt from a chunk that was hashed again: it is resident, or it never was.
@@ -228,7 +227,7 @@ impl BlobFile {
             return Ok(());
         };
         file.write_all_at(bytes, self.chunks.start(index))
-            .map_err(disk("write", &self.path))?;
+            .map_err(StoreError::disk("write", &self.path))?;
         self.resident.insert(index);
         self.doubted.remove(index);
         self.unsaved.store(true, Ordering::Release);
@@ -245,17 +244,17 @@ impl BlobFile {
             return Ok(());
         }
         before()?;
-        remove_if_there(&self.path).map_err(disk("remove", &self.path))?;
+        remove_if_there(&self.path).map_err(StoreError::disk("remove", &self.path))?;
         let file = File::options()
             .read(true)
             .write(true)
             .create_new(true)
             .open(&self.path)
-            .map_err(disk("create", &self.path))?;
+            .map_err(StoreError::disk("create", &self.path))?;
         if let Err(err) = file.set_len(self.size()) {
             // Nothing refers to it; what stays is an orphan that the next one replaces.
             let _ = remove_if_there(&self.path);
-            return Err(disk("extend", &self.path)(err));
+            return Err(StoreError::disk("extend", &self.path)(err));
         }
         *slot = Some(Arc::new(file));
         Ok(())
@@ -317,7 +316,7 @@ impl BlobFile {
             Some(_) if self.is_whole() => open_file(&self.path, self.size(), false)?,
             _ => None,
         };
-        file.ok_or_else(|| disk("open", &self.path)(io::ErrorKind::NotFound.into()))
+        file.ok_or_else(|| StoreError::disk("open", &self.path)(io::ErrorKind::NotFound.into()))
     }
 
     /// Lends the file to `ino`; returns what [`Self::give_back`] wants.
@@ -420,11 +419,11 @@ fn nobody_else_has_it_open(file: &File) -> bool {
 fn open_file(path: &Path, size: u64, write: bool) -> Result<Option<File>, StoreError> {
     match File::options().read(true).write(write).open(path) {
         Ok(file) => {
-            let len = file.metadata().map_err(disk("examine", path))?.len();
+            let len = file.metadata().map_err(StoreError::disk("examine", path))?.len();
             Ok((len == size).then_some(file))
         }
         Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(err) => Err(disk("open", path)(err)),
+        Err(err) => Err(StoreError::disk("open", path)(err)),
     }
 }
 

@@ -11,7 +11,6 @@ use super::{
     StoreError,
     blob_file::BlobFile,
     blobs::{Blob, Blobs, Shared, now_secs},
-    error::disk,
     rows::{BlobRow, Change, Durability, Residency},
 };
 use crate::base::{clock::local_millis, digest::Digest, durable::remove_if_there};
@@ -36,20 +35,15 @@ impl Blobs {
         if !may_go {
             return Ok(None);
         }
-        let bytes = self.shared.resident_bytes(&row)?;
+        let bytes = self.shared.ledger.resident_bytes(digest)?;
         self.shared.commit_leaving(BlobRow {
             residency: Residency::Nothing,
             doubted: false,
             ..(*row).clone()
         })?;
         let path = self.shared.path(digest);
-        remove_if_there(&path).map_err(disk("remove", &path))?;
+        remove_if_there(&path).map_err(StoreError::disk("remove", &path))?;
         Ok(Some(bytes))
-    }
-
-    /// How many bytes of a blob its row counts as resident.
-    pub(super) fn resident_bytes(&self, row: &BlobRow) -> Result<u64, StoreError> {
-        self.shared.resident_bytes(row)
     }
 
     /// Takes the doubt from a chunk that was hashed again. A wrong one of a dirty blob is the
@@ -110,7 +104,9 @@ impl Blobs {
             row.doubted = false;
             self.shared.commit_leaving(row)?;
             let path = &file.path;
-            return file.leave(|| remove_if_there(path)).map_err(disk("remove", path));
+            return file
+                .leave(|| remove_if_there(path))
+                .map_err(StoreError::disk("remove", path));
         }
         error!(%digest, chunks = ?wrong, path = %file.path.display(),
             "the bytes of a blob differ from its name; it is kept, but will not be uploaded");
@@ -225,23 +221,6 @@ impl Shared {
             residency,
             doubted,
             ..row
-        })
-    }
-
-    /// How many bytes of a blob its row counts as resident.
-    fn resident_bytes(&self, row: &BlobRow) -> Result<u64, StoreError> {
-        Ok(match &row.residency {
-            Residency::Nothing => 0,
-            Residency::Whole => row.size,
-            Residency::Partial(bits) => {
-                let chunks = self.ledger.manifest(&row.digest, row.size)?;
-                chunks.map_or(0, |chunks| {
-                    let held = super::bits::Bits::from_bytes(chunks.chunks().len(), bits);
-                    let held = |&(index, _): &(usize, _)| held.contains(index);
-                    let chunks = chunks.chunks().iter().enumerate();
-                    chunks.filter(held).map(|(_, chunk)| u64::from(chunk.len)).sum()
-                })
-            }
         })
     }
 }

@@ -31,7 +31,7 @@ use tracing::{error, warn};
 use super::{
     StoreError,
     blob_file::{BlobFile, Found},
-    error::{chain, disk},
+    error::chain,
     ledger::Ledger,
     rows::{Durability, Ino, Residency},
     staging::Staging,
@@ -85,7 +85,7 @@ impl Blob {
     /// [`Self::try_read`].
     pub fn read(&self, offset: u64, len: usize) -> Result<Vec<u8>, StoreError> {
         self.try_read(offset, len)?
-            .ok_or_else(|| disk("read", &self.file.path)(std::io::ErrorKind::WouldBlock.into()))
+            .ok_or_else(|| StoreError::disk("read", &self.file.path)(std::io::ErrorKind::WouldBlock.into()))
     }
 
     /// Opens the file read-only, to lend it to the kernel or to copy it. Only when whole,
@@ -173,7 +173,7 @@ impl Blobs {
     pub fn open_dir(dir: PathBuf, ledger: Arc<Ledger>, staging: Staging) -> Result<Self, StoreError> {
         for shard in 0..=u8::MAX {
             let path = dir.join(format!("{shard:02x}"));
-            fs::create_dir_all(&path).map_err(disk("create", &path))?;
+            fs::create_dir_all(&path).map_err(StoreError::disk("create", &path))?;
         }
         Ok(Self {
             shared: Arc::new(Shared {

@@ -38,7 +38,7 @@ fn a_sealed_file_is_a_whole_dirty_blob_without_being_copied() {
     rig.ledger.commit(changes).unwrap();
     rig.staging.remove_after_barrier(id);
     assert_eq!(rig.staged(), 1, "the name stays until the rows are on the disk");
-    rig.ledger.sync().unwrap();
+    rig.ledger.barrier().unwrap();
     assert_eq!(rig.staged(), 0);
     assert_eq!(inode(&rig.path(&sliced.digest)), staged);
     let blob = rig.open(&sliced);

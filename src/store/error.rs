@@ -56,28 +56,6 @@ impl StoreError {
             },
         }
     }
-
-    /// Whether the disk, or the quota on it, has no room left.
-    #[must_use]
-    pub fn is_disk_full(&self) -> bool {
-        match self {
-            Self::Full => true,
-            Self::Disk { source, .. } => matches!(
-                source.kind(),
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-            ),
-            Self::Missing { .. }
-            | Self::Unreachable { .. }
-            | Self::Corrupt { .. }
-            | Self::Index { .. }
-            | Self::Unusable { .. } => false,
-        }
-    }
-}
-
-/// [`StoreError::disk`], for the files of blobs.
-pub(super) fn disk(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
-    StoreError::disk(verb, path)
 }
 
 /// An error with all its causes, on one line.

@@ -295,7 +295,7 @@ impl ChunkFetcher {
         let store = blocking(move || {
             let bytes = &kept_too.bytes;
             match blobs.store_chunk(&blob, index, bytes) {
-                Err(err) if err.is_disk_full() => {
+                Err(StoreError::Full) => {
                     reclaimer.make_room(bytes.len() as u64);
                     blobs.store_chunk(&blob, index, bytes)
                 }

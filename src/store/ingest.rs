@@ -14,7 +14,6 @@ use rustix::fs::Advice;
 
 use super::{
     StoreError,
-    error::disk,
     lease::{Lease, LeaseKind, with_lease},
 };
 use crate::base::chunk::{self, Sliced};
@@ -42,7 +41,7 @@ pub fn is_quiet(file: &File) -> Result<Quiet, StoreError> {
         Ok(Lease::Unsupported) => file.metadata(),
         Err(err) => Err(err),
     };
-    let found = found.map_err(|err| disk("examine", &path_of(file))(err))?;
+    let found = found.map_err(|err| StoreError::disk("examine", &path_of(file))(err))?;
     Ok(Quiet::Yes {
         size: found.len(),
         mtime: found.mtime() * 1_000_000_000 + found.mtime_nsec(),
@@ -64,7 +63,7 @@ pub fn knows_leases(file: &File) -> bool {
 pub fn slice_file(file: &File) -> Result<Sliced, StoreError> {
     // Advice only: without it the kernel reads ahead less.
     let _ = rustix::fs::fadvise(file, 0, None, Advice::Sequential);
-    chunk::slice(FromStart { file, at: 0 }).map_err(|err| disk("read", &path_of(file))(err))
+    chunk::slice(FromStart { file, at: 0 }).map_err(|err| StoreError::disk("read", &path_of(file))(err))
 }
 
 struct FromStart<'a> {

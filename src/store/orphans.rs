@@ -10,7 +10,6 @@ use tracing::info;
 use super::{
     StoreError,
     blobs::Blobs,
-    error::disk,
     rows::{Durability, Residency},
 };
 use crate::base::{digest::Digest, durable::remove_if_there};
@@ -46,8 +45,8 @@ impl Blobs {
     fn remove_orphans_of(&self, number: u8) -> Result<(u64, u64), StoreError> {
         let dir = self.shared.dir.join(format!("{number:02x}"));
         let (mut seen, mut removed) = (0, 0);
-        for entry in fs::read_dir(&dir).map_err(disk("list", &dir))? {
-            let entry = entry.map_err(disk("list", &dir))?;
+        for entry in fs::read_dir(&dir).map_err(StoreError::disk("list", &dir))? {
+            let entry = entry.map_err(StoreError::disk("list", &dir))?;
             seen += 1;
             let name = entry.file_name();
             let digest: Option<Digest> = name.to_str().and_then(|name| name.parse().ok());
@@ -65,7 +64,7 @@ impl Blobs {
             };
             if !keep {
                 let path = entry.path();
-                remove_if_there(&path).map_err(disk("remove", &path))?;
+                remove_if_there(&path).map_err(StoreError::disk("remove", &path))?;
                 removed += 1;
             }
         }

@@ -22,7 +22,7 @@ use tracing::{debug, error, warn};
 use super::{
     StoreError,
     blobs::Blobs,
-    error::{chain, disk},
+    error::chain,
     ledger::Ledger,
     victims::{Candidate, choose_victims},
 };
@@ -110,7 +110,7 @@ impl Reclaimer {
         let thread = std::thread::Builder::new()
             .name("reclaim".to_owned())
             .spawn(move || of_thread.keep_limits())
-            .map_err(disk("start a thread for", &shared.options.dir))?;
+            .map_err(StoreError::disk("start a thread for", &shared.options.dir))?;
         Ok(Arc::new(Self {
             shared,
             thread: Mutex::new(Some(thread)),
@@ -237,7 +237,8 @@ impl Shared {
             true => resident - (cache_size - cache_size / SLACK),
             false => 0,
         };
-        let found = rustix::fs::statvfs(dir).map_err(|err| disk("examine", dir)(io::Error::from(err)))?;
+        let found =
+            rustix::fs::statvfs(dir).map_err(|err| StoreError::disk("examine", dir)(io::Error::from(err)))?;
         let free = found.f_bavail.saturating_mul(found.f_frsize);
         let short = match free < *min_free {
             true => min_free + min_free / SLACK - free,
@@ -277,7 +278,7 @@ impl Shared {
         let more = rows.len() == limit;
         let mut candidates = Vec::with_capacity(rows.len());
         for row in rows {
-            let bytes = self.blobs.resident_bytes(&row)?;
+            let bytes = self.ledger.resident_bytes(&row.digest)?;
             candidates.push(Candidate::new(&row, bytes, self.blobs.is_in_use(&row.digest)));
         }
         let mut evicted = 0;

@@ -24,7 +24,6 @@ use std::{
 use super::{
     StoreError,
     blobs::{Blobs, Shared, now_secs},
-    error::disk,
     rows::{BlobRow, Change, Durability, Residency, StagingId},
 };
 use crate::base::{chunk::Sliced, clock::local_millis, digest::Digest, durable::remove_if_there};
@@ -82,7 +81,7 @@ impl Blobs {
                 .is_some_and(|row| row.residency != Residency::Nothing);
             shared.put_at(id, &digest, replaces_bytes || shared.is_leaving(&digest))?;
             if let Some(in_use) = shard.get(&digest) {
-                let file = File::open(&path).map_err(disk("open", &path))?;
+                let file = File::open(&path).map_err(StoreError::disk("open", &path))?;
                 in_use.file.replaced_by(file);
             }
         }
@@ -119,7 +118,7 @@ impl Blobs {
             return Ok(());
         }
         let path = shared.path(digest);
-        let unlink = || remove_if_there(&path).map_err(disk("remove", &path));
+        let unlink = || remove_if_there(&path).map_err(StoreError::disk("remove", &path));
         match shard.get(digest) {
             Some(in_use) => in_use.file.leave(unlink),
             None => unlink(),
@@ -133,19 +132,19 @@ impl Shared {
         let staged = self.staging.path(id);
         let path = self.path(digest);
         if sync {
-            let file = File::open(&staged).map_err(disk("open", &staged))?;
-            file.sync_data().map_err(disk("sync", &staged))?;
+            let file = File::open(&staged).map_err(StoreError::disk("open", &staged))?;
+            file.sync_data().map_err(StoreError::disk("sync", &staged))?;
         }
         match fs::hard_link(&staged, &path) {
             Err(err) if err.kind() == io::ErrorKind::AlreadyExists => {}
-            linked => return linked.map_err(disk("link", &path)),
+            linked => return linked.map_err(StoreError::disk("link", &path)),
         }
         let temp = path.with_extension(id.0.to_string());
-        remove_if_there(&temp).map_err(disk("remove", &temp))?;
-        fs::hard_link(&staged, &temp).map_err(disk("link", &temp))?;
-        fs::rename(&temp, &path).map_err(disk("rename", &path))?;
+        remove_if_there(&temp).map_err(StoreError::disk("remove", &temp))?;
+        fs::hard_link(&staged, &temp).map_err(StoreError::disk("link", &temp))?;
+        fs::rename(&temp, &path).map_err(StoreError::disk("rename", &path))?;
         // Renaming between two names of one file does nothing: it was there already.
-        remove_if_there(&temp).map_err(disk("remove", &temp))
+        remove_if_there(&temp).map_err(StoreError::disk("remove", &temp))
     }
 }
 
@@ -158,6 +157,6 @@ fn is_there(path: &Path, size: u64) -> Result<bool, StoreError> {
     match fs::metadata(path) {
         Ok(found) => Ok(found.len() == size),
         Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(err) => Err(disk("examine", path)(err)),
+        Err(err) => Err(StoreError::disk("examine", path)(err)),
     }
 }

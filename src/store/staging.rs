@@ -25,7 +25,6 @@ use tracing::warn;
 
 use super::{
     StoreError,
-    error::disk,
     ledger::Ledger,
     rows::{Content, StagingId},
 };
@@ -52,7 +51,7 @@ struct Sealing {
 impl Staging {
     /// Opens the folder, making it if there is none, and removes the files that no row refers to.
     pub fn open_dir(dir: PathBuf, ledger: Arc<Ledger>) -> Result<Self, StoreError> {
-        fs::create_dir_all(&dir).map_err(disk("create", &dir))?;
+        fs::create_dir_all(&dir).map_err(StoreError::disk("create", &dir))?;
         let mut wanted: HashSet<StagingId> = ledger
             .staging_nodes()?
             .iter()
@@ -62,13 +61,13 @@ impl Staging {
             })
             .collect();
         let mut newest = wanted.iter().map(|id| id.0).max().unwrap_or(0);
-        for entry in fs::read_dir(&dir).map_err(disk("list", &dir))? {
-            let name = entry.map_err(disk("list", &dir))?.file_name();
+        for entry in fs::read_dir(&dir).map_err(StoreError::disk("list", &dir))? {
+            let name = entry.map_err(StoreError::disk("list", &dir))?.file_name();
             let id = name.to_str().and_then(|name| name.parse().ok()).map(StagingId);
             newest = newest.max(id.map_or(0, |id| id.0));
             if !id.is_some_and(|id| wanted.remove(&id)) {
                 let path = dir.join(name);
-                remove_if_there(&path).map_err(disk("remove", &path))?;
+                remove_if_there(&path).map_err(StoreError::disk("remove", &path))?;
             }
         }
         if !wanted.is_empty() {
@@ -93,7 +92,7 @@ impl Staging {
             .write(true)
             .create_new(true)
             .open(&path)
-            .map_err(disk("create", &path))?;
+            .map_err(StoreError::disk("create", &path))?;
         Ok((id, file))
     }
 
@@ -103,7 +102,7 @@ impl Staging {
             .read(true)
             .write(write)
             .open(&path)
-            .map_err(disk("open", &path))
+            .map_err(StoreError::disk("open", &path))
     }
 
     pub fn path(&self, id: StagingId) -> PathBuf {

@@ -8,17 +8,19 @@
 //!
 //! 1. [`Blobs::take_over`] makes the staging name. A blob that gives its file
 //!    away loses its residency row here: from then on nobody trusts the name.
-//! 2. The caller commits the row of the file, which refers to the staging file.
-//! 3. [`Blobs::finish_take_over`] unlinks the blob's name and brings that to
-//!    the disk. Only then may anyone write to the file: after a power loss an old row
+//! 2. The caller commits the row of the file, which refers to the staging file, and behind it
+//!    the changes that came with it.
+//! 3. [`Blobs::finish_take_over`] unlinks the blob's name and brings the rows to
+//!    the disk. Only then may anyone write to the file: after a power loss the old row
 //!    could otherwise vouch for bytes that were written since.
 //!
 //! A crash before 2 leaves a staging file that no row refers to, which the next start
 //! removes, and a clean blob that has to be fetched again; a crash before 3
 //! leaves a blob file without a resident row, which whoever needs the name replaces.
 //!
-//! A copy is brought to the disk before it is used: the bytes may have been
-//! promised to survive a power loss, and the file they were in is about to be forgotten.
+//! The staging file is brought to the disk before it is used: the bytes may have been
+//! promised to survive a power loss, and the blob they were in is about to be forgotten. The
+//! change that says so keeps recovery from doubting it.
 
 use std::{
     fs::{self, File},
@@ -28,12 +30,12 @@ use std::{
     sync::Arc,
 };
 
-use tracing::warn;
+use tracing::{error, warn};
 
 use super::{
     StoreError,
     blobs::{Blob, Blobs},
-    error::disk,
+    error::chain,
     rows::{BlobRow, Change, Durability, Residency, StagingId},
 };
 use crate::base::{
@@ -51,7 +53,7 @@ pub struct TakeOver {
     pub id: StagingId,
     /// Open for reading and writing; not written to before [`Blobs::finish_take_over`].
     pub file: File,
-    /// To be committed with the row of the file.
+    /// To be committed with the row of the file, behind it.
     pub changes: Vec<Change>,
     /// The blob whose file this was, and which file that is (device, inode).
     left: Option<(Digest, (u64, u64))>,
@@ -77,7 +79,8 @@ impl Blobs {
     pub fn take_over(&self, blob: &Arc<Blob>, same_file: bool) -> Result<TakeOver, StoreError> {
         if blob.size() == 0 {
             let (id, file) = self.shared.staging.create()?;
-            return Ok(TakeOver::copied(id, file));
+            make_durable(&file, &self.shared.staging.path(id))?;
+            return Ok(TakeOver::new(id, file));
         }
         let source = blob.file()?;
         if same_file {
@@ -92,11 +95,11 @@ impl Blobs {
                     return Ok(taken);
                 }
             }
-            copy(&blob.file()?, &target, blob.size(), &staged.path).map_err(full_or)?;
+            copy(&blob.file()?, &target, blob.size(), &staged.path)?;
         }
-        make_durable(&target, &staged.path).map_err(full_or)?;
+        make_durable(&target, &staged.path)?;
         staged.finish();
-        Ok(TakeOver::copied(id, target))
+        Ok(TakeOver::new(id, target))
     }
 
     /// Ends what `take_over` began, after its changes and the row of the file are committed.
@@ -118,9 +121,11 @@ impl Blobs {
             None => unlink(),
         };
         drop(shard);
-        let settled = unlinked.and_then(|()| sync_dir(folder_of(&path)));
-        if let Err(err) = settled {
+        if let Err(err) = unlinked {
             warn!(path = %path.display(), error = %err, "cannot unlink a blob that was taken over");
+        }
+        if let Err(err) = self.shared.ledger.sync() {
+            error!(error = %chain(&err), "rows do not reach the disk");
         }
     }
 
@@ -138,11 +143,11 @@ impl Blobs {
             (None, Some(row)) => self.give_clean_file(blob, &row),
             (Some(spare), _) => self.link_file(blob).and_then(|taken| {
                 let path = &blob.file.path;
-                fs::rename(&spare.path, path).map_err(disk("rename", path))?;
+                fs::rename(&spare.path, path).map_err(StoreError::disk("rename", path))?;
                 spare.finish();
-                sync_dir(folder_of(path)).map_err(disk("sync", path))?;
+                sync_dir(folder_of(path)).map_err(StoreError::disk("sync", path))?;
                 blob.file
-                    .replaced_by(File::open(path).map_err(disk("open", path))?);
+                    .replaced_by(File::open(path).map_err(StoreError::disk("open", path))?);
                 Ok(taken)
             }),
             // It became dirty in between: sealed again, by another file.
@@ -179,7 +184,10 @@ impl Blobs {
     /// Links the file and takes back the row that vouches for it. The shard is locked.
     fn give_clean_file(&self, blob: &Blob, row: &BlobRow) -> Result<TakeOver, StoreError> {
         let mut taken = self.link_file(blob)?;
-        let found = taken.file.metadata().map_err(disk("examine", &blob.file.path))?;
+        let found = taken
+            .file
+            .metadata()
+            .map_err(StoreError::disk("examine", &blob.file.path))?;
         self.shared.commit_leaving(BlobRow {
             residency: Residency::Nothing,
             doubted: false,
@@ -195,11 +203,12 @@ impl Blobs {
         let staging = &self.shared.staging;
         let id = staging.next_id();
         let staged = Unfinished::new(staging.path(id));
-        fs::hard_link(&blob.file.path, &staged.path).map_err(disk("link", &staged.path))?;
-        sync_dir(staging.dir()).map_err(disk("sync", staging.dir()))?;
+        fs::hard_link(&blob.file.path, &staged.path).map_err(StoreError::disk("link", &staged.path))?;
+        sync_dir(staging.dir()).map_err(StoreError::disk("sync", staging.dir()))?;
         let file = staging.open(id, true)?;
+        file.sync_data().map_err(StoreError::disk("sync", &staged.path))?;
         staged.finish();
-        Ok(TakeOver::copied(id, file))
+        Ok(TakeOver::new(id, file))
     }
 
     /// Makes a copy that takes the blob's place, on the disk, under a name that a start removes.
@@ -210,11 +219,11 @@ impl Blobs {
             .write(true)
             .create_new(true)
             .open(path)
-            .map_err(disk("create", path))?;
+            .map_err(StoreError::disk("create", path))?;
         if rustix::fs::ioctl_ficlone(&target, source).is_err() {
-            copy(source, &target, blob.size(), path).map_err(full_or)?;
+            copy(source, &target, blob.size(), path)?;
         }
-        target.sync_all().map_err(disk("sync", path)).map_err(full_or)?;
+        target.sync_all().map_err(StoreError::disk("sync", path))?;
         Ok(spare)
     }
 }
@@ -250,11 +259,11 @@ impl Drop for Unfinished {
 }
 
 impl TakeOver {
-    fn copied(id: StagingId, file: File) -> Self {
+    fn new(id: StagingId, file: File) -> Self {
         Self {
             id,
             file,
-            changes: Vec::new(),
+            changes: vec![Change::SyncedStaging(id)],
             left: None,
         }
     }
@@ -267,10 +276,14 @@ fn copy(source: &File, target: &File, size: u64, path: &Path) -> Result<(), Stor
         // In pieces, so that a signal or a limit of the kernel costs one of them.
         let piece = (size - done).min(1 << 30) as usize;
         match rustix::fs::copy_file_range(source, Some(&mut from), target, Some(&mut to), piece) {
-            Ok(0) => return Err(disk("copy to", path)(io::ErrorKind::UnexpectedEof.into())),
+            Ok(0) => {
+                return Err(StoreError::disk("copy to", path)(
+                    io::ErrorKind::UnexpectedEof.into(),
+                ));
+            }
             Ok(copied) => done += copied as u64,
             Err(rustix::io::Errno::INTR) => {}
-            Err(err) => return Err(disk("copy to", path)(err.into())),
+            Err(err) => return Err(StoreError::disk("copy to", path)(err.into())),
         }
     }
     Ok(())
@@ -280,7 +293,7 @@ fn copy(source: &File, target: &File, size: u64, path: &Path) -> Result<(), Stor
 fn make_durable(file: &File, path: &Path) -> Result<(), StoreError> {
     file.sync_all()
         .and_then(|()| sync_dir(folder_of(path)))
-        .map_err(disk("sync", path))
+        .map_err(StoreError::disk("sync", path))
 }
 
 fn folder_of(path: &Path) -> &Path {
@@ -290,8 +303,4 @@ fn folder_of(path: &Path) -> &Path {
 
 fn identity(found: &fs::Metadata) -> (u64, u64) {
     (found.dev(), found.ino())
-}
-
-fn full_or(err: StoreError) -> StoreError {
-    if err.is_disk_full() { StoreError::Full } else { err }
 }

@@ -382,7 +382,7 @@ impl Rig {
         let changes = self.blobs.seal(id, &sliced).unwrap();
         self.ledger.commit(changes).unwrap();
         self.staging.remove_after_barrier(id);
-        self.ledger.sync().unwrap();
+        self.ledger.barrier().unwrap();
         sliced
     }
 
