@@ -215,21 +215,14 @@ impl Blobs {
             return Ok(None);
         };
         let mut shard = self.shared.shard(digest);
-        let file = match shard.get_mut(digest) {
-            Some(in_use) => {
-                in_use.leases += 1;
-                Arc::clone(&in_use.file)
-            }
-            None => {
-                let file = Arc::new(self.shared.open_file(*digest, chunks)?);
-                let in_use = InUse {
-                    file: Arc::clone(&file),
-                    leases: 1,
-                };
-                shard.insert(*digest, in_use);
-                file
-            }
-        };
+        if !shard.contains_key(digest) {
+            let file = Arc::new(self.shared.open_file(*digest, chunks)?);
+            shard.insert(*digest, InUse { file, leases: 0 });
+        }
+        let in_use = shard.get_mut(digest).expect("it was put there if it was not");
+        in_use.leases += 1;
+        let file = Arc::clone(&in_use.file);
+        drop(shard);
         Ok(Some(Arc::new(Blob {
             file,
             shared: Arc::clone(&self.shared),
@@ -240,9 +233,11 @@ impl Blobs {
     /// Writes a verified chunk to the file of `blob` and makes it resident. Blocks on the disk.
     pub(super) fn store_chunk(&self, blob: &Blob, index: usize, bytes: &[u8]) -> Result<(), StoreError> {
         let file = &blob.file;
-        file.store_chunk(index, bytes, || match self.shared.is_leaving(&file.digest) {
-            true => self.shared.ledger.sync(),
-            false => Ok(()),
+        file.store_chunk(index, bytes, || {
+            if self.shared.is_leaving(&file.digest) {
+                self.shared.ledger.sync()?;
+            }
+            Ok(())
         })?;
         if file.wants_saving() {
             self.shared.save_residency(file)?;

@@ -445,14 +445,15 @@ fn child_that_maps() {
         return;
     };
     let writer = File::options().read(true).write(true).open(path).unwrap();
-    let _mapped = map_writable(writer);
+    let _mapped = map_writable(&writer);
+    drop(writer);
     println!("mapped");
     let mut rest = Vec::new();
     std::io::Read::read_to_end(&mut std::io::stdin(), &mut rest).unwrap();
 }
 
 /// Maps the first page and closes the descriptor; the mapping lasts as long as the process.
-fn map_writable(writer: File) -> *mut std::ffi::c_void {
+fn map_writable(writer: &File) -> *mut std::ffi::c_void {
     use rustix::mm::{MapFlags, ProtFlags, mmap};
     let protection = ProtFlags::READ | ProtFlags::WRITE;
     // SAFETY: the kernel chooses the address; nobody refers to the memory.
@@ -462,7 +463,7 @@ fn map_writable(writer: File) -> *mut std::ffi::c_void {
             4096,
             protection,
             MapFlags::SHARED,
-            &writer,
+            writer,
             0,
         )
     }
@@ -475,7 +476,8 @@ fn a_writable_mapping_alone_is_not_quiet() {
     let (id, _) = rig.stage(&[0; 4096]);
     let file = rig.staging.open(id, false).unwrap();
     let writer = rig.staging.open(id, true).unwrap();
-    let mapped = map_writable(writer);
+    let mapped = map_writable(&writer);
+    drop(writer);
     assert_eq!(is_quiet(&file).unwrap(), Quiet::No);
     // SAFETY: mapped above, and not used again.
     unsafe { rustix::mm::munmap(mapped, 4096) }.unwrap();

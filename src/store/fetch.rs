@@ -129,12 +129,11 @@ impl Fetcher {
         for index in covering {
             let part = part(index);
             let start = blob.chunks().start(index) + part.start as u64;
-            match blob.try_read(start, part.len())? {
-                Some(resident) => bytes.extend_from_slice(&resident),
-                None => {
-                    let chunk = self.chunks.chunk(blob, index, deadline).await?;
-                    bytes.extend_from_slice(&chunk[part]);
-                }
+            if let Some(resident) = blob.try_read(start, part.len())? {
+                bytes.extend_from_slice(&resident);
+            } else {
+                let chunk = self.chunks.chunk(blob, index, deadline).await?;
+                bytes.extend_from_slice(&chunk[part]);
             }
         }
         under_way.detach_all();

@@ -276,10 +276,11 @@ impl ChunkFetcher {
             Ok(bytes.filter(|_| right))
         });
         let found = look.await;
-        found.or_else(|err: StoreError| match err {
-            StoreError::Index { .. } => Err(Failure::Index(Arc::new(err))),
-            // The disk cannot read it: perhaps the bucket can.
-            _ => {
+        found.or_else(|err: StoreError| {
+            if matches!(err, StoreError::Index { .. }) {
+                Err(Failure::Index(Arc::new(err)))
+            } else {
+                // The disk cannot read it: perhaps the bucket can.
                 error!(error = %chain(&err), "cannot read from the cache");
                 Ok(None)
             }

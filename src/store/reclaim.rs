@@ -233,16 +233,18 @@ impl Shared {
             min_free,
         } = &self.options;
         let resident = self.ledger.totals().resident_bytes;
-        let over = match resident > *cache_size {
-            true => resident - (cache_size - cache_size / SLACK),
-            false => 0,
+        let over = if resident > *cache_size {
+            resident - (cache_size - cache_size / SLACK)
+        } else {
+            0
         };
         let found =
             rustix::fs::statvfs(dir).map_err(|err| StoreError::disk("examine", dir)(io::Error::from(err)))?;
         let free = found.f_bavail.saturating_mul(found.f_frsize);
-        let short = match free < *min_free {
-            true => min_free + min_free / SLACK - free,
-            false => 0,
+        let short = if free < *min_free {
+            min_free + min_free / SLACK - free
+        } else {
+            0
         };
         Ok(over.max(short))
     }

@@ -103,10 +103,17 @@ impl Blobs {
     }
 
     /// Ends what `take_over` began, after its changes and the row of the file are committed.
-    pub fn finish_take_over(&self, done: TakeOver) {
-        let Some((digest, file)) = done.left else {
-            return;
-        };
+    ///
+    /// Returns the staging file, which may be written to from now on.
+    pub fn finish_take_over(&self, done: TakeOver) -> File {
+        if let Some((digest, file)) = done.left {
+            self.unlink_left(digest, file);
+        }
+        done.file
+    }
+
+    /// Unlinks the name of a blob that gave its file away.
+    fn unlink_left(&self, digest: Digest, file: (u64, u64)) {
         let path = self.shared.path(&digest);
         let shard = self.shared.shard(&digest);
         // A new file may have the name by now: whoever fetched the blob again made it.

@@ -114,6 +114,8 @@ pub fn spawn(
     options: UploadOptions,
 ) -> UploaderHandle {
     let (ledger, blobs) = (Arc::clone(&store.ledger), Arc::clone(&store.blobs));
+    // Not kept: whoever closes the store must own it.
+    drop(store);
     spawn_over(runtime, ledger, blobs, bucket, options)
 }
 

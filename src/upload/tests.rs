@@ -270,7 +270,7 @@ async fn no_more_requests_are_under_way_than_asked_for() {
 async fn a_long_blob_has_its_chunk_list_in_the_bucket_before_it_is_durable() {
     let rig = Rig::new();
     // Many chunks of little content: what counts is their number.
-    let pieces: Vec<Vec<u8>> = (0..manifest::MAX_INLINE_CHUNKS as u64 + 1)
+    let pieces: Vec<Vec<u8>> = (0..=manifest::MAX_INLINE_CHUNKS as u64)
         .map(|index| noise(2048 + index as usize, index))
         .collect();
     let chunk = |piece: &Vec<u8>| Chunk {
