@@ -70,12 +70,12 @@ pub struct Totals {
 
 /// How often the ledger's threads act by themselves.
 #[derive(Clone, Copy, Debug)]
-pub struct Options {
+pub struct LedgerOptions {
     pub absorb_every: Duration,
     pub barrier_every: Duration,
 }
 
-impl Default for Options {
+impl Default for LedgerOptions {
     fn default() -> Self {
         Self {
             absorb_every: Duration::from_secs(1),

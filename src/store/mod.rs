@@ -99,7 +99,7 @@ impl Store {
         if last_stop != LastStop::PowerLost {
             cache_dir.mark_running()?;
         }
-        let (ledger, replayed) = Ledger::open(&options.dir, last_stop, &ledger::Options::default())?;
+        let (ledger, replayed) = Ledger::open(&options.dir, last_stop, &ledger::LedgerOptions::default())?;
         let ledger = Arc::new(ledger);
         let (staging, blobs, fetcher, reclaimer) = bytes_half(&options, &ledger, bucket)?;
         if last_stop == LastStop::PowerLost {

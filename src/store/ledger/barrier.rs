@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Core, Ledger, Options};
+use super::{Core, Ledger, LedgerOptions};
 use crate::store::{StoreError, record::Redo};
 
 /// A journal file of this size makes the barrier come early.
@@ -179,7 +179,7 @@ impl Ledger {
         self.core.callbacks().0.push(callback);
     }
 
-    pub(super) fn spawn(core: Arc<Core>, options: &Options) -> Result<Self, StoreError> {
+    pub(super) fn spawn(core: Arc<Core>, options: &LedgerOptions) -> Result<Self, StoreError> {
         let thread = |name: &str, run: Box<dyn FnOnce() + Send>| {
             let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(run);
             spawned.map_err(StoreError::disk("start the threads of", &core.dir))

@@ -14,7 +14,7 @@ use std::{
 };
 
 use super::{
-    Core, Ledger, Options,
+    Core, Ledger, LedgerOptions,
     barrier::{Bell, Callbacks},
     layers::{ABSORB_BYTES, Layers},
     memory::Memory,
@@ -43,7 +43,7 @@ impl Ledger {
     /// # Errors
     ///
     /// [`StoreError::Unusable`] when index or journal are damaged or of a newer format.
-    pub fn open(dir: &Path, stop: LastStop, options: &Options) -> Result<(Self, u64), StoreError> {
+    pub fn open(dir: &Path, stop: LastStop, options: &LedgerOptions) -> Result<(Self, u64), StoreError> {
         let journal_dir = dir.join("journal");
         DirBuilder::new()
             .recursive(true)

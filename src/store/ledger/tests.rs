@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Threads that do nothing by themselves: the test says when.
-const BY_HAND: Options = Options {
+const BY_HAND: LedgerOptions = LedgerOptions {
     absorb_every: Duration::from_secs(3600),
     barrier_every: Duration::from_secs(3600),
 };
@@ -167,7 +167,7 @@ fn callbacks_run_in_order_after_a_barrier_that_covers_them() {
 #[test]
 fn the_threads_absorb_and_run_barriers_by_themselves() {
     let dir = tempfile::tempdir().unwrap();
-    let often = Options {
+    let often = LedgerOptions {
         absorb_every: Duration::from_millis(1),
         barrier_every: Duration::from_millis(5),
     };
@@ -241,7 +241,7 @@ fn a_database_of_something_else_is_refused_unchanged() {
 fn a_listing_during_absorbs_shows_one_moment() {
     const PAIRS: u64 = 16;
     let dir = tempfile::tempdir().unwrap();
-    let often = Options {
+    let often = LedgerOptions {
         absorb_every: Duration::from_micros(200),
         ..BY_HAND
     };
@@ -288,7 +288,7 @@ fn a_listing_during_absorbs_shows_one_moment() {
 #[test]
 fn a_full_overlay_waits_for_the_absorber_and_fails_when_the_index_is_stuck() {
     let dir = tempfile::tempdir().unwrap();
-    let (ledger, _) = Ledger::open(dir.path(), LastStop::Clean, &Options::default()).unwrap();
+    let (ledger, _) = Ledger::open(dir.path(), LastStop::Clean, &LedgerOptions::default()).unwrap();
     // More than fits: goes through because the absorber is woken by the amount.
     for key in 0..40 {
         let value = vec![1; 4 << 20];
