@@ -1,6 +1,7 @@
 //! What the parts of the ledger promise together. `model` compares it with plain maps.
 
 mod crash;
+mod full;
 mod model;
 mod speed;
 
@@ -136,6 +137,32 @@ fn a_commit_that_failed_changed_nothing() {
     assert_eq!(ledger.node(Ino(7)).unwrap(), None);
     assert!(ledger.node(Ino(8)).unwrap().is_some());
     assert!(dir.path().join("reserve").exists(), "the reserve is back");
+}
+
+#[test]
+fn a_full_disk_refuses_new_names_first() {
+    let (dir, ledger) = fresh();
+    let reserve = dir.path().join("reserve");
+    let create = || {
+        ledger.commit(vec![Change::PutName(name(
+            1,
+            "a",
+            NameState::Live(Ino(7)),
+            Some(1),
+        ))])
+    };
+    let remove = || ledger.commit(vec![Change::PutName(name(1, "b", NameState::Dead, Some(2)))]);
+    ledger.core.journal.tail().full_disk = true;
+    assert!(matches!(create(), Err(StoreError::Full)));
+    assert!(reserve.exists(), "a new name is not worth the reserve");
+    assert!(matches!(remove(), Err(StoreError::Full)));
+    assert!(!reserve.exists(), "a removal is");
+    // What the reserve gave is for changes that free space.
+    ledger.core.journal.tail().full_disk = false;
+    assert!(matches!(create(), Err(StoreError::Full)));
+    remove().unwrap();
+    ledger.core.layers.reserve.restore();
+    create().unwrap();
 }
 
 #[test]

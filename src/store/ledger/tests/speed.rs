@@ -28,8 +28,7 @@ fn file(number: u64) -> Vec<Change> {
 #[ignore = "measures"]
 fn commit_and_read() {
     const FILES: u64 = 200_000;
-    let dir =
-        tempfile::tempdir_in(std::env::var("CASMOUNT_BENCH_DIR").unwrap_or_else(|_| "/tmp".into())).unwrap();
+    let dir = tempfile::tempdir().unwrap();
     let (ledger, _) = Ledger::open(dir.path(), LastStop::Clean, &LedgerOptions::default()).unwrap();
     let (start, cpu) = (Instant::now(), computed());
     let mut worst = Duration::ZERO;
@@ -87,8 +86,7 @@ fn commit_and_read() {
 #[ignore = "measures"]
 fn life_of_files() {
     const FILES: u64 = 50_000;
-    let dir =
-        tempfile::tempdir_in(std::env::var("CASMOUNT_BENCH_DIR").unwrap_or_else(|_| "/tmp".into())).unwrap();
+    let dir = tempfile::tempdir().unwrap();
     let (ledger, _) = Ledger::open(dir.path(), LastStop::Clean, &LedgerOptions::default()).unwrap();
     let (start, cpu) = (Instant::now(), computed());
     for number in 2..FILES {
@@ -118,11 +116,19 @@ fn life_of_files() {
             ])
             .unwrap();
     }
-    println!(
-        "three commits of a file: {:?} each",
-        start.elapsed() / FILES as u32
-    );
+    let (each, own) = (start.elapsed() / FILES as u32, (computed() - cpu) / FILES as u32);
+    println!("three commits of a file: {each:?} each ({own:?} computed)");
     let start = Instant::now();
     ledger.close().unwrap();
-    println!("close: {:?}", start.elapsed());
+    println!("close: {:?}; {}", start.elapsed(), memory());
+}
+
+/// The most memory that the process took, in kilobytes.
+fn memory() -> String {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    status
+        .lines()
+        .find(|line| line.starts_with("VmHWM"))
+        .unwrap_or_default()
+        .to_owned()
 }
