@@ -140,7 +140,7 @@ fn damaged(err: super::record::BadRow) -> StoreError {
 }
 
 /// Makes a database that is not ours; for tests above this folder, which may
-/// not know SQLite.
+/// not know `SQLite`.
 #[cfg(test)]
 pub fn make_foreign(path: &Path, pragma: &str) {
     let connection = Connection::open(path).unwrap();

@@ -175,7 +175,12 @@ fn callbacks_run_in_order_after_a_barrier_that_covers_them() {
         let (seen, ledger_then) = (Arc::clone(&seen), Arc::clone(&ledger));
         let covered = ledger.core.journal.tail().seq();
         ledger.after_barrier(Box::new(move || {
-            let state = ledger_then.core.layers.index.read(|index| index.state()).unwrap();
+            let state = ledger_then
+                .core
+                .layers
+                .index
+                .read(crate::store::index::IndexReader::state)
+                .unwrap();
             assert!(state.barrier >= covered);
             seen.lock().unwrap().push(number);
             if number == 2 {

@@ -24,8 +24,9 @@ fn a_full_disk_refuses_changes_and_lets_them_in_again() {
     }
     // Room for some names.
     let filler_bytes = fs::metadata(&filler).unwrap().len();
-    let cut = fs::File::options().write(true).open(&filler).unwrap();
-    cut.set_len(filler_bytes - (64 << 10)).unwrap();
+    let file = fs::File::options().write(true).open(&filler).unwrap();
+    file.set_len(filler_bytes - (64 << 10)).unwrap();
+    drop(file);
     let name_of = |number: u64| format!("{number}-{}", "x".repeat(200));
     let mut committed = 0;
     let full = loop {
