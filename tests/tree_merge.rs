@@ -21,7 +21,7 @@ use casmount::{
     },
     store::{
         cachedir::LastStop,
-        ledger::{Ledger, Options},
+        ledger::{Ledger, LedgerOptions},
         rows::{Ino, NodeKind, NodeRow},
     },
 };
@@ -39,7 +39,7 @@ struct Machine {
 impl Machine {
     fn new(number: u64, clock: &Arc<AtomicU64>) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let (ledger, _) = Ledger::open(dir.path(), LastStop::Clean, &Options::default()).unwrap();
+        let (ledger, _) = Ledger::open(dir.path(), LastStop::Clean, &LedgerOptions::default()).unwrap();
         let ledger = Arc::new(ledger);
         let clock = Arc::clone(clock);
         // Clocks of machines differ by up to a few ticks, and stand still at times.

@@ -290,9 +290,10 @@ impl Tail {
     /// [`StoreError::Full`] or [`StoreError::Disk`]; the journal is as before.
     pub fn append(&mut self, record: &mut [u8]) -> Result<u64, StoreError> {
         if self.closed || self.broken {
-            let why = match self.closed {
-                true => "it is closed",
-                false => "an earlier write failed and could not be undone",
+            let why = if self.closed {
+                "it is closed"
+            } else {
+                "an earlier write failed and could not be undone"
             };
             return Err(StoreError::disk("append to", &self.path)(io::Error::other(why)));
         }

@@ -1,4 +1,4 @@
-//! The one door to the index: rows in memory, backed by a journal and by SQLite.
+//! The one door to the index: rows in memory, backed by a journal and by a database.
 //!
 //! A change is one append to the journal and an entry in memory; then it is committed. A thread absorbs
 //! what changed into the index, the newest state of each row once, however often it changed. Questions
@@ -34,7 +34,7 @@ mod tests;
 
 use std::{
     fs::File,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
     thread::JoinHandle,
     time::Duration,
@@ -44,12 +44,13 @@ use self::{
     barrier::{Bell, Callbacks, MAX_JOURNAL_BYTES},
     layers::{ABSORB_BYTES, Layers},
     numbers::Numbers,
+    reserve::Reserve,
 };
 use super::{
     StoreError,
     journal::{Journal, RECORD_HEADER_BYTES},
     record::{self, Redo},
-    rows::{BlobRow, Change, Ino, NameRow, NodeRow},
+    rows::{BlobRow, Change, Ino, NameRow, NameState, NodeRow},
 };
 use crate::base::{chunk::ChunkList, digest::Digest};
 
@@ -70,12 +71,12 @@ pub struct Totals {
 
 /// How often the ledger's threads act by themselves.
 #[derive(Clone, Copy, Debug)]
-pub struct Options {
+pub struct LedgerOptions {
     pub absorb_every: Duration,
     pub barrier_every: Duration,
 }
 
-impl Default for Options {
+impl Default for LedgerOptions {
     fn default() -> Self {
         Self {
             absorb_every: Duration::from_secs(1),
@@ -111,6 +112,10 @@ impl Core {
         if redos.is_empty() {
             return Ok(());
         }
+        let grows = redos.iter().any(grows);
+        if grows && self.layers.reserve.is_used() {
+            return Err(StoreError::Full);
+        }
         self.layers.make_room(|| self.absorber.ring())?;
         let mut record = vec![0; RECORD_HEADER_BYTES];
         record::encode(&redos, &mut record);
@@ -123,7 +128,7 @@ impl Core {
         }
         let steps = self.layers.plan(tail.seq() + 1, &redos)?;
         let seq = match tail.append(&mut record) {
-            Err(StoreError::Full) if self.layers.reserve.release() => tail.append(&mut record)?,
+            Err(StoreError::Full) if !grows && self.layers.reserve.release() => tail.append(&mut record)?,
             other => other?,
         };
         for redo in &redos {
@@ -149,6 +154,12 @@ impl Core {
     }
 }
 
+/// Whether a change gives the tree another name, which a full disk may refuse. What
+/// frees space, removes names or notes what became of a file is let through.
+fn grows(redo: &Redo) -> bool {
+    matches!(redo, Redo::Change(Change::PutName(row)) if row.state != NameState::Dead && row.pending.is_some())
+}
+
 impl Ledger {
     /// Applies `changes` as one: all of them survive a crash of the daemon, or none.
     /// Visible to every reader when this returns. One `write(2)`, no barrier.
@@ -158,7 +169,8 @@ impl Ledger {
     ///
     /// # Errors
     ///
-    /// [`StoreError::Full`] when the journal cannot grow; nothing is applied then, nor by any other error.
+    /// [`StoreError::Full`] when the disk is full; nothing is applied then, nor by any other error. A change
+    /// that makes a name of this machine live is refused first: all others may use the index's reserve.
     /// Waits when the index is far behind.
     pub fn commit(&self, changes: Vec<Change>) -> Result<(), StoreError> {
         self.core.commit(changes.into_iter().map(Redo::Change).collect())
@@ -259,6 +271,12 @@ impl Ledger {
     pub fn totals(&self) -> Totals {
         self.core.layers.memory().totals
     }
+}
+
+/// Gives the space back that the index of `dir` keeps aside, so that it can be
+/// opened on a full disk. False when there was none.
+pub fn release_reserve(dir: &Path) -> bool {
+    Reserve::open(dir).release()
 }
 
 fn closed() -> StoreError {

@@ -21,10 +21,10 @@ pub mod fetch;
 mod fetch_chunk;
 #[cfg(test)]
 mod fetch_tests;
-pub mod index;
+mod index;
 pub mod ingest;
 pub mod inspect;
-pub mod journal;
+mod journal;
 mod lease;
 pub mod ledger;
 pub mod manifest;
@@ -112,6 +112,20 @@ impl Store {
     /// it belongs to another store, or when it was written by a newer format;
     /// nothing is changed then.
     pub fn open(options: StoreOptions, store_id: StoreId, bucket: SharedBucket) -> Result<Self, StoreError> {
+        match Self::open_once(&options, store_id, bucket.clone()) {
+            // The daemon must come up on a full disk, or nothing would ever be evicted.
+            Err(StoreError::Full) if ledger::release_reserve(&options.dir) => {
+                Self::open_once(&options, store_id, bucket)
+            }
+            opened => opened,
+        }
+    }
+
+    fn open_once(
+        options: &StoreOptions,
+        store_id: StoreId,
+        bucket: SharedBucket,
+    ) -> Result<Self, StoreError> {
         let cache_dir = CacheDir::open(&options.dir, store_id)?;
         let last_stop = cache_dir.last_stop();
         // After power loss the note is the last step: a crash in the middle of
@@ -119,9 +133,9 @@ impl Store {
         if last_stop != LastStop::PowerLost {
             cache_dir.mark_running()?;
         }
-        let (ledger, replayed) = Ledger::open(&options.dir, last_stop, &ledger::Options::default())?;
+        let (ledger, replayed) = Ledger::open(&options.dir, last_stop, &ledger::LedgerOptions::default())?;
         let ledger = Arc::new(ledger);
-        let (staging, blobs, fetcher, reclaimer) = bytes_half(&options, &ledger, bucket)?;
+        let (staging, blobs, fetcher, reclaimer) = bytes_half(options, &ledger, bucket)?;
         if last_stop == LastStop::PowerLost {
             cache_dir.mark_running()?;
         }

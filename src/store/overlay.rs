@@ -102,7 +102,10 @@ impl Overlay {
                 self.live.entry(ino).or_default().push(Arc::clone(row));
             }
             if let Some(place) = row.pending {
-                self.pending.entry(place.seq).or_default().push(Arc::clone(row));
+                let rows = self.pending.entry(place.seq).or_default();
+                let key = |row: &NameRow| (row.parent, row.name.clone());
+                let at = rows.partition_point(|other| key(other) < key(row));
+                rows.insert(at, Arc::clone(row));
             }
         }
         let old = self.names.entry(parent).or_default().insert(name.into(), row);
@@ -185,7 +188,7 @@ impl Overlay {
         self.live.get(&ino).map_or(&[], Vec::as_slice)
     }
 
-    /// Names in here that are not published, in the order of their places.
+    /// Names in here that are not published, by place, parent and name.
     pub fn pending_names(&self) -> impl Iterator<Item = &Arc<NameRow>> {
         self.pending.values().flatten()
     }

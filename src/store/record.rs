@@ -45,6 +45,10 @@ use crate::base::{
 /// What one entry of a record does: a change that a caller committed, or one
 /// that the ledger makes for itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all are changes, and live for one commit"
+)]
 pub enum Redo {
     Change(Change),
     /// Numbers below these may have been given out.

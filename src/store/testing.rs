@@ -324,7 +324,9 @@ pub(crate) const READ_TIMEOUT: Duration = Duration::from_millis(1500);
 
 impl Rig {
     pub(crate) fn new() -> Self {
-        Self::over(tempfile::tempdir().unwrap(), Arc::new(new_ledger()))
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Arc::new(new_ledger(dir.path()));
+        Self::over(dir, ledger)
     }
 
     fn over(dir: tempfile::TempDir, ledger: Arc<Ledger>) -> Self {
@@ -435,6 +437,8 @@ impl Rig {
 }
 
 /// A ledger for one test.
-fn new_ledger() -> Ledger {
-    Ledger::in_memory()
+fn new_ledger(dir: &std::path::Path) -> Ledger {
+    let options = super::ledger::LedgerOptions::default();
+    let (ledger, _) = Ledger::open(dir, super::cachedir::LastStop::Clean, &options).unwrap();
+    ledger
 }

@@ -1,6 +1,6 @@
-//! The index on disk: a SQLite database in WAL mode, one writer, many readers.
+//! The index on disk: a `SQLite` database in WAL mode, one writer, many readers.
 //!
-//! This folder is the only one that knows SQLite. It stores and finds rows; what is newer than the
+//! This folder is the only one that knows `SQLite`. It stores and finds rows; what is newer than the
 //! index, and when it is written, is for [`super::ledger`] to know.
 //!
 //! # Invariants
@@ -140,7 +140,7 @@ fn damaged(err: super::record::BadRow) -> StoreError {
 }
 
 /// Makes a database that is not ours; for tests above this folder, which may
-/// not know SQLite.
+/// not know `SQLite`.
 #[cfg(test)]
 pub fn make_foreign(path: &Path, pragma: &str) {
     let connection = Connection::open(path).unwrap();

@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Core, Ledger, Options};
+use super::{Core, Ledger, LedgerOptions};
 use crate::store::{StoreError, record::Redo};
 
 /// A journal file of this size makes the barrier come early.
@@ -137,6 +137,7 @@ impl Core {
                 _ => {}
             }
             failing = outcome.is_err();
+            self.layers.reserve.restore();
         }
     }
 
@@ -148,7 +149,6 @@ impl Core {
                     "no barrier: what was written lately would not survive power loss"
                 );
             }
-            self.layers.reserve.restore();
         }
     }
 }
@@ -179,7 +179,7 @@ impl Ledger {
         self.core.callbacks().0.push(callback);
     }
 
-    pub(super) fn spawn(core: Arc<Core>, options: &Options) -> Result<Self, StoreError> {
+    pub(super) fn spawn(core: &Arc<Core>, options: &LedgerOptions) -> Result<Self, StoreError> {
         let thread = |name: &str, run: Box<dyn FnOnce() + Send>| {
             let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(run);
             spawned.map_err(StoreError::disk("start the threads of", &core.dir))
@@ -187,12 +187,12 @@ impl Ledger {
         let (absorb_every, barrier_every) = (options.absorb_every, options.barrier_every);
         let ledger = Self {
             threads: Mutex::default(),
-            core: Arc::clone(&core),
+            core: Arc::clone(core),
         };
-        let runner = Arc::clone(&core);
+        let runner = Arc::clone(core);
         let absorber = thread("absorber", Box::new(move || runner.run_absorber(absorb_every)))?;
         ledger.threads().push(absorber);
-        let runner = Arc::clone(&core);
+        let runner = Arc::clone(core);
         let barriers = thread("barrier", Box::new(move || runner.run_barriers(barrier_every)))?;
         ledger.threads().push(barriers);
         Ok(ledger)

@@ -27,14 +27,19 @@ const CACHED_BLOBS: usize = 32 << 10;
 /// A manifest of a 1 GiB blob takes 100 KB.
 const CACHED_MANIFESTS: usize = 128;
 
+/// What is known of a row: it, or that there is none.
+pub type Known<T> = Option<Arc<T>>;
+
+type NameKey = (Ino, Box<[u8]>);
+
 #[derive(Debug)]
 pub struct Memory {
     /// What changes go into.
     pub active: Overlay,
     /// What is being written to the index; does not change.
     pub absorbing: Option<Arc<Overlay>>,
-    nodes: LruCache<Ino, Option<Arc<NodeRow>>>,
-    names: LruCache<(Ino, Box<[u8]>), Option<Arc<NameRow>>>,
+    nodes: LruCache<Ino, Known<NodeRow>>,
+    names: LruCache<NameKey, Known<NameRow>>,
     blobs: LruCache<Digest, Option<BlobEntry>>,
     manifests: LruCache<Digest, Arc<ChunkList>>,
     pub totals: Totals,
@@ -95,11 +100,11 @@ impl Memory {
     }
 
     /// `None`: not in memory. `Some(None)`: there is no such row.
-    pub fn node(&mut self, ino: Ino) -> Option<Option<Arc<NodeRow>>> {
+    pub fn node(&mut self, ino: Ino) -> Option<Known<NodeRow>> {
         find!(self, nodes, nodes, &ino)
     }
 
-    pub fn name(&mut self, parent: Ino, name: &[u8]) -> Option<Option<Arc<NameRow>>> {
+    pub fn name(&mut self, parent: Ino, name: &[u8]) -> Option<Known<NameRow>> {
         let key = (parent, Box::from(name));
         if let Some(row) = self.names.get(&key) {
             return Some(row.clone());
@@ -117,6 +122,10 @@ impl Memory {
             .or_else(|| absorbing.and_then(|overlay| overlay.name(parent, name)))
     }
 
+    #[expect(
+        clippy::option_option,
+        reason = "not in memory, or known to be nowhere, or the row"
+    )]
     pub fn blob(&mut self, digest: &Digest) -> Option<Option<BlobEntry>> {
         find!(self, blobs, blobs, digest)
     }

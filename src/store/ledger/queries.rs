@@ -10,7 +10,10 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{layers::Layers, memory::Memory};
+use super::{
+    layers::Layers,
+    memory::{Known, Memory},
+};
 use crate::{
     base::digest::Digest,
     store::{
@@ -26,6 +29,9 @@ const MIN_PAGE: usize = 64;
 
 /// How often a question is asked before it holds the absorber up.
 const ATTEMPTS: usize = 3;
+
+/// Names, and where their page ended unless it was the last.
+type NamePage = (Vec<Arc<NameRow>>, Option<Vec<u8>>);
 
 impl Layers {
     fn consistent<T>(&self, question: impl Fn() -> Result<T, StoreError>) -> Result<T, StoreError> {
@@ -65,13 +71,8 @@ impl Layers {
 
     /// The names behind `after` up to where the shortest page ends, and that end;
     /// without an end there are no more.
-    fn name_page(
-        &self,
-        parent: Ino,
-        after: Option<&[u8]>,
-        page: usize,
-    ) -> Result<(Vec<Arc<NameRow>>, Option<Vec<u8>>), StoreError> {
-        let mut pages: Vec<Vec<(Vec<u8>, Option<Arc<NameRow>>)>> = {
+    fn name_page(&self, parent: Ino, after: Option<&[u8]>, page: usize) -> Result<NamePage, StoreError> {
+        let mut pages: Vec<Vec<(Vec<u8>, Known<NameRow>)>> = {
             let memory = self.memory();
             let overlaid = memory.overlays().map(|overlay| {
                 let names = overlay.names_behind(parent, after, page).into_iter();
@@ -80,6 +81,11 @@ impl Layers {
             overlaid.collect()
         };
         let stored = self.index.read(|index| index.names_behind(parent, after, page))?;
+        if pages.iter().all(Vec::is_empty) {
+            // As in most directories: nothing to merge.
+            let end = (stored.len() >= page).then(|| stored.last().map(|row| row.name.clone()));
+            return Ok((stored, end.flatten()));
+        }
         pages.push(
             stored
                 .into_iter()
@@ -127,7 +133,7 @@ impl Layers {
             key: (Ino(0), Vec::new()),
         };
         self.queue(
-            first,
+            &first,
             limit,
             key,
             |memory| {
@@ -190,7 +196,7 @@ impl Layers {
             key: entry.row.digest,
         };
         let shadowed = |memory: &Memory, entry: &BlobEntry| memory.overlays_blob(&entry.row.digest);
-        let entries = self.queue(first, limit, key, overlaid, shadowed, stored)?;
+        let entries = self.queue(&first, limit, key, overlaid, shadowed, stored)?;
         Ok(entries.into_iter().map(|entry| entry.row).collect())
     }
 
@@ -198,7 +204,7 @@ impl Layers {
     /// and those that `stored` finds in the index and of which memory says nothing.
     fn queue<K: Ord, T>(
         &self,
-        first: QueueKey<K>,
+        first: &QueueKey<K>,
         limit: usize,
         key: impl Fn(&T) -> QueueKey<K>,
         overlaid: impl Fn(&Memory) -> Vec<T>,
@@ -212,7 +218,7 @@ impl Layers {
             while taken < limit {
                 let rows = self
                     .index
-                    .read(|index| stored(index, cursor.as_ref().unwrap_or(&first), page))?;
+                    .read(|index| stored(index, cursor.as_ref().unwrap_or(first), page))?;
                 let full = rows.len() == page;
                 cursor = rows.last().map(&key);
                 let memory = self.memory();

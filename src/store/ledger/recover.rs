@@ -14,7 +14,7 @@ use std::{
 };
 
 use super::{
-    Core, Ledger, Options,
+    Core, Ledger, LedgerOptions,
     barrier::{Bell, Callbacks},
     layers::{ABSORB_BYTES, Layers},
     memory::Memory,
@@ -24,7 +24,7 @@ use super::{
 use crate::store::{
     StoreError,
     cachedir::LastStop,
-    index::Index,
+    index::{Index, IndexReader},
     journal::{self, Journal, Replayed},
     overlay::Unsettled,
     record::Redo,
@@ -43,7 +43,7 @@ impl Ledger {
     /// # Errors
     ///
     /// [`StoreError::Unusable`] when index or journal are damaged or of a newer format.
-    pub fn open(dir: &Path, stop: LastStop, options: &Options) -> Result<(Self, u64), StoreError> {
+    pub fn open(dir: &Path, stop: LastStop, options: &LedgerOptions) -> Result<(Self, u64), StoreError> {
         let journal_dir = dir.join("journal");
         DirBuilder::new()
             .recursive(true)
@@ -52,10 +52,10 @@ impl Ledger {
             .map_err(StoreError::disk("create", &journal_dir))?;
         let root = File::open(dir).map_err(StoreError::disk("open", dir))?;
         let (index, writer) = Index::open(&dir.join("index.db"))?;
-        let state = index.read(|index| index.state())?;
+        let state = index.read(IndexReader::state)?;
         let mut memory = Memory::new(state.absorbed, state.totals, state.ceilings);
         // Before the replay, which may settle some of them.
-        for what in index.read(|index| index.unsettled())? {
+        for what in index.read(IndexReader::unsettled)? {
             if let Unsettled::DoubtedStaging(id) = what {
                 memory.doubted.insert(id);
             }
@@ -90,7 +90,7 @@ impl Ledger {
         if let Some(ceilings) = core.numbers.due() {
             core.commit(vec![Redo::Ceilings(ceilings)])?;
         }
-        Ok((Self::spawn(Arc::new(core), options)?, records))
+        Ok((Self::spawn(&Arc::new(core), options)?, records))
     }
 
     /// Files whose bytes in their staging file may have been lost with the power: they were changed after
@@ -108,7 +108,7 @@ impl Core {
     /// Doubts all bytes that no barrier and no sync covered.
     fn doubt(&self) -> Result<(), StoreError> {
         self.layers.absorb_all()?;
-        let unsettled = self.layers.index.read(|index| index.unsettled())?;
+        let unsettled = self.layers.index.read(IndexReader::unsettled)?;
         let (mut blobs, mut staging_files) = (0, 0);
         for some in unsettled.chunks(DOUBTS_PER_COMMIT) {
             let mut redos = Vec::new();

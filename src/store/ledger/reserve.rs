@@ -1,13 +1,14 @@
-//! Space kept aside, so that a full disk does not stop the index at once: without
-//! the index nothing could be evicted, and the disk would stay full.
+//! Space kept aside, so that a full disk does not stop the index: without the
+//! index nothing could be evicted or removed, and the disk would stay full.
 //!
-//! The file `reserve` is allocated and never written. It is removed when the journal or the index finds
-//! the disk full, and made again, by a barrier, when there is room.
+//! The file `reserve` is allocated and never written. It is removed when a change that may not be refused, or the
+//! index itself, finds the disk full. From then on until there is room to set the space aside again,
+//! changes that make the tree grow are refused, so that they do not use it up.
 
 use std::{
     fs::{self, OpenOptions},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
 };
 
 use rustix::fs::FallocateFlags;
@@ -19,12 +20,14 @@ const MAX_BYTES: u64 = 64 << 20;
 const SHARE: u64 = 128;
 
 /// How many reserves have to be free before one is taken.
-const ROOM: u64 = 4;
+const ROOM: u64 = 2;
 
 #[derive(Debug)]
 pub struct Reserve {
     path: PathBuf,
     held: AtomicBool,
+    /// It was given back, and there was no room for another one since.
+    used: AtomicBool,
 }
 
 impl Reserve {
@@ -32,27 +35,38 @@ impl Reserve {
     pub fn open(dir: &Path) -> Self {
         let path = dir.join("reserve");
         let held = AtomicBool::new(path.exists());
-        let reserve = Self { path, held };
+        let used = AtomicBool::new(false);
+        let reserve = Self { path, held, used };
         reserve.restore();
         reserve
     }
 
     /// Gives the space back. False when there was none.
     pub fn release(&self) -> bool {
-        let held = self.held.swap(false, Ordering::Relaxed);
+        let held = self.held.swap(false, Relaxed);
         if held {
+            self.used.store(true, Relaxed);
             tracing::warn!("the cache disk is full; using the index's reserve");
         }
         held && fs::remove_file(&self.path).is_ok()
     }
 
+    /// Whether the disk was found full, and has no room for the reserve yet.
+    pub fn is_used(&self) -> bool {
+        self.used.load(Relaxed)
+    }
+
     /// Sets space aside again, when there is room.
     pub fn restore(&self) {
-        if self.held.load(Ordering::Relaxed) {
+        if self.held.load(Relaxed) {
             return;
         }
         match self.allocate() {
-            Ok(done) => self.held.store(done, Ordering::Relaxed),
+            Ok(true) => {
+                self.held.store(true, Relaxed);
+                self.used.store(false, Relaxed);
+            }
+            Ok(false) => {}
             Err(err) => {
                 // A file system that cannot allocate has no reserve; that is all.
                 tracing::debug!(path = %self.path.display(), %err, "no reserve for the index");
@@ -91,8 +105,9 @@ mod tests {
         assert!(Reserve::open(dir.path()).release());
         assert!(!path.exists());
         reserve.release();
-        assert!(!reserve.release());
+        assert!(!reserve.release() && reserve.is_used());
         reserve.restore();
+        assert!(!reserve.is_used());
         assert!(path.exists());
         assert!(reserve.release());
     }

@@ -1,6 +1,7 @@
 //! What the parts of the ledger promise together. `model` compares it with plain maps.
 
 mod crash;
+mod full;
 mod model;
 mod speed;
 
@@ -23,7 +24,7 @@ use crate::{
 };
 
 /// Threads that do nothing by themselves: the test says when.
-const BY_HAND: Options = Options {
+const BY_HAND: LedgerOptions = LedgerOptions {
     absorb_every: Duration::from_secs(3600),
     barrier_every: Duration::from_secs(3600),
 };
@@ -139,6 +140,32 @@ fn a_commit_that_failed_changed_nothing() {
 }
 
 #[test]
+fn a_full_disk_refuses_new_names_first() {
+    let (dir, ledger) = fresh();
+    let reserve = dir.path().join("reserve");
+    let create = || {
+        ledger.commit(vec![Change::PutName(name(
+            1,
+            "a",
+            NameState::Live(Ino(7)),
+            Some(1),
+        ))])
+    };
+    let remove = || ledger.commit(vec![Change::PutName(name(1, "b", NameState::Dead, Some(2)))]);
+    ledger.core.journal.tail().full_disk = true;
+    assert!(matches!(create(), Err(StoreError::Full)));
+    assert!(reserve.exists(), "a new name is not worth the reserve");
+    assert!(matches!(remove(), Err(StoreError::Full)));
+    assert!(!reserve.exists(), "a removal is");
+    // What the reserve gave is for changes that free space.
+    ledger.core.journal.tail().full_disk = false;
+    assert!(matches!(create(), Err(StoreError::Full)));
+    remove().unwrap();
+    ledger.core.layers.reserve.restore();
+    create().unwrap();
+}
+
+#[test]
 fn callbacks_run_in_order_after_a_barrier_that_covers_them() {
     let (_dir, ledger) = fresh();
     let ledger = Arc::new(ledger);
@@ -148,7 +175,12 @@ fn callbacks_run_in_order_after_a_barrier_that_covers_them() {
         let (seen, ledger_then) = (Arc::clone(&seen), Arc::clone(&ledger));
         let covered = ledger.core.journal.tail().seq();
         ledger.after_barrier(Box::new(move || {
-            let state = ledger_then.core.layers.index.read(|index| index.state()).unwrap();
+            let state = ledger_then
+                .core
+                .layers
+                .index
+                .read(crate::store::index::IndexReader::state)
+                .unwrap();
             assert!(state.barrier >= covered);
             seen.lock().unwrap().push(number);
             if number == 2 {
@@ -167,7 +199,7 @@ fn callbacks_run_in_order_after_a_barrier_that_covers_them() {
 #[test]
 fn the_threads_absorb_and_run_barriers_by_themselves() {
     let dir = tempfile::tempdir().unwrap();
-    let often = Options {
+    let often = LedgerOptions {
         absorb_every: Duration::from_millis(1),
         barrier_every: Duration::from_millis(5),
     };
@@ -241,7 +273,7 @@ fn a_database_of_something_else_is_refused_unchanged() {
 fn a_listing_during_absorbs_shows_one_moment() {
     const PAIRS: u64 = 16;
     let dir = tempfile::tempdir().unwrap();
-    let often = Options {
+    let often = LedgerOptions {
         absorb_every: Duration::from_micros(200),
         ..BY_HAND
     };
@@ -288,7 +320,7 @@ fn a_listing_during_absorbs_shows_one_moment() {
 #[test]
 fn a_full_overlay_waits_for_the_absorber_and_fails_when_the_index_is_stuck() {
     let dir = tempfile::tempdir().unwrap();
-    let (ledger, _) = Ledger::open(dir.path(), LastStop::Clean, &Options::default()).unwrap();
+    let (ledger, _) = Ledger::open(dir.path(), LastStop::Clean, &LedgerOptions::default()).unwrap();
     // More than fits: goes through because the absorber is woken by the amount.
     for key in 0..40 {
         let value = vec![1; 4 << 20];

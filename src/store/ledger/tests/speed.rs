@@ -5,6 +5,12 @@ use std::time::Instant;
 
 use super::*;
 
+/// What this thread computed, which neighbours on the machine do not lengthen as much as the time that passed.
+fn computed() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}
+
 fn file(number: u64) -> Vec<Change> {
     vec![
         Change::PutNode(node(number, Content::Staging(StagingId(number)))),
@@ -22,10 +28,9 @@ fn file(number: u64) -> Vec<Change> {
 #[ignore = "measures"]
 fn commit_and_read() {
     const FILES: u64 = 200_000;
-    let dir =
-        tempfile::tempdir_in(std::env::var("CASMOUNT_BENCH_DIR").unwrap_or_else(|_| "/tmp".into())).unwrap();
-    let (ledger, _) = Ledger::open(dir.path(), LastStop::Clean, &Options::default()).unwrap();
-    let start = Instant::now();
+    let dir = tempfile::tempdir().unwrap();
+    let (ledger, _) = Ledger::open(dir.path(), LastStop::Clean, &LedgerOptions::default()).unwrap();
+    let (start, cpu) = (Instant::now(), computed());
     let mut worst = Duration::ZERO;
     for number in 2..FILES {
         let changes = file(number);
@@ -33,14 +38,17 @@ fn commit_and_read() {
         ledger.commit(changes).unwrap();
         worst = worst.max(before.elapsed());
     }
-    let each = start.elapsed() / FILES as u32;
-    println!("commit of 3 rows: {each:?} each with the absorber running, {worst:?} at the worst");
+    let (each, own) = (start.elapsed() / FILES as u32, (computed() - cpu) / FILES as u32);
+    println!(
+        "commit of 3 rows: {each:?} each ({own:?} computed) with the absorber running, {worst:?} at the worst"
+    );
 
     let names: Vec<_> = (2..FILES).map(|number| format!("file-{number:08}")).collect();
     let measure = |what: &str, count: u64, run: &dyn Fn(u64)| {
-        let start = Instant::now();
+        let (start, cpu) = (Instant::now(), computed());
         (0..count).for_each(run);
-        println!("{what}: {:?} each", start.elapsed() / count as u32);
+        let (each, own) = (start.elapsed() / count as u32, (computed() - cpu) / count as u32);
+        println!("{what}: {each:?} each ({own:?} computed)");
     };
     ledger.core.layers.absorb_all().unwrap();
     let recent = FILES - 2 - 50_000;
@@ -78,10 +86,9 @@ fn commit_and_read() {
 #[ignore = "measures"]
 fn life_of_files() {
     const FILES: u64 = 50_000;
-    let dir =
-        tempfile::tempdir_in(std::env::var("CASMOUNT_BENCH_DIR").unwrap_or_else(|_| "/tmp".into())).unwrap();
-    let (ledger, _) = Ledger::open(dir.path(), LastStop::Clean, &Options::default()).unwrap();
-    let start = Instant::now();
+    let dir = tempfile::tempdir().unwrap();
+    let (ledger, _) = Ledger::open(dir.path(), LastStop::Clean, &LedgerOptions::default()).unwrap();
+    let (start, cpu) = (Instant::now(), computed());
     for number in 2..FILES {
         let place = ledger.next_place();
         let temp = format!("tmp-{number}");
@@ -109,11 +116,19 @@ fn life_of_files() {
             ])
             .unwrap();
     }
-    println!(
-        "three commits of a file: {:?} each",
-        start.elapsed() / FILES as u32
-    );
+    let (each, own) = (start.elapsed() / FILES as u32, (computed() - cpu) / FILES as u32);
+    println!("three commits of a file: {each:?} each ({own:?} computed)");
     let start = Instant::now();
     ledger.close().unwrap();
-    println!("close: {:?}", start.elapsed());
+    println!("close: {:?}; {}", start.elapsed(), memory());
+}
+
+/// The most memory that the process took, in kilobytes.
+fn memory() -> String {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    status
+        .lines()
+        .find(|line| line.starts_with("VmHWM"))
+        .unwrap_or_default()
+        .to_owned()
 }
