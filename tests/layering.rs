@@ -440,7 +440,7 @@ fn a_crate_outside_its_door_is_found() {
         ("store/index.rs", "use rusqlite::Connection;"),
         ("store/index/schema.rs", "use rusqlite::Connection;"),
         ("vfs/mod.rs", "let fuser = 1; // fuser::x"),
-        ("vfs/mod.rs", "fn f() { super::fuser::reply(); }"),
+        ("vfs/mod.rs", "fn f() { self::fuser::reply(); }"),
         ("vfs/mod.rs", "const S: &str = \"fuser::FileAttr\";"),
     ] {
         assert_eq!(count(path, body), 0, "{path}: {body}");

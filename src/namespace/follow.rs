@@ -147,8 +147,6 @@ pub fn spawn(
         store,
         tell_kernel,
     });
-    let shared = Arc::new(Shared::new());
-    let (stop, stopped) = watch::channel(false);
     let open = move || {
         let clock = Arc::clone(&bucket);
         Reader::open(
@@ -159,6 +157,15 @@ pub fn spawn(
             Arc::new(move || clock.clock().now_millis()),
         )
     };
+    start(runtime, open)
+}
+
+pub(super) fn start<S: Sink>(
+    runtime: &tokio::runtime::Handle,
+    open: impl Fn() -> Result<Reader<S>, StoreError> + Send + Sync + 'static,
+) -> FollowerHandle {
+    let shared = Arc::new(Shared::new());
+    let (stop, stopped) = watch::channel(false);
     let task = runtime.spawn(run(open, Arc::clone(&shared), stopped));
     FollowerHandle { shared, stop, task }
 }

@@ -1,7 +1,7 @@
 //! A bucket in memory with a clock that is turned by hand, and faults by seed.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, VecDeque},
     ops::Range,
     sync::{Arc, Mutex, MutexGuard},
 };
@@ -36,10 +36,13 @@ struct State {
     published: HashMap<ChangeName, u64>,
     random: u64,
     faults: bool,
+    /// What becomes of the next requests, before chance decides.
+    told: VecDeque<Fate>,
 }
 
 /// What becomes of a request.
-enum Fate {
+#[derive(Debug)]
+pub enum Fate {
     Good,
     /// Done, but the reply is lost.
     ReplyLost,
@@ -72,6 +75,9 @@ impl State {
     }
 
     fn fate(&mut self) -> Fate {
+        if let Some(told) = self.told.pop_front() {
+            return told;
+        }
         if !self.faults {
             return Fate::Good;
         }
@@ -131,6 +137,16 @@ impl World {
         }
         drop(state);
         self.now.send_replace(now);
+    }
+
+    /// Decides what becomes of the next requests.
+    pub fn tell(&self, fates: impl IntoIterator<Item = Fate>) {
+        self.state().told.extend(fates);
+    }
+
+    /// Puts an object there as it is, segment or not.
+    pub fn plant(&self, key: String, bytes: impl Into<Bytes>) {
+        self.state().objects.insert(key, bytes.into());
     }
 
     /// From now on every request succeeds at once.
