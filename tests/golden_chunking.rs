@@ -4,6 +4,9 @@
 //! loses what was stored under the old one. So a failure here is a format change, never
 //! a number to be updated.
 
+// Numbers are pinned as they are printed.
+#![allow(clippy::unreadable_literal)]
+
 use casmount::{
     base::{
         chunk::{AVG_CHUNK_BYTES, MAX_CHUNK_BYTES, MIN_CHUNK_BYTES, slice},

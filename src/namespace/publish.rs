@@ -1,17 +1,17 @@
 //! Writes this machine's changes to the volume's log.
 //!
-//! This file is the loop and its handle; [`writer`] makes the segments, and
+//! This file is the loop and its handle; `writer` makes the segments, and
 //! [`super::cut`] decides what goes into them.
 //!
 //! # Policy
 //!
-//! - Pending changes are looked at every [`PACE`] (blobs become durable beside),
-//!   every [`IDLE_PACE`] while there are none, and at a kick. A look that took
+//! - Pending changes are looked at every `PACE` (blobs become durable beside),
+//!   every `IDLE_PACE` while there are none, and at a kick. A look that took
 //!   long is repeated less often, so that a backlog never costs more than a
 //!   tenth of a core.
-//! - A burst of changes becomes few segments: [`PACE`] is also the least time
+//! - A burst of changes becomes few segments: `PACE` is also the least time
 //!   between two of them, unless the first one was full, or someone waits.
-//! - After a failure the wait doubles up to [`MAX_BACKOFF`], with jitter. Failures
+//! - After a failure the wait doubles up to `MAX_BACKOFF`, with jitter. Failures
 //!   are told once each in the log, and in the status until a step succeeds.
 //!
 //! In a read-only mount there is no publisher.

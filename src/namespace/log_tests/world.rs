@@ -1,7 +1,7 @@
 //! A bucket in memory with a clock that is turned by hand, and faults by seed.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     ops::Range,
     sync::{Arc, Mutex, MutexGuard},
 };
@@ -31,7 +31,7 @@ struct State {
     /// Objects whose requests are still on their way, with the time when they arrive.
     on_the_way: Vec<(u64, String, Bytes)>,
     /// Changes whose blobs are in the bucket.
-    durable: HashMap<ChangeName, ()>,
+    durable: HashSet<ChangeName>,
     /// The time in the key of the first segment that carried a change.
     published: HashMap<ChangeName, u64>,
     random: u64,
@@ -155,7 +155,7 @@ impl World {
     }
 
     pub fn make_durable(&self, change: ChangeName) {
-        self.state().durable.insert(change, ());
+        self.state().durable.insert(change);
     }
 
     /// The time in the key of the first segment that carried it, of those in the bucket.
@@ -182,7 +182,7 @@ impl World {
         for change in decoded.changes {
             let name = (change.path, change.stamp);
             assert!(
-                state.durable.contains_key(&name),
+                state.durable.contains(&name),
                 "{name:?} was published before it was durable"
             );
         }
