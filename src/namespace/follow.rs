@@ -1,17 +1,17 @@
 //! Reads the other machines' changes from the volume's log.
 //!
-//! This file is the loop and its handle; [`reader`] lists, fetches and applies, and
-//! [`cursor`] knows what was seen and where to look.
+//! This file is the loop and its handle; `reader` lists, fetches and applies, and
+//! `cursor` knows what was seen and where to look.
 //!
 //! # Policy
 //!
-//! - A poll comes every [`BUSY_PACE`] while the mount was used within [`BUSY_FOR`], else every
-//!   [`IDLE_PACE`]; the first use after a rest brings one at once.
-//! - It lists from the newest key less some seconds; the first poll, one every [`FULL_PACE`]
+//! - A poll comes every `BUSY_PACE` while the mount was used within `BUSY_FOR`, else every
+//!   `IDLE_PACE`; the first use after a rest brings one at once.
+//! - It lists from the newest key less some seconds; the first poll, one every `FULL_PACE`
 //!   and one that someone waits for list the whole window.
-//! - After a failure the wait doubles up to [`MAX_BACKOFF`], with jitter. Failures are told
+//! - After a failure the wait doubles up to `MAX_BACKOFF`, with jitter. Failures are told
 //!   once each in the log, and in the status until a poll succeeds.
-//! - The cursor is kept in the ledger with every full listing, and every [`KEEP_PACE`] while
+//! - The cursor is kept in the ledger with every full listing, and every `KEEP_PACE` while
 //!   segments come; a crash costs a second reading of the segments since.
 
 mod cursor;
@@ -147,8 +147,6 @@ pub fn spawn(
         store,
         tell_kernel,
     });
-    let shared = Arc::new(Shared::new());
-    let (stop, stopped) = watch::channel(false);
     let open = move || {
         let clock = Arc::clone(&bucket);
         Reader::open(
@@ -159,6 +157,15 @@ pub fn spawn(
             Arc::new(move || clock.clock().now_millis()),
         )
     };
+    start(runtime, open)
+}
+
+pub(super) fn start<S: Sink>(
+    runtime: &tokio::runtime::Handle,
+    open: impl Fn() -> Result<Reader<S>, StoreError> + Send + Sync + 'static,
+) -> FollowerHandle {
+    let shared = Arc::new(Shared::new());
+    let (stop, stopped) = watch::channel(false);
     let task = runtime.spawn(run(open, Arc::clone(&shared), stopped));
     FollowerHandle { shared, stop, task }
 }

@@ -1,6 +1,7 @@
 //! The whole log under proptest: writers, followers, a bucket with a clock that is
 //! turned by hand, lost replies, slow uploads and restarts.
 
+mod cases;
 mod machine;
 mod world;
 

@@ -1,17 +1,17 @@
 //! Writes this machine's changes to the volume's log.
 //!
-//! This file is the loop and its handle; [`writer`] makes the segments, and
+//! This file is the loop and its handle; `writer` makes the segments, and
 //! [`super::cut`] decides what goes into them.
 //!
 //! # Policy
 //!
-//! - Pending changes are looked at every [`PACE`] (blobs become durable beside),
-//!   every [`IDLE_PACE`] while there are none, and at a kick. A look that took
+//! - Pending changes are looked at every `PACE` (blobs become durable beside),
+//!   every `IDLE_PACE` while there are none, and at a kick. A look that took
 //!   long is repeated less often, so that a backlog never costs more than a
 //!   tenth of a core.
-//! - A burst of changes becomes few segments: [`PACE`] is also the least time
+//! - A burst of changes becomes few segments: `PACE` is also the least time
 //!   between two of them, unless the first one was full, or someone waits.
-//! - After a failure the wait doubles up to [`MAX_BACKOFF`], with jitter. Failures
+//! - After a failure the wait doubles up to `MAX_BACKOFF`, with jitter. Failures
 //!   are told once each in the log, and in the status until a step succeeds.
 //!
 //! In a read-only mount there is no publisher.
@@ -64,8 +64,12 @@ pub struct PublishStatus {
 }
 
 #[derive(Debug)]
-pub struct PublisherHandle {
-    home: Home,
+pub struct PublisherHandle(Publishing<Home>);
+
+/// The loop at work, for whichever source of changes.
+#[derive(Debug)]
+pub(super) struct Publishing<S> {
+    source: Arc<S>,
     shared: Arc<Shared>,
     stop: watch::Sender<bool>,
     task: tokio::task::JoinHandle<()>,
@@ -97,28 +101,31 @@ pub fn spawn(
     bucket: SharedBucket,
 ) -> PublisherHandle {
     let machine = store.machine;
-    let home = Home { tree, store };
-    let shared = Arc::new(Shared::default());
-    let (stop, stopped) = watch::channel(false);
+    let home = Arc::new(Home { tree, store });
     let started = Instant::now();
     let clock = Arc::clone(&bucket);
     let clocks = Clocks {
         bucket: Arc::new(move || clock.clock().now_millis()),
         uptime: Arc::new(move || started.elapsed()),
     };
-    let source = Arc::new(home.clone());
+    let source = Arc::clone(&home);
     let open = move || {
-        Writer::open(
-            volume.clone(),
-            machine,
-            Arc::clone(&source),
-            Arc::clone(&bucket),
-            clocks.clone(),
-        )
+        let (source, bucket) = (Arc::clone(&source), Arc::clone(&bucket));
+        Writer::open(volume.clone(), machine, source, bucket, clocks.clone())
     };
+    PublisherHandle(start(runtime, home, open))
+}
+
+pub(super) fn start<S: Source>(
+    runtime: &tokio::runtime::Handle,
+    source: Arc<S>,
+    open: impl Fn() -> Result<Writer<S>, StoreError> + Send + Sync + 'static,
+) -> Publishing<S> {
+    let shared = Arc::new(Shared::default());
+    let (stop, stopped) = watch::channel(false);
     let task = runtime.spawn(run(open, Arc::clone(&shared), stopped));
-    PublisherHandle {
-        home,
+    Publishing {
+        source,
         shared,
         stop,
         task,
@@ -191,11 +198,11 @@ fn note_failure(status: &mut PublishStatus, err: &PublishError) {
 impl PublisherHandle {
     /// Looks for changes now, and forgets a wait after a failure.
     pub fn kick(&self) {
-        self.shared.kick.notify_one();
+        self.0.kick();
     }
 
     pub fn status(&self) -> PublishStatus {
-        self.shared.status().clone()
+        self.0.status()
     }
 
     /// Waits until every change that was pending at the call (open files excepted) is published; ends early
@@ -203,35 +210,48 @@ impl PublisherHandle {
     ///
     /// A name that changes again meanwhile is waited for until its newest change is published.
     pub async fn wait_published(&self, deadline: Instant) -> u64 {
-        self.kick();
-        wait_published(&self.home, deadline, || self.shared.hasten.notify_one()).await
+        self.0.wait_published(deadline).await
     }
 
     /// Stops. What is pending stays pending, across restarts.
     pub async fn shutdown(self) {
+        self.0.shutdown().await;
+    }
+}
+
+impl<S: Source> Publishing<S> {
+    pub(super) fn kick(&self) {
+        self.shared.kick.notify_one();
+    }
+
+    pub(super) fn status(&self) -> PublishStatus {
+        self.shared.status().clone()
+    }
+
+    pub(super) async fn wait_published(&self, deadline: Instant) -> u64 {
+        let mark = self.source.next_place();
+        self.kick();
+        loop {
+            let began = Instant::now();
+            let left = match self.source.pending(writer::MAX_LOOK).await {
+                Ok(pending) => pending.iter().filter(|of| counts(of, mark)).count() as u64,
+                // The loop meets the same error, and tells it.
+                Err(_) => 1,
+            };
+            if left == 0 || Instant::now() >= deadline {
+                return left;
+            }
+            self.shared.hasten.notify_one();
+            let pace = HASTY_PACE.max(began.elapsed() * 4);
+            tokio::time::sleep_until(deadline.min(Instant::now() + pace)).await;
+        }
+    }
+
+    pub(super) async fn shutdown(self) {
         self.stop.send_replace(true);
         if let Err(err) = self.task.await {
             tracing::error!(error = %err, "the publisher had died");
         }
-    }
-}
-
-/// Counts until nothing is left of what is pending now.
-async fn wait_published(source: &impl Source, deadline: Instant, hasten: impl Fn()) -> u64 {
-    let mark = source.next_place();
-    loop {
-        let began = Instant::now();
-        let left = match source.pending(writer::MAX_LOOK).await {
-            Ok(pending) => pending.iter().filter(|of| counts(of, mark)).count() as u64,
-            // The loop meets the same error, and tells it.
-            Err(_) => 1,
-        };
-        if left == 0 || Instant::now() >= deadline {
-            return left;
-        }
-        hasten();
-        let pace = HASTY_PACE.max(began.elapsed() * 4);
-        tokio::time::sleep_until(deadline.min(Instant::now() + pace)).await;
     }
 }
 
@@ -245,7 +265,7 @@ fn counts(pending: &Pending, mark: u64) -> bool {
 }
 
 /// This machine, as the writer needs it.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Home {
     tree: Arc<Tree>,
     store: Arc<Store>,

@@ -524,5 +524,4 @@ fn kind_of_number(number: u32) -> Option<NodeKind> {
 }
 
 #[cfg(test)]
-#[path = "segment/tests.rs"]
 mod tests;

@@ -461,8 +461,8 @@ mod tests {
                 }
             }
             let mut all: Vec<_> = segments.iter().map(|(key, _)| *key).collect();
-            all.sort();
-            seen.sort();
+            all.sort_unstable();
+            seen.sort_unstable();
             prop_assert_eq!(seen, all);
         }
     }

@@ -1,7 +1,7 @@
 //! A bucket in memory with a clock that is turned by hand, and faults by seed.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     ops::Range,
     sync::{Arc, Mutex, MutexGuard},
 };
@@ -31,15 +31,18 @@ struct State {
     /// Objects whose requests are still on their way, with the time when they arrive.
     on_the_way: Vec<(u64, String, Bytes)>,
     /// Changes whose blobs are in the bucket.
-    durable: HashMap<ChangeName, ()>,
+    durable: HashSet<ChangeName>,
     /// The time in the key of the first segment that carried a change.
     published: HashMap<ChangeName, u64>,
     random: u64,
     faults: bool,
+    /// What becomes of the next requests, before chance decides.
+    told: VecDeque<Fate>,
 }
 
 /// What becomes of a request.
-enum Fate {
+#[derive(Debug)]
+pub enum Fate {
     Good,
     /// Done, but the reply is lost.
     ReplyLost,
@@ -72,6 +75,9 @@ impl State {
     }
 
     fn fate(&mut self) -> Fate {
+        if let Some(told) = self.told.pop_front() {
+            return told;
+        }
         if !self.faults {
             return Fate::Good;
         }
@@ -133,13 +139,23 @@ impl World {
         self.now.send_replace(now);
     }
 
+    /// Decides what becomes of the next requests.
+    pub fn tell(&self, fates: impl IntoIterator<Item = Fate>) {
+        self.state().told.extend(fates);
+    }
+
+    /// Puts an object there as it is, segment or not.
+    pub fn plant(&self, key: String, bytes: impl Into<Bytes>) {
+        self.state().objects.insert(key, bytes.into());
+    }
+
     /// From now on every request succeeds at once.
     pub fn heal(&self) {
         self.state().faults = false;
     }
 
     pub fn make_durable(&self, change: ChangeName) {
-        self.state().durable.insert(change, ());
+        self.state().durable.insert(change);
     }
 
     /// The time in the key of the first segment that carried it, of those in the bucket.
@@ -166,7 +182,7 @@ impl World {
         for change in decoded.changes {
             let name = (change.path, change.stamp);
             assert!(
-                state.durable.contains_key(&name),
+                state.durable.contains(&name),
                 "{name:?} was published before it was durable"
             );
         }
