@@ -176,11 +176,13 @@ impl BlobFile {
 
     /// Reads the bytes at a chunk's place, whether they are right or not; `None` without a file.
     pub(super) fn read_unverified(&self, index: usize) -> Result<Option<Bytes>, StoreError> {
-        let Some(file) = self.read_slot().clone() else {
+        // Held while reading: the file may be given to a writer as soon as it is let go.
+        let slot = self.read_slot();
+        let Some(file) = slot.as_ref() else {
             return Ok(None);
         };
         let len = self.chunks.chunks()[index].len as usize;
-        read_exact(&file, self.chunks.start(index), len)
+        read_exact(file, self.chunks.start(index), len)
             .map(|bytes| Some(bytes.into()))
             .map_err(StoreError::disk("read", &self.path))
     }
@@ -309,14 +311,22 @@ impl BlobFile {
         }
     }
 
+    /// Runs `look` on the whole file, which is given to no writer meanwhile.
+    pub(super) fn with_file<T>(
+        &self,
+        look: impl FnOnce(&File) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        match self.read_slot().as_ref() {
+            Some(file) if self.is_whole() => look(file),
+            _ => Err(StoreError::disk("open", &self.path)(
+                io::ErrorKind::NotFound.into(),
+            )),
+        }
+    }
+
     /// Opens the whole file anew, read-only.
     pub(super) fn file(&self) -> Result<File, StoreError> {
-        let slot = self.read_slot();
-        let file = match slot.as_ref() {
-            Some(_) if self.is_whole() => open_file(&self.path, self.size(), false)?,
-            _ => None,
-        };
-        file.ok_or_else(|| StoreError::disk("open", &self.path)(io::ErrorKind::NotFound.into()))
+        self.with_file(|_| File::open(&self.path).map_err(StoreError::disk("open", &self.path)))
     }
 
     /// Lends the file to `ino`; returns what [`Self::give_back`] wants.

@@ -38,6 +38,8 @@ mod reclaim_tests;
 pub mod rows;
 pub(crate) mod seal;
 pub mod staging;
+#[cfg(test)]
+mod stress_tests;
 mod take_over;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -82,20 +82,20 @@ impl Blobs {
             make_durable(&file, &self.shared.staging.path(id))?;
             return Ok(TakeOver::new(id, file));
         }
-        let source = blob.file()?;
         if same_file {
-            return self.give_lent_file(blob, &source);
+            return self.give_lent_file(blob);
         }
         let (id, target) = self.shared.staging.create()?;
         let staged = Unfinished::new(self.shared.staging.path(id));
-        if rustix::fs::ioctl_ficlone(&target, &source).is_err() {
-            if blob.size() > COPY_BYTES {
-                drop(source);
-                if let Some(taken) = self.give_free_file(blob)? {
-                    return Ok(taken);
-                }
+        let shared = blob.file.with_file(|source| Ok(shares_blocks(source, &target)))?;
+        if !shared {
+            if blob.size() > COPY_BYTES
+                && let Some(taken) = self.give_free_file(blob)?
+            {
+                return Ok(taken);
             }
-            copy(&blob.file()?, &target, blob.size(), &staged.path)?;
+            blob.file
+                .with_file(|source| copy(source, &target, blob.size(), &staged.path))?;
         }
         make_durable(&target, &staged.path)?;
         staged.finish();
@@ -137,13 +137,13 @@ impl Blobs {
     }
 
     /// Makes the file that readers of the caller's inode have its staging file.
-    fn give_lent_file(&self, blob: &Blob, source: &File) -> Result<TakeOver, StoreError> {
+    fn give_lent_file(&self, blob: &Blob) -> Result<TakeOver, StoreError> {
         let shared = &self.shared;
         let digest = blob.digest();
         // Copied before the lock is taken; the bytes cannot change while the blob is leased.
         let spare = match self.clean_row(&digest)? {
             Some(_) => None,
-            None => Some(self.spare_copy(blob, source)?),
+            None => Some(self.spare_copy(blob)?),
         };
         let shard = shared.shard(&digest);
         let taken = match (spare, self.clean_row(&digest)?) {
@@ -160,7 +160,7 @@ impl Blobs {
             // It became dirty in between: sealed again, by another file.
             (None, None) => {
                 drop(shard);
-                return self.give_lent_file(blob, source);
+                return self.give_lent_file(blob);
             }
         };
         drop(shard);
@@ -219,7 +219,7 @@ impl Blobs {
     }
 
     /// Makes a copy that takes the blob's place, on the disk, under a name that a start removes.
-    fn spare_copy(&self, blob: &Blob, source: &File) -> Result<Unfinished, StoreError> {
+    fn spare_copy(&self, blob: &Blob) -> Result<Unfinished, StoreError> {
         let spare = Unfinished::new(self.shared.staging.path(self.shared.staging.next_id()));
         let path = &spare.path;
         let target = File::options()
@@ -227,9 +227,12 @@ impl Blobs {
             .create_new(true)
             .open(path)
             .map_err(StoreError::disk("create", path))?;
-        if rustix::fs::ioctl_ficlone(&target, source).is_err() {
-            copy(source, &target, blob.size(), path)?;
-        }
+        blob.file.with_file(|source| {
+            if shares_blocks(source, &target) {
+                return Ok(());
+            }
+            copy(source, &target, blob.size(), path)
+        })?;
         target.sync_all().map_err(StoreError::disk("sync", path))?;
         Ok(spare)
     }
@@ -274,6 +277,11 @@ impl TakeOver {
             left: None,
         }
     }
+}
+
+/// Makes `target` share the blocks of `source`, where the file system can.
+fn shares_blocks(source: &File, target: &File) -> bool {
+    rustix::fs::ioctl_ficlone(target, source).is_ok()
 }
 
 fn copy(source: &File, target: &File, size: u64, path: &Path) -> Result<(), StoreError> {
