@@ -17,7 +17,7 @@
 use std::{
     fs::File,
     io,
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard,
@@ -251,6 +251,7 @@ impl BlobFile {
             .read(true)
             .write(true)
             .create_new(true)
+            .mode(0o600)
             .open(&self.path)
             .map_err(StoreError::disk("create", &self.path))?;
         if let Err(err) = file.set_len(self.size()) {
@@ -395,6 +396,11 @@ impl BlobFile {
     pub(super) fn note_saved(&self) {
         self.unsaved.store(false, Ordering::Release);
         *self.saved_at() = Instant::now();
+    }
+
+    /// The row was not committed after all.
+    pub(super) fn note_unsaved(&self) {
+        self.unsaved.store(true, Ordering::Release);
     }
 
     fn saved_at(&self) -> MutexGuard<'_, Instant> {

@@ -15,6 +15,10 @@ use super::{
 };
 use crate::base::{clock::local_millis, digest::Digest, durable::remove_if_there};
 
+/// A use is not written down when the row knows of one less than this before: a build
+/// looks at the same files every few seconds, and eviction need not know to the second.
+const USE_GRAIN_SECS: u64 = 60;
+
 impl Blobs {
     /// Removes the bytes of a clean blob that nobody uses; returns how many
     /// came free, or `None` when it must stay.
@@ -166,7 +170,7 @@ impl Blobs {
             let mut changes = Vec::new();
             for &(digest, used_secs) in same_shard {
                 if let Some(row) = self.shared.ledger.blob(&digest)?
-                    && row.used_secs < used_secs
+                    && row.used_secs + USE_GRAIN_SECS <= used_secs
                     && !self.shared.staging.is_sealing(&digest)
                 {
                     changes.push(Change::PutBlob(BlobRow {
@@ -217,11 +221,15 @@ impl Shared {
         if row.residency == residency && row.doubted == doubted {
             return Ok(());
         }
-        self.put_row(BlobRow {
+        let saved = self.put_row(BlobRow {
             residency,
             doubted,
             ..row
-        })
+        });
+        if saved.is_err() {
+            file.note_unsaved();
+        }
+        saved
     }
 }
 

@@ -291,21 +291,24 @@ impl ChunkFetcher {
     async fn keep(&self, blob: &Arc<Blob>, index: usize, chunk: Digest, arrived: &Arrived) {
         let blobs = Arc::clone(&self.blobs);
         let reclaimer = Arc::clone(&self.reclaimer);
-        let blob = Arc::clone(blob);
-        let kept_too = arrived.clone();
+        let (stored_in, to_store) = (Arc::clone(blob), arrived.clone());
         let store = blocking(move || {
-            let bytes = &kept_too.bytes;
-            match blobs.store_chunk(&blob, index, bytes) {
+            let bytes = &to_store.bytes;
+            match blobs.store_chunk(&stored_in, index, bytes) {
                 Err(StoreError::Full) => {
                     reclaimer.make_room(bytes.len() as u64);
-                    blobs.store_chunk(&blob, index, bytes)
+                    blobs.store_chunk(&stored_in, index, bytes)
                 }
                 stored => stored,
             }
         });
-        if let Err(err) = store.await {
+        let stored = store.await;
+        // Neither does a quarantined file take it, nor one that was taken over meanwhile.
+        if !blob.has_chunk(index) {
             self.counters.unkept.fetch_add(1, Ordering::Relaxed);
             self.unkept().put(chunk, arrived.bytes.clone());
+        }
+        if let Err(err) = stored {
             *self
                 .full_at
                 .lock()

@@ -493,3 +493,29 @@ fn a_name_gets_a_new_file_only_after_the_row_that_gave_up_the_last_one_is_on_the
     rig.ledger.barrier().unwrap();
     assert!(!rig.blobs.shared.is_leaving(&sliced.digest));
 }
+
+#[tokio::test]
+async fn a_quarantined_file_is_not_written_to_and_its_lost_chunks_are_read_from_the_bucket() {
+    let rig = Rig::new();
+    let bytes = noise(LARGE, 22);
+    let sliced = rig.seal(&bytes);
+    rig.bucket.fill(&bytes);
+    let mut damaged = bytes.clone();
+    damaged[0] ^= 1;
+    fs::write(rig.path(&sliced.digest), &damaged).unwrap();
+    let blob = rig.open(&sliced);
+    rig.blobs.quarantine(&blob, &[0]).unwrap();
+    drop(blob);
+    let blob = rig.open(&sliced);
+    let fetcher = rig.fetcher();
+    for _ in 0..3 {
+        let read = fetcher
+            .read(&blob, &ReadCursor::default(), 0, LARGE)
+            .await
+            .unwrap();
+        assert!(read == bytes);
+    }
+    assert_eq!(rig.bucket.requests("get"), [chunk_key(&sliced, 0)]);
+    assert!(fs::read(rig.path(&sliced.digest)).unwrap() == damaged);
+    assert_eq!(rig.durability(&sliced), Some(Durability::Quarantined));
+}

@@ -14,6 +14,7 @@
 use std::{
     collections::{HashMap, HashSet},
     fs::{self, File},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
@@ -91,6 +92,7 @@ impl Staging {
             .read(true)
             .write(true)
             .create_new(true)
+            .mode(0o600)
             .open(&path)
             .map_err(StoreError::disk("create", &path))?;
         Ok((id, file))

@@ -25,7 +25,7 @@
 use std::{
     fs::{self, File},
     io,
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -225,6 +225,7 @@ impl Blobs {
         let target = File::options()
             .write(true)
             .create_new(true)
+            .mode(0o600)
             .open(path)
             .map_err(StoreError::disk("create", path))?;
         blob.file.with_file(|source| {
