@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{
+    StoreError,
     fetch::ReadCursor,
     rows::{BlobRow, Change, Residency},
     testing::{READ_TIMEOUT, Rig, eventually, noise},
@@ -150,4 +151,43 @@ fn free_disk_space_is_a_limit_too() {
         super::reclaim::Reclaimer::spawn(options, Arc::clone(&rig.ledger), Arc::clone(&rig.blobs)).unwrap();
     reclaimer.run_now();
     assert_eq!(rig.residency(&sliced), Residency::Nothing);
+}
+
+#[test]
+fn a_full_disk_makes_clean_blobs_leave_and_then_what_is_fetched_is_served_from_memory() {
+    // A thread of its own, because it leaves the mount namespace of the others.
+    std::thread::spawn(full_disk).join().unwrap();
+}
+
+fn full_disk() {
+    let Some(rig) = Rig::on_small_disk(10 << 20) else {
+        println!("not run: making a small disk needs privileges");
+        return;
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let reclaimer = rig.reclaimer(u64::MAX);
+    let fetcher = rig.fetcher_with(READ_TIMEOUT * 10, Arc::clone(&reclaimer));
+    let read_all = |seed: u64| {
+        let bytes = noise(BLOB, seed);
+        let blob = rig.open(&rig.publish(&bytes));
+        let read = runtime.block_on(fetcher.read(&blob, &ReadCursor::default(), 0, BLOB));
+        assert!(read.unwrap() == bytes);
+    };
+    (0..20).for_each(|seed| read_all(200 + seed));
+    assert_eq!(fetcher.status().unkept, 0);
+    assert!(reclaimer.status().evicted_blobs >= 9);
+
+    reclaimer.make_room(u64::MAX);
+    let dirty = noise(9 * BLOB + BLOB / 2, 300);
+    let sealed = rig.seal(&dirty);
+    (0..5).for_each(|seed| read_all(400 + seed));
+    assert!(fetcher.status().unkept >= 4);
+    assert_eq!(rig.residency(&sealed), Residency::Whole);
+    assert_eq!(rig.open(&sealed).read(0, dirty.len()).unwrap(), dirty);
+    let copy = rig.blobs.take_over(&rig.open(&sealed), false);
+    assert!(matches!(copy, Err(StoreError::Full)), "{copy:?}");
+    assert_eq!(rig.staged(), 0, "what was copied of it is gone again");
 }

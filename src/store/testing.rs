@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::CString,
     fs::File,
     io::Write,
     ops::Range,
@@ -13,6 +14,10 @@ use std::{
 };
 
 use bytes::Bytes;
+use rustix::{
+    mount::{MountFlags, MountPropagationFlags, mount, mount_change},
+    thread::UnshareFlags,
+};
 use tokio::sync::Semaphore;
 
 use super::{
@@ -327,6 +332,29 @@ impl Rig {
         let dir = tempfile::tempdir().unwrap();
         let ledger = Arc::new(new_ledger(dir.path()));
         Self::over(dir, ledger)
+    }
+
+    /// Puts blobs and staging files on a disk of `bytes`, which only the calling
+    /// thread and those that it starts can see, and which is gone when they are.
+    /// `None` without the privilege for it.
+    pub(crate) fn on_small_disk(bytes: u64) -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = dir.path().join("disk");
+        std::fs::create_dir(&disk).unwrap();
+        // SAFETY: a mount namespace concerns no memory and no descriptor.
+        let apart = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) };
+        if apart.is_err() {
+            return None;
+        }
+        let alone = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        mount_change("/", alone).unwrap();
+        let options = CString::new(format!("size={bytes}")).unwrap();
+        mount("none", &disk, "tmpfs", MountFlags::empty(), &*options).unwrap();
+        for folder in ["blobs", "staging"] {
+            std::fs::create_dir(disk.join(folder)).unwrap();
+            std::os::unix::fs::symlink(disk.join(folder), dir.path().join(folder)).unwrap();
+        }
+        Some(Self::over(dir, Arc::new(new_ledger())))
     }
 
     fn over(dir: tempfile::TempDir, ledger: Arc<Ledger>) -> Self {
