@@ -28,13 +28,15 @@ mod journal;
 mod lease;
 pub mod ledger;
 pub mod manifest;
+#[cfg(test)]
+mod open_tests;
 mod orphans;
 mod overlay;
 mod readahead;
 pub mod reclaim;
-mod record;
 #[cfg(test)]
 mod reclaim_tests;
+mod record;
 pub mod rows;
 pub(crate) mod seal;
 pub mod staging;
@@ -54,7 +56,7 @@ use self::{
     cachedir::{CacheDir, LastStop},
     fetch::Fetcher,
     ledger::Ledger,
-    reclaim::{ReclaimOptions, Reclaimer},
+    reclaim::Reclaimer,
     staging::Staging,
 };
 use crate::{
@@ -141,6 +143,18 @@ impl Store {
         if last_stop == LastStop::PowerLost {
             cache_dir.mark_running()?;
         }
+        if last_stop != LastStop::Clean {
+            let blobs = Arc::clone(&blobs);
+            let sweep = move || {
+                if let Err(err) = blobs.remove_orphans() {
+                    tracing::warn!(error = %error::chain(&err), "cannot look for what the crash left");
+                }
+            };
+            let thread = std::thread::Builder::new()
+                .name("orphans".to_owned())
+                .spawn(sweep);
+            thread.map_err(StoreError::disk("start a thread for", &options.dir))?;
+        }
         Ok(Self {
             dir: options.dir.clone(),
             ledger,
@@ -165,6 +179,7 @@ impl Store {
     ///
     /// The first failure; the next start then mends as after a crash.
     pub fn close(self) -> Result<(), StoreError> {
+        // Both still commit rows.
         self.blobs.stop_background_work();
         self.reclaimer.stop();
         self.ledger.close()?;
@@ -183,7 +198,7 @@ fn bytes_half(
     let staging = Staging::open_dir(options.dir.join("staging"), Arc::clone(ledger))?;
     let blobs = Blobs::open_dir(options.dir.join("blobs"), Arc::clone(ledger), staging.clone())?;
     let blobs = Arc::new(blobs);
-    let limits = ReclaimOptions {
+    let limits = reclaim::ReclaimOptions {
         dir: options.dir.clone(),
         cache_size: options.cache_size,
         min_free: options.min_free,

@@ -134,6 +134,12 @@ impl Staging {
         StagingId(self.0.next.fetch_add(1, Ordering::Relaxed))
     }
 
+    /// The rows of a seal are committed: others may change the blob's row again. The name
+    /// stays until [`Staging::remove_after_barrier`].
+    pub fn sealed(&self, id: StagingId) {
+        self.end_sealing(id);
+    }
+
     /// Notes that the row of `digest` will be committed by whoever seals `id`;
     /// returns the digest that the same file was sealed under before, if that was never committed.
     pub(super) fn begin_sealing(&self, id: StagingId, digest: Digest) -> Option<Digest> {

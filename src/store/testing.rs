@@ -22,9 +22,10 @@ use tokio::sync::Semaphore;
 
 use super::{
     blobs::{Blob, Blobs},
+    cachedir::LastStop,
     fetch::Fetcher,
     ingest,
-    ledger::Ledger,
+    ledger::{Ledger, LedgerOptions},
     reclaim::{ReclaimOptions, Reclaimer},
     rows::{BlobRow, Change, Durability, Residency, StagingId},
     staging::Staging,
@@ -330,7 +331,7 @@ pub(crate) const READ_TIMEOUT: Duration = Duration::from_millis(1500);
 impl Rig {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let ledger = Arc::new(new_ledger(dir.path()));
+        let ledger = open_ledger(dir.path());
         Self::over(dir, ledger)
     }
 
@@ -354,7 +355,8 @@ impl Rig {
             std::fs::create_dir(disk.join(folder)).unwrap();
             std::os::unix::fs::symlink(disk.join(folder), dir.path().join(folder)).unwrap();
         }
-        Some(Self::over(dir, Arc::new(new_ledger())))
+        let ledger = open_ledger(dir.path());
+        Some(Self::over(dir, ledger))
     }
 
     fn over(dir: tempfile::TempDir, ledger: Arc<Ledger>) -> Self {
@@ -372,7 +374,21 @@ impl Rig {
     /// What a `kill -9` and a new start leave: the files and the rows.
     pub(crate) fn killed(self) -> Self {
         let bucket = Arc::clone(&self.bucket);
-        let Self { dir, ledger, .. } = self;
+        let Self {
+            dir,
+            ledger,
+            staging,
+            blobs,
+            ..
+        } = self;
+        drop((staging, blobs));
+        assert_eq!(
+            Arc::strong_count(&ledger),
+            1,
+            "something of the old process lives"
+        );
+        drop(ledger);
+        let ledger = open_ledger(dir.path());
         Self {
             bucket,
             ..Self::over(dir, ledger)
@@ -464,9 +480,8 @@ impl Rig {
     }
 }
 
-/// A ledger for one test.
-fn new_ledger(dir: &std::path::Path) -> Ledger {
-    let options = super::ledger::LedgerOptions::default();
-    let (ledger, _) = Ledger::open(dir, super::cachedir::LastStop::Clean, &options).unwrap();
-    ledger
+/// Opens the ledger of a test's cache directory; a power loss is not what these tests are about.
+fn open_ledger(dir: &std::path::Path) -> Arc<Ledger> {
+    let options = LedgerOptions::default();
+    Arc::new(Ledger::open(dir, LastStop::Crashed, &options).unwrap().0)
 }

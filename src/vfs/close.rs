@@ -7,7 +7,7 @@ use super::{
     handle::{Handle, OpenNode, OpenState, Serving},
     open::stat,
 };
-use crate::store::rows::{Change, Ino};
+use crate::store::rows::Ino;
 
 impl Vfs {
     /// A descriptor was closed (FLUSH): what was written through it is now a
@@ -102,7 +102,7 @@ impl Vfs {
             }
         }
         if let Some(id) = id {
-            self.store.ledger.commit(vec![Change::SyncedStaging(id)])?;
+            self.tree.synced(handle.node.ino, id)?;
         }
         Ok(self.store.ledger.sync()?)
     }

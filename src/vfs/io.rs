@@ -5,7 +5,10 @@ use std::{fs::File, os::unix::fs::FileExt, sync::Arc};
 use bytes::Bytes;
 use rustix::fs::{FallocateFlags, SeekFrom};
 
-use super::{Vfs, VfsError, handle::Serving};
+use super::{
+    Vfs, VfsError,
+    handle::{Handle, Serving},
+};
 use crate::store::{StoreError, blobs::Blob};
 
 /// What `SEEK_DATA` and `SEEK_HOLE` of lseek(2) look for.
@@ -26,22 +29,28 @@ impl Vfs {
     /// Reads bytes that are on this disk; `None` when some must be fetched
     /// first, with [`Vfs::read_fetching`]. Short only at the end of the file.
     pub fn read_resident(&self, handle: u64, offset: u64, len: usize) -> Option<Result<Bytes, VfsError>> {
-        match self.source(handle) {
+        let open = match self.handle(handle) {
+            Err(err) => return Some(Err(err)),
+            Ok(open) => open,
+        };
+        match source(&open) {
             Err(err) => Some(Err(err)),
             Ok(Bytesource::Empty) => Some(Ok(Bytes::new())),
             Ok(Bytesource::File(file)) => Some(read_file(&file, offset, len)),
-            Ok(Bytesource::Blob(blob)) if blob.is_whole() => {
-                Some(blob.read(offset, len).map(Bytes::from).map_err(VfsError::from))
+            // The fetcher sees every read, to fetch ahead of the reader.
+            Ok(Bytesource::Blob(blob)) => {
+                let read = self.store.fetcher.read_resident(&blob, &open.cursor, offset, len);
+                read.map(|read| read.map(Bytes::from))
+                    .map_err(VfsError::from)
+                    .transpose()
             }
-            // The fetcher sees every read of a partial blob, to fetch ahead of the reader.
-            Ok(Bytesource::Blob(_)) => None,
         }
     }
 
     /// Reads bytes, bringing those that are not here; bounded by the read timeout.
     pub async fn read_fetching(&self, handle: u64, offset: u64, len: usize) -> Result<Bytes, VfsError> {
         let open = self.handle(handle)?;
-        let blob = match self.source(handle)? {
+        let blob = match source(&open)? {
             Bytesource::Empty => return Ok(Bytes::new()),
             // A writer came meanwhile and brought the whole.
             Bytesource::File(file) => return read_file(&file, offset, len),
@@ -57,17 +66,6 @@ impl Vfs {
                 Ok(other?)
             }
         }
-    }
-
-    fn source(&self, handle: u64) -> Result<Bytesource, VfsError> {
-        let handle = self.handle(handle)?;
-        let state = handle.node.lock();
-        Ok(match &state.serving {
-            Serving::Nothing => return Err(VfsError::BadHandle),
-            Serving::Empty => Bytesource::Empty,
-            Serving::Staging { file, .. } => Bytesource::File(Arc::clone(file)),
-            Serving::Blob { blob, .. } => Bytesource::Blob(Arc::clone(blob)),
-        })
     }
 
     /// Writes bytes to the staging file of an open file.
@@ -117,7 +115,7 @@ impl Vfs {
 
     /// Finds the next data or hole (lseek(2)); a sealed file that is not whole here is all data.
     pub fn seek(&self, handle: u64, offset: u64, what: Seek) -> Result<u64, VfsError> {
-        let (file, size) = match self.source(handle)? {
+        let (file, size) = match source(&*self.handle(handle)?)? {
             Bytesource::Empty => return Err(VfsError::NoSuchOffset),
             Bytesource::File(file) => (Some(file), 0),
             Bytesource::Blob(blob) if blob.is_whole() => (Some(Arc::new(blob.file()?)), blob.size()),
@@ -148,7 +146,7 @@ impl Vfs {
         to_offset: u64,
         len: u64,
     ) -> Result<u64, VfsError> {
-        let source = match self.source(from)? {
+        let source = match source(&*self.handle(from)?)? {
             Bytesource::Empty => return Ok(0),
             Bytesource::File(file) => file,
             Bytesource::Blob(blob) if blob.is_whole() => Arc::new(blob.file()?),
@@ -171,6 +169,16 @@ impl Vfs {
                 .map_err(std::io::Error::from)?;
         Ok(copied as u64)
     }
+}
+
+fn source(handle: &Handle) -> Result<Bytesource, VfsError> {
+    let state = handle.node.lock();
+    Ok(match &state.serving {
+        Serving::Nothing => return Err(VfsError::BadHandle),
+        Serving::Empty => Bytesource::Empty,
+        Serving::Staging { file, .. } => Bytesource::File(Arc::clone(file)),
+        Serving::Blob { blob, .. } => Bytesource::Blob(Arc::clone(blob)),
+    })
 }
 
 fn read_file(file: &File, offset: u64, len: usize) -> Result<Bytes, VfsError> {

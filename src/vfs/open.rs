@@ -350,12 +350,12 @@ impl Vfs {
         row: &NodeRow,
         mut done: TakeOver,
     ) -> Result<(), VfsError> {
-        super::set_attr::set_file_times(&done.file, Some(row.atime), Some(row.mtime))?;
         let changes = std::mem::take(&mut done.changes);
-        self.tree.set_staging(node.ino, done.id, row.size, changes)?;
-        let file = Arc::new(done.file.try_clone()?);
         let id = done.id;
-        self.store.blobs.finish_take_over(done);
+        self.tree.set_staging(node.ino, id, row.size, changes)?;
+        let file = self.store.blobs.finish_take_over(done);
+        super::set_attr::set_file_times(&file, Some(row.atime), Some(row.mtime))?;
+        let file = Arc::new(file);
         let loan = match std::mem::replace(&mut state.serving, Serving::Nothing) {
             Serving::Blob { blob, loan } => {
                 blob.give_back(node.ino);

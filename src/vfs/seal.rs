@@ -21,9 +21,10 @@ use std::{
 
 use super::{Vfs, VfsError, count, handle::Serving};
 use crate::{
-    namespace::tree::SealOutcome,
+    namespace::{TreeError, tree::SealOutcome},
     store::{
         StoreError,
+        error::chain,
         ingest::{self, Quiet},
         rows::{Content, Ino, NodeRow, StagingId},
     },
@@ -207,7 +208,10 @@ impl Vfs {
                 .spawn(move || {
                     while let Some(ino) = vfs.settling.next() {
                         let end = vfs.seal(ino).unwrap_or_else(|err| {
-                            tracing::warn!(ino = ino.0, error = %Chain(&err), "cannot seal a file, trying again");
+                            if matches!(&err, VfsError::Tree(TreeError::Store(StoreError::Full))) {
+                                vfs.store.reclaimer.run_now();
+                            }
+                            tracing::warn!(ino = ino.0, error = %chain(&err), "cannot seal a file, trying again");
                             End::Failed
                         });
                         vfs.settling.done(ino, &end);
@@ -234,7 +238,7 @@ impl Vfs {
         }
         let end = self.seal_begun(&node, id);
         if !matches!(end, Ok(End::Sealed)) {
-            self.tree.abort_seal(ino);
+            self.tree.abort_seal(ino, !matches!(end, Ok(End::Unquiet)));
         }
         end
     }
@@ -249,17 +253,13 @@ impl Vfs {
             self.tell(self.tree.closed(node.ino, size, mtime, true)?);
         }
         let sliced = ingest::slice_file(&file)?;
-        let changes = match self.store.blobs.seal(id, &sliced) {
-            Err(StoreError::Full) => {
-                self.store.reclaimer.run_now();
-                self.store.blobs.seal(id, &sliced)?
-            }
-            changes => changes?,
+        let blob = (sliced.digest, sliced.chunks.size());
+        let finish = || {
+            let link = || self.store.blobs.seal(id, &sliced);
+            self.tree
+                .finish_seal(node.ino, id, blob, link, || self.store.staging.sealed(id))
         };
-        match self
-            .tree
-            .finish_seal(node.ino, id, sliced.digest, sliced.chunks.size(), changes)?
-        {
+        match finish()? {
             SealOutcome::Overtaken => Ok(End::NotNeeded),
             SealOutcome::Sealed => {
                 count(&self.counters.sealed);
@@ -283,20 +283,5 @@ impl Vfs {
         if !kept {
             self.store.staging.remove_after_barrier(id);
         }
-    }
-}
-
-/// An error with its causes, on one line.
-struct Chain<'a>(&'a dyn std::error::Error);
-
-impl std::fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut source = self.0.source();
-        while let Some(cause) = source {
-            write!(f, ": {cause}")?;
-            source = cause.source();
-        }
-        Ok(())
     }
 }

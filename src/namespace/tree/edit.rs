@@ -33,6 +33,8 @@ pub(super) struct Edit<'a> {
     names: HashMap<(Ino, Vec<u8>), Option<NameRow>>,
     extra: Vec<Change>,
     stamped: Option<Stamp>,
+    /// The change made is the first close of a new file: it takes its place now, not at its creation.
+    pub(super) first_close: bool,
     /// Staging files that no file needs any more.
     discarded: Vec<StagingId>,
     /// Of what the kernel cannot know by itself: changes that no program here asked for.
@@ -50,6 +52,7 @@ impl<'a> Edit<'a> {
             names: HashMap::new(),
             extra: Vec::new(),
             stamped: None,
+            first_close: false,
             discarded: Vec::new(),
             notices: None,
         }
@@ -167,6 +170,7 @@ impl<'a> Edit<'a> {
     /// The stamp and place of a change of a register whose last change was at `pending`.
     pub(super) fn next_change(&mut self, pending: Option<Place>) -> (Stamp, Place) {
         let seq = self.tree.ledger.next_place();
+        let pending = pending.filter(|_| !self.first_close);
         (
             self.stamp(),
             Place {
@@ -394,18 +398,19 @@ impl<'a> Edit<'a> {
     /// Commits everything as one; returns the staging files that may go
     /// after the next barrier, and what the kernel may have to be told.
     pub(super) fn commit(self) -> Result<(Vec<StagingId>, Vec<Notice>), TreeError> {
-        let mut changes = self.extra;
-        changes.extend(
-            self.nodes
-                .into_iter()
-                .map(|(ino, row)| row.map_or(Change::DropNode(ino), Change::PutNode)),
-        );
+        let mut changes: Vec<Change> = self
+            .nodes
+            .into_iter()
+            .map(|(ino, row)| row.map_or(Change::DropNode(ino), Change::PutNode))
+            .collect();
         changes.extend(
             self.names
                 .into_iter()
                 .map(|((parent, name), row)| row.map_or(Change::DropName(parent, name), Change::PutName)),
         );
         changes.extend(self.stamped.map(encode_clock));
+        // What callers add may speak of the rows before it.
+        changes.extend(self.extra);
         if !changes.is_empty() {
             self.tree.ledger.commit(changes)?;
         }

@@ -43,7 +43,7 @@ mod rename;
 use edit::Edit;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt,
     sync::{Arc, Mutex, MutexGuard},
 };
@@ -84,6 +84,8 @@ const META_CLOCK: &str = "clock";
 struct Pin {
     opens: u32,
     writers: u32,
+    /// Made by an open that has not been closed yet: nobody can have built on it.
+    unmade: bool,
     /// A name it got while in use: saves looking for its names when it is closed.
     home: Option<(Ino, Vec<u8>)>,
     /// Names that another machine's change took while a writer had the file open.
@@ -96,6 +98,8 @@ struct InUse {
     pins: HashMap<Ino, Pin>,
     /// Files being hashed; `true` once a writer came in between.
     sealing: HashMap<Ino, bool>,
+    /// Closed files that a writer unknown to this daemon may still change.
+    unquiet: HashSet<Ino>,
 }
 
 /// The tree of one volume on one machine.

@@ -93,6 +93,7 @@ impl Tree {
             let pin = in_use.pins.entry(ino).or_default();
             pin.opens += 1;
             pin.writers += 1;
+            pin.unmade = true;
             pin.home = Some((parent, name.to_vec()));
         }
         Ok(row)

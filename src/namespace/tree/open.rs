@@ -6,6 +6,7 @@ use super::{Edit, Notice, Tree};
 use crate::{
     base::digest::Digest,
     namespace::TreeError,
+    store::StoreError,
     store::rows::{Change, Content, Ino, NameState, NodeRow, StagingId},
 };
 
@@ -88,6 +89,21 @@ impl Tree {
         Ok(())
     }
 
+    /// Notes that the bytes of a staging file reached the disk, with the row that describes them.
+    pub fn synced(&self, ino: Ino, id: StagingId) -> Result<(), TreeError> {
+        let mut in_use = self.lock();
+        let mut edit = Edit::new(self, &mut in_use);
+        let current = edit
+            .node(ino)?
+            .is_some_and(|node| node.content == Content::Staging(id));
+        if current {
+            edit.node_mut(ino)?;
+            edit.also([Change::SyncedStaging(id)]);
+        }
+        edit.commit()?;
+        Ok(())
+    }
+
     /// Records what a close of a writer left. With `modified` it is the
     /// moment at which the change of the file was made: its names get new stamps, and
     /// those that another machine took meanwhile come back (law 5).
@@ -97,7 +113,12 @@ impl Tree {
             Some(pin) if modified => std::mem::take(&mut pin.shadowed),
             _ => Vec::new(),
         };
+        let unmade = in_use
+            .pins
+            .get_mut(&ino)
+            .is_some_and(|pin| std::mem::take(&mut pin.unmade));
         let mut edit = Edit::new(self, &mut in_use);
+        edit.first_close = unmade;
         let now = edit.now;
         let node = edit.node_mut(ino)?;
         node.size = size;
@@ -123,26 +144,35 @@ impl Tree {
         let node = self.ledger.node(ino)?;
         let quiet = node.is_some_and(|node| node.content == Content::Staging(id) && node.nlink > 0)
             && in_use.pins.get(&ino).is_none_or(|pin| pin.writers == 0);
+        in_use.unquiet.remove(&ino);
         if quiet {
             in_use.sealing.insert(ino, false);
         }
         Ok(quiet)
     }
 
-    /// Gives sealing up.
-    pub fn abort_seal(&self, ino: Ino) {
-        self.lock().sealing.remove(&ino);
+    /// Gives sealing up. A file that is not quiet, because somebody unknown may still write to
+    /// it, counts as open for writing until it is tried again.
+    pub fn abort_seal(&self, ino: Ino, quiet: bool) {
+        let mut in_use = self.lock();
+        in_use.sealing.remove(&ino);
+        if !quiet {
+            in_use.unquiet.insert(ino);
+        }
     }
 
     /// Puts a blob in place of a staging file, unless a writer came since
-    /// [`Tree::begin_seal`]; `also` makes the blob known and is committed with it.
+    /// [`Tree::begin_seal`].
+    ///
+    /// `link` gives the file its blob name and returns what is committed with the change;
+    /// `committed` is called after that. No writer can open the file from the one to the other.
     pub fn finish_seal(
         &self,
         ino: Ino,
         id: StagingId,
-        digest: Digest,
-        size: u64,
-        also: Vec<Change>,
+        blob: (Digest, u64),
+        link: impl FnOnce() -> Result<Vec<Change>, StoreError>,
+        committed: impl FnOnce(),
     ) -> Result<SealOutcome, TreeError> {
         let mut in_use = self.lock();
         let overtaken = in_use.sealing.remove(&ino).unwrap_or(true);
@@ -154,10 +184,11 @@ impl Tree {
             return Ok(SealOutcome::Overtaken);
         }
         let node = edit.node_mut(ino)?;
-        node.content = Content::Blob(digest);
-        node.size = size;
-        edit.also(also);
+        node.content = Content::Blob(blob.0);
+        node.size = blob.1;
+        edit.also(link()?);
         edit.commit()?;
+        committed();
         Ok(SealOutcome::Sealed)
     }
 

@@ -73,7 +73,9 @@ impl Tree {
         match node.content {
             Content::Lost(_) => Ok(Readiness::Never),
             Content::Staging(_) => {
-                let writing = self.lock().pins.get(&ino).is_some_and(|pin| pin.writers > 0);
+                let in_use = self.lock();
+                let writing =
+                    in_use.pins.get(&ino).is_some_and(|pin| pin.writers > 0) || in_use.unquiet.contains(&ino);
                 Ok(if writing {
                     Readiness::Writing
                 } else {
