@@ -384,7 +384,7 @@ fn other_users_are_held_to_the_mode_bits() {
     if !rustix::process::geteuid().is_root() {
         skip!("becoming another user needs root");
     }
-    let place = Place::new();
+    let place = Place::with(&["--owner", "preserve"]);
     fs::set_permissions(place.root(), fs::Permissions::from_mode(0o755)).unwrap();
     let (secret, public) = (
         file(&place.path("secret"), b"s"),

@@ -36,7 +36,7 @@ fn an_exclusive_flock_keeps_others_out_until_it_goes() {
         assert!(!other_process_can_lock(&path));
         flock(&a, FlockOperation::Unlock).unwrap();
         flock(&b, FlockOperation::NonBlockingLockExclusive).unwrap();
-        drop(b);
+        drop((a, b));
         assert!(other_process_can_lock(&path), "closing lets go, sealed: {sealed}");
         place.seal();
     }

@@ -13,21 +13,21 @@ use std::{
 };
 
 use fuser::{
-    BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
     ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs,
     ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::convert;
+use super::{answer, convert};
 use crate::{
     namespace::tree::AttrChange,
     store::rows::NodeKind,
-    vfs::{Attr, Created, Loan, NewFile, OpenRequest, OpenStep, Opened, Seek, SetAttr, Vfs, VfsError},
+    vfs::{Created, Loan, NewFile, OpenRequest, OpenStep, Seek, SetAttr, Vfs},
 };
 
 /// How long the kernel may keep names and attributes: until it is told otherwise.
-const TTL: Duration = Duration::from_secs(24 * 3600);
+pub(super) const TTL: Duration = Duration::from_secs(24 * 3600);
 
 /// Requests that the kernel may have under way in the background (readahead,
 /// asynchronous reads, RELEASE). With fuser's default of 16, sixteen reads that wait for
@@ -66,7 +66,7 @@ impl Front {
             rdev: new.rdev,
             target: new.target.to_vec(),
         };
-        answer_entry(
+        answer::entry(
             reply,
             self.vfs
                 .make(convert::ino(parent), name.as_bytes(), new)
@@ -114,7 +114,7 @@ impl Filesystem for Front {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        answer_entry(reply, self.vfs.lookup(convert::ino(parent), name.as_bytes()));
+        answer::entry(reply, self.vfs.lookup(convert::ino(parent), name.as_bytes()));
     }
 
     fn forget(&self, _req: &Request, _ino: INodeNo, _nlookup: u64) {
@@ -122,7 +122,7 @@ impl Filesystem for Front {
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        answer_attr(reply, self.vfs.attr(convert::ino(ino)));
+        answer::attr(reply, self.vfs.attr(convert::ino(ino)));
     }
 
     fn setattr(
@@ -157,19 +157,19 @@ impl Filesystem for Front {
         };
         let ino = convert::ino(ino);
         match self.vfs.set_attr(ino, set) {
-            Err(err) => answer_attr(reply, Err(err)),
-            Ok(Ok(attr)) => answer_attr(reply, Ok(attr)),
+            Err(err) => answer::attr(reply, Err(err)),
+            Ok(Ok(attr)) => answer::attr(reply, Ok(attr)),
             Ok(Err(missing)) => {
                 let vfs = Arc::clone(&self.vfs);
                 self.runtime.spawn(async move {
-                    answer_attr(reply, vfs.set_attr_fetching(ino, set, missing).await);
+                    answer::attr(reply, vfs.set_attr_fetching(ino, set, missing).await);
                 });
             }
         }
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
-        answer_data(reply, self.vfs.read_link(convert::ino(ino)));
+        answer::data(reply, self.vfs.read_link(convert::ino(ino)));
     }
 
     fn mknod(
@@ -226,11 +226,11 @@ impl Filesystem for Front {
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        answer_empty(reply, self.vfs.unlink(convert::ino(parent), name.as_bytes()));
+        answer::empty(reply, self.vfs.unlink(convert::ino(parent), name.as_bytes()));
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        answer_empty(reply, self.vfs.rmdir(convert::ino(parent), name.as_bytes()));
+        answer::empty(reply, self.vfs.rmdir(convert::ino(parent), name.as_bytes()));
     }
 
     fn rename(
@@ -248,14 +248,14 @@ impl Filesystem for Front {
         };
         let from = (convert::ino(parent), name.as_bytes());
         let to = (convert::ino(newparent), newname.as_bytes());
-        answer_empty(reply, self.vfs.rename(from, to, mode));
+        answer::empty(reply, self.vfs.rename(from, to, mode));
     }
 
     fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
         let linked = self
             .vfs
             .link(convert::ino(ino), convert::ino(newparent), newname.as_bytes());
-        answer_entry(reply, linked.map(Some));
+        answer::entry(reply, linked.map(Some));
     }
 
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -263,15 +263,15 @@ impl Filesystem for Front {
         let request = convert::open_request(flags);
         let lend = |file: &std::fs::File| reply.open_backing(file).map(|id| Arc::new(id) as Loan);
         match self.vfs.open(ino, request, self.passthrough().then_some(&lend)) {
-            Err(err) => answer_open(reply, Err(err)),
-            Ok(OpenStep::Ready(opened)) => answer_open(reply, Ok(opened)),
+            Err(err) => answer::open(reply, Err(err)),
+            Ok(OpenStep::Ready(opened)) => answer::open(reply, Ok(opened)),
             Ok(OpenStep::Fetch(missing)) => {
                 let vfs = Arc::clone(&self.vfs);
                 let passthrough = self.passthrough();
                 self.runtime.spawn(async move {
                     let lend = |file: &std::fs::File| reply.open_backing(file).map(|id| Arc::new(id) as Loan);
                     let opened = vfs.open_fetching(ino, request, missing, lend, passthrough).await;
-                    answer_open(reply, opened);
+                    answer::open(reply, opened);
                 });
             }
         }
@@ -314,7 +314,7 @@ impl Filesystem for Front {
         ) {
             Err(err) => reply.error(convert::errno(&err)),
             Ok(Created::New(attr, opened) | Created::Existing(attr, OpenStep::Ready(opened))) => {
-                answer_create(reply, &attr, &opened);
+                answer::create(reply, &attr, &opened);
             }
             Ok(Created::Existing(attr, OpenStep::Fetch(missing))) => {
                 let vfs = Arc::clone(&self.vfs);
@@ -325,7 +325,7 @@ impl Filesystem for Front {
                         .open_fetching(attr.ino, request, missing, lend, passthrough)
                         .await
                     {
-                        Ok(opened) => answer_create(reply, &attr, &opened),
+                        Ok(opened) => answer::create(reply, &attr, &opened),
                         Err(err) => reply.error(convert::errno(&err)),
                     }
                 });
@@ -345,11 +345,11 @@ impl Filesystem for Front {
         reply: ReplyData,
     ) {
         if let Some(result) = self.vfs.read_resident(fh.into(), offset, size as usize) {
-            return answer_data(reply, result);
+            return answer::data(reply, result);
         }
         let vfs = Arc::clone(&self.vfs);
         self.runtime.spawn(async move {
-            answer_data(reply, vfs.read_fetching(fh.into(), offset, size as usize).await);
+            answer::data(reply, vfs.read_fetching(fh.into(), offset, size as usize).await);
         });
     }
 
@@ -372,7 +372,7 @@ impl Filesystem for Front {
     }
 
     fn flush(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
-        answer_empty(reply, self.vfs.flush(fh.into()));
+        answer::empty(reply, self.vfs.flush(fh.into()));
     }
 
     fn release(
@@ -385,20 +385,20 @@ impl Filesystem for Front {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        answer_empty(reply, self.vfs.release(fh.into()));
+        answer::empty(reply, self.vfs.release(fh.into()));
     }
 
     fn fsync(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
         // Waits for the disk: not on a thread that answers other requests.
         let vfs = Arc::clone(&self.vfs);
         self.runtime
-            .spawn_blocking(move || answer_empty(reply, vfs.fsync(fh.into(), datasync)));
+            .spawn_blocking(move || answer::empty(reply, vfs.fsync(fh.into(), datasync)));
     }
 
     fn fsyncdir(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         let vfs = Arc::clone(&self.vfs);
         self.runtime
-            .spawn_blocking(move || answer_empty(reply, vfs.fsync_dir()));
+            .spawn_blocking(move || answer::empty(reply, vfs.fsync_dir()));
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -492,7 +492,7 @@ impl Filesystem for Front {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        answer_empty(
+        answer::empty(
             reply,
             self.vfs
                 .set_xattr(convert::ino(ino), name.as_bytes(), value, flags),
@@ -500,15 +500,15 @@ impl Filesystem for Front {
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        answer_xattr(reply, size, self.vfs.xattr(convert::ino(ino), name.as_bytes()));
+        answer::xattr(reply, size, self.vfs.xattr(convert::ino(ino), name.as_bytes()));
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        answer_xattr(reply, size, self.vfs.list_xattrs(convert::ino(ino)));
+        answer::xattr(reply, size, self.vfs.list_xattrs(convert::ino(ino)));
     }
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        answer_empty(reply, self.vfs.remove_xattr(convert::ino(ino), name.as_bytes()));
+        answer::empty(reply, self.vfs.remove_xattr(convert::ino(ino), name.as_bytes()));
     }
 
     fn fallocate(
@@ -521,7 +521,7 @@ impl Filesystem for Front {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        answer_empty(reply, self.vfs.allocate(fh.into(), offset, length, mode));
+        answer::empty(reply, self.vfs.allocate(fh.into(), offset, length, mode));
     }
 
     fn lseek(
@@ -569,87 +569,4 @@ impl Filesystem for Front {
             Err(err) => reply.error(convert::errno(&err)),
         }
     }
-}
-
-fn answer_entry(reply: ReplyEntry, result: Result<Option<Attr>, VfsError>) {
-    match result {
-        Ok(Some(attr)) => reply.entry(&TTL, &convert::attr(&attr), Generation(0)),
-        Ok(None) => reply.entry(&TTL, &convert::no_entry(), Generation(0)),
-        Err(err) => reply.error(convert::errno(&err)),
-    }
-}
-
-fn answer_attr(reply: ReplyAttr, result: Result<Attr, VfsError>) {
-    match result {
-        Ok(attr) => reply.attr(&TTL, &convert::attr(&attr)),
-        Err(err) => reply.error(convert::errno(&err)),
-    }
-}
-
-fn answer_empty(reply: ReplyEmpty, result: Result<(), VfsError>) {
-    match result {
-        Ok(()) => reply.ok(),
-        Err(err) => reply.error(convert::errno(&err)),
-    }
-}
-
-fn answer_data(reply: ReplyData, result: Result<impl AsRef<[u8]>, VfsError>) {
-    match result {
-        Ok(data) => reply.data(data.as_ref()),
-        Err(err) => {
-            tracing::debug!(error = %err, "a read failed");
-            reply.error(convert::errno(&err));
-        }
-    }
-}
-
-fn answer_xattr(reply: ReplyXattr, size: u32, result: Result<Vec<u8>, VfsError>) {
-    match result {
-        Ok(value) if size == 0 => reply.size(value.len() as u32),
-        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
-        Ok(value) => reply.data(&value),
-        Err(err) => reply.error(convert::errno(&err)),
-    }
-}
-
-fn answer_open(reply: ReplyOpen, result: Result<Opened, VfsError>) {
-    match result {
-        Err(err) => reply.error(convert::errno(&err)),
-        Ok(opened) => {
-            let (handle, flags) = (FileHandle(opened.handle), open_flags(&opened));
-            match backing(&opened) {
-                Some(id) => reply.opened_passthrough(handle, flags, id),
-                None => reply.opened(handle, flags),
-            }
-        }
-    }
-}
-
-fn answer_create(reply: ReplyCreate, attr: &Attr, opened: &Opened) {
-    let (handle, flags) = (FileHandle(opened.handle), open_flags(opened));
-    let attr = convert::attr(attr);
-    match backing(opened) {
-        Some(id) => reply.created_passthrough(&TTL, &attr, Generation(0), handle, flags, id),
-        None => reply.created(&TTL, &attr, Generation(0), handle, flags),
-    }
-}
-
-/// What the front lent to the kernel; loans are only ever made by it.
-fn backing(opened: &Opened) -> Option<&BackingId> {
-    opened
-        .loan
-        .as_ref()
-        .and_then(|loan| loan.downcast_ref::<BackingId>())
-}
-
-fn open_flags(opened: &Opened) -> FopenFlags {
-    let mut flags = FopenFlags::empty();
-    if opened.keep_cache && opened.loan.is_none() {
-        flags |= FopenFlags::FOPEN_KEEP_CACHE;
-    }
-    if !opened.write {
-        // A close of a reader is of no interest: one request less.
-        flags |= FopenFlags::FOPEN_NOFLUSH;
-    }
-    flags
 }

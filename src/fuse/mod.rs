@@ -2,10 +2,12 @@
 //!
 //! ```text
 //! front     one method a request: call the vfs, answer
+//! answer    results as answers
 //! convert   types of the protocol to types of the vfs and back
 //! notify    what the kernel must forget, told from a thread of its own
 //! ```
 
+mod answer;
 mod convert;
 mod front;
 mod notify;

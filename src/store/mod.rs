@@ -28,8 +28,6 @@ mod journal;
 mod lease;
 pub mod ledger;
 pub mod manifest;
-#[cfg(test)]
-mod open_tests;
 mod orphans;
 mod overlay;
 mod readahead;

@@ -17,6 +17,8 @@ mod status;
 mod task;
 
 #[cfg(test)]
+mod open_tests;
+#[cfg(test)]
 mod tests;
 
 use std::{

@@ -42,7 +42,7 @@ impl Vfs {
         };
         self.nodes
             .release(node.ino, node, |node| node.lock().handles == 0);
-        self.discard(self.tree.unpin(node.ino, handle.write)?);
+        self.tree.unpin(node.ino, handle.write)?;
         if settle {
             self.settling.rest(node.ino, self.options.settle);
         }

@@ -137,6 +137,7 @@ impl Vfs {
         });
         vfs.resume()?;
         vfs.start_sealing();
+        vfs.start_sweeping();
         Ok(vfs)
     }
 

@@ -178,8 +178,7 @@ impl Vfs {
     fn forget_open(&self, node: &Arc<OpenNode>, write: bool) -> Result<(), VfsError> {
         self.nodes
             .release(node.ino, node, |node| node.lock().handles == 0);
-        self.discard(self.tree.unpin(node.ino, write)?);
-        Ok(())
+        Ok(self.tree.unpin(node.ino, write)?)
     }
 
     fn serve(

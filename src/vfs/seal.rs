@@ -33,6 +33,12 @@ use crate::{
 /// How long a file that is not quiet, or could not be sealed, is left alone.
 const RETRY: Duration = Duration::from_secs(2);
 
+/// How long a deleted file can still be opened by a program that looked it up before.
+const LIMBO: Duration = Duration::from_secs(2);
+
+/// How often deleted files are looked at.
+const SWEEP: Duration = Duration::from_secs(1);
+
 /// Files hashed at once. Hashing keeps a core busy; more than a few would take
 /// the machine from the build that it is there for.
 const MAX_THREADS: usize = 4;
@@ -43,6 +49,7 @@ pub(super) struct Settling {
     state: Mutex<State>,
     /// Something is due earlier than it was, or the end has come.
     wake: Condvar,
+    end: Condvar,
     /// A file was sealed or given up.
     pub(super) progress: tokio::sync::Notify,
     /// Closes between the end of their writer and the begin of their rest.
@@ -118,6 +125,17 @@ impl Settling {
     pub(super) fn stop(&self) {
         self.lock().stopped = true;
         self.wake.notify_all();
+        self.end.notify_all();
+    }
+
+    /// Waits for the end, for at most `within`; whether it has come.
+    fn stopped_within(&self, within: Duration) -> bool {
+        let state = self.lock();
+        let (state, _) = self
+            .end
+            .wait_timeout_while(state, within, |state| !state.stopped)
+            .expect("a panic ends the process");
+        state.stopped
     }
 
     /// Waits for the next file whose rest is over; `None` at the end.
@@ -219,6 +237,25 @@ impl Vfs {
                 })
                 .expect("a thread can be started while the daemon starts");
         }
+    }
+
+    /// Starts the thread that drops what lost its last name.
+    pub(super) fn start_sweeping(self: &Arc<Self>) {
+        let vfs = Arc::clone(self);
+        let sweep = move || {
+            while !vfs.settling.stopped_within(SWEEP) {
+                match vfs.tree.sweep(LIMBO) {
+                    Ok(staging) => vfs.discard(staging),
+                    Err(err) => {
+                        tracing::warn!(error = %chain(&err), "cannot drop deleted files, trying again")
+                    }
+                }
+            }
+        };
+        thread::Builder::new()
+            .name("sweep".to_owned())
+            .spawn(sweep)
+            .expect("a thread can be started while the daemon starts");
     }
 
     /// Ends sealing; what is unsealed is resumed by the next start.

@@ -18,6 +18,8 @@ pub fn dependency_sources() -> Vec<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut metadata = Command::new(cargo);
     metadata.args(["metadata", "--offline", "--locked", "--format-version", "1"]);
+    // Dependencies of other platforms are not fetched by a build.
+    metadata.args(["--filter-platform", "x86_64-unknown-linux-gnu"]);
     metadata.current_dir(env!("CARGO_MANIFEST_DIR"));
     let text = wait::run_ok(&mut metadata, Duration::from_secs(60));
     let metadata: serde_json::Value = serde_json::from_str(&text).expect("cargo metadata writes JSON");

@@ -206,7 +206,7 @@ impl Machine {
                         && fs::read_dir(&point).is_ok()
                 }),
             };
-            if answers {
+            if answers && self.status_output().status.success() {
                 return;
             }
             assert!(

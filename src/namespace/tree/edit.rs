@@ -7,11 +7,12 @@
 //!
 //! - `nlink` of a file is the number of live registers that name it.
 //! - `visible_children` and `subdirs` of a directory count what a user sees in it.
-//! - A file that nothing names and nobody has open has no row.
+//! - A file that nothing names and nobody has open loses its row a moment later ([`Tree::sweep`]).
 
 use std::{
     collections::{HashMap, hash_map::Entry},
     sync::Arc,
+    time::Instant,
 };
 
 use super::{InUse, Notice, Tree, encode_clock, seen_at, wall_nanos};
@@ -335,8 +336,8 @@ impl<'a> Edit<'a> {
         }
         node.nlink = node.nlink.saturating_sub(1);
         node.ctime = now;
-        if node.nlink == 0 && !self.in_use.pins.contains_key(&ino) {
-            self.discard(ino)?;
+        if node.nlink == 0 {
+            self.in_use.limbo.push_back((Instant::now(), ino));
         }
         Ok(())
     }
@@ -351,10 +352,6 @@ impl<'a> Edit<'a> {
         }
         self.nodes.insert(ino, None);
         Ok(())
-    }
-
-    pub(super) fn discard_staging(&mut self, id: StagingId) {
-        self.discarded.push(id);
     }
 
     /// The directory that keeps the registers below a name, made if there is none.

@@ -43,9 +43,10 @@ mod rename;
 use edit::Edit;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     fmt,
     sync::{Arc, Mutex, MutexGuard},
+    time::Instant,
 };
 
 pub use apply::{Applied, Notice};
@@ -100,6 +101,9 @@ struct InUse {
     sealing: HashMap<Ino, bool>,
     /// Closed files that a writer unknown to this daemon may still change.
     unquiet: HashSet<Ino>,
+    /// Files that lost their last name, and when: a program that looked one up
+    /// just before may still open it, as on a local disk.
+    limbo: VecDeque<(Instant, Ino)>,
 }
 
 /// The tree of one volume on one machine.

@@ -1,6 +1,9 @@
 //! Files in use: opening, writing, closing, sealing, as far as the tree is concerned.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{Edit, Notice, Tree};
 use crate::{
@@ -34,12 +37,11 @@ impl Tree {
         Ok(node)
     }
 
-    /// Ends an open. A file that nothing names any more goes with its last one;
-    /// its staging file is returned.
-    pub fn unpin(&self, ino: Ino, write: bool) -> Result<Vec<StagingId>, TreeError> {
+    /// Ends an open. A file that nothing names any more goes a moment after its last one.
+    pub fn unpin(&self, ino: Ino, write: bool) -> Result<(), TreeError> {
         let mut in_use = self.lock();
         let Some(pin) = in_use.pins.get_mut(&ino) else {
-            return Ok(Vec::new());
+            return Ok(());
         };
         pin.opens -= 1;
         pin.writers -= u32::from(write);
@@ -47,14 +49,32 @@ impl Tree {
             pin.shadowed.clear();
         }
         if pin.opens > 0 {
-            return Ok(Vec::new());
+            return Ok(());
         }
         in_use.pins.remove(&ino);
-        if self.ledger.node(ino)?.is_none_or(|node| node.nlink > 0) {
-            return Ok(Vec::new());
+        if self.ledger.node(ino)?.is_some_and(|node| node.nlink == 0) {
+            in_use.limbo.push_back((Instant::now(), ino));
+        }
+        Ok(())
+    }
+
+    /// Drops files that lost their last name, or their last open after that, at least `rest`
+    /// ago; returns their staging files.
+    pub fn sweep(&self, rest: Duration) -> Result<Vec<StagingId>, TreeError> {
+        let mut in_use = self.lock();
+        let mut gone = Vec::new();
+        while let Some((_, ino)) = in_use.limbo.pop_front_if(|(since, _)| since.elapsed() >= rest) {
+            // One in use comes back here with its last close.
+            if !in_use.pins.contains_key(&ino) {
+                gone.push(ino);
+            }
         }
         let mut edit = Edit::new(self, &mut in_use);
-        edit.discard(ino)?;
+        for ino in gone {
+            if edit.node(ino)?.is_some_and(|node| node.nlink == 0) {
+                edit.discard(ino)?;
+            }
+        }
         Ok(edit.commit()?.0)
     }
 

@@ -119,7 +119,9 @@ impl Edit<'_> {
         (dir.up, dir.name) = (to.0, to.1.to_vec());
         let replaced = old_target.as_ref().and_then(|row| row.dir);
         self.own(to.0, to.1, NameState::Live(moved))?;
-        self.move_below(moved, left, replaced)
+        self.move_below(moved, left, replaced)?;
+        // Last, so that elsewhere too it has the times that it had, not those of the names that came with it.
+        self.own(to.0, to.1, NameState::Live(moved))
     }
 
     /// Takes a dead directory that its children kept alive out of the count of
@@ -158,13 +160,6 @@ impl Edit<'_> {
                 pending: Some(place),
                 ..row.clone()
             };
-            let (stamp, place) = self.next_change(row.pending);
-            let goes = NameRow {
-                state: NameState::Live(seen.ino),
-                stamp,
-                pending: Some(place),
-                ..row.clone()
-            };
             let known = match replaced {
                 Some(replaced) => self.name(replaced, &row.name)?,
                 None => None,
@@ -173,11 +168,12 @@ impl Edit<'_> {
                 let below = self.new_dir(left, &row.name);
                 stays.dir = Some(below);
                 self.place_name(stays);
+                self.move_below(seen.ino, below, known.and_then(|row| row.dir))?;
+                let goes = self.comes_along(&row, seen.ino);
                 self.place_name(NameRow {
                     dir: Some(seen.ino),
                     ..goes
                 });
-                self.move_below(seen.ino, below, known.and_then(|row| row.dir))?;
             } else {
                 if let Some(dir) = stays.dir {
                     self.node_mut(dir)?
@@ -195,6 +191,7 @@ impl Edit<'_> {
                         .ok_or(TreeError::NotDirectory)?
                         .up = moved;
                 }
+                let goes = self.comes_along(&row, seen.ino);
                 self.place_name(NameRow { dir, ..goes });
             }
         }
@@ -206,6 +203,17 @@ impl Edit<'_> {
             }
         }
         self.discard(replaced)
+    }
+
+    /// The register of a name that moves with its directory.
+    fn comes_along(&mut self, row: &NameRow, ino: Ino) -> NameRow {
+        let (stamp, place) = self.next_change(row.pending);
+        NameRow {
+            state: NameState::Live(ino),
+            stamp,
+            pending: Some(place),
+            ..row.clone()
+        }
     }
 
     /// Puts a register that shows nothing below another directory.

@@ -1,3 +1,5 @@
+//! Tests of the journal: what is appended, cut off, damaged and read back.
+
 use super::*;
 use crate::store::{
     record::{self, Redo},

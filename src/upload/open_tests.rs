@@ -2,15 +2,15 @@
 
 use std::{fs::File, io::Write, time::Duration};
 
-use super::{
-    Store, StoreOptions,
-    fetch::ReadCursor,
-    ingest::slice_file,
-    rows::Durability,
-    testing::{MemoryBucket, noise},
-};
 use crate::{
     base::id::StoreId,
+    store::{
+        Store, StoreOptions,
+        fetch::ReadCursor,
+        ingest::slice_file,
+        rows::Durability,
+        testing::{MemoryBucket, noise},
+    },
     upload::{self, UploadOptions},
 };
 

@@ -1,0 +1,92 @@
+//! Results of the vfs as answers to the kernel.
+
+use fuser::{
+    BackingId, Errno, FileHandle, FopenFlags, Generation, ReplyAttr, ReplyCreate, ReplyData, ReplyEmpty,
+    ReplyEntry, ReplyOpen, ReplyXattr,
+};
+
+use super::convert;
+use crate::vfs::{Attr, Opened, VfsError};
+
+pub(super) fn entry(reply: ReplyEntry, result: Result<Option<Attr>, VfsError>) {
+    match result {
+        Ok(Some(attr)) => reply.entry(&super::front::TTL, &convert::attr(&attr), Generation(0)),
+        Ok(None) => reply.entry(&super::front::TTL, &convert::no_entry(), Generation(0)),
+        Err(err) => reply.error(convert::errno(&err)),
+    }
+}
+
+pub(super) fn attr(reply: ReplyAttr, result: Result<Attr, VfsError>) {
+    match result {
+        Ok(attr) => reply.attr(&super::front::TTL, &convert::attr(&attr)),
+        Err(err) => reply.error(convert::errno(&err)),
+    }
+}
+
+pub(super) fn empty(reply: ReplyEmpty, result: Result<(), VfsError>) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(err) => reply.error(convert::errno(&err)),
+    }
+}
+
+pub(super) fn data(reply: ReplyData, result: Result<impl AsRef<[u8]>, VfsError>) {
+    match result {
+        Ok(data) => reply.data(data.as_ref()),
+        Err(err) => {
+            tracing::debug!(error = %err, "a read failed");
+            reply.error(convert::errno(&err));
+        }
+    }
+}
+
+pub(super) fn xattr(reply: ReplyXattr, size: u32, result: Result<Vec<u8>, VfsError>) {
+    match result {
+        Ok(value) if size == 0 => reply.size(value.len() as u32),
+        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
+        Ok(value) => reply.data(&value),
+        Err(err) => reply.error(convert::errno(&err)),
+    }
+}
+
+pub(super) fn open(reply: ReplyOpen, result: Result<Opened, VfsError>) {
+    match result {
+        Err(err) => reply.error(convert::errno(&err)),
+        Ok(opened) => {
+            let (handle, flags) = (FileHandle(opened.handle), open_flags(&opened));
+            match backing(&opened) {
+                Some(id) => reply.opened_passthrough(handle, flags, id),
+                None => reply.opened(handle, flags),
+            }
+        }
+    }
+}
+
+pub(super) fn create(reply: ReplyCreate, attr: &Attr, opened: &Opened) {
+    let (handle, flags) = (FileHandle(opened.handle), open_flags(opened));
+    let attr = convert::attr(attr);
+    match backing(opened) {
+        Some(id) => reply.created_passthrough(&super::front::TTL, &attr, Generation(0), handle, flags, id),
+        None => reply.created(&super::front::TTL, &attr, Generation(0), handle, flags),
+    }
+}
+
+/// What the front lent to the kernel; loans are only ever made by it.
+fn backing(opened: &Opened) -> Option<&BackingId> {
+    opened
+        .loan
+        .as_ref()
+        .and_then(|loan| loan.downcast_ref::<BackingId>())
+}
+
+fn open_flags(opened: &Opened) -> FopenFlags {
+    let mut flags = FopenFlags::empty();
+    if opened.keep_cache && opened.loan.is_none() {
+        flags |= FopenFlags::FOPEN_KEEP_CACHE;
+    }
+    if !opened.write {
+        // A close of a reader is of no interest: one request less.
+        flags |= FopenFlags::FOPEN_NOFLUSH;
+    }
+    flags
+}
