@@ -13,7 +13,9 @@ mod front;
 mod notify;
 
 use std::{
+    ffi::CString,
     fmt, io,
+    os::fd::{AsRawFd, OwnedFd},
     path::PathBuf,
     process::{Command, Stdio},
     sync::{
@@ -23,7 +25,11 @@ use std::{
 };
 
 use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
-use rustix::mount::UnmountFlags;
+use rustix::{
+    fs::{Mode, OFlags},
+    io::Errno,
+    mount::{MountFlags, UnmountFlags},
+};
 
 use crate::{namespace::tree::TellKernel, vfs::Vfs};
 
@@ -66,19 +72,6 @@ impl fmt::Debug for Mounted {
 /// What mount(2) or `fusermount3` reported.
 pub fn mount(vfs: Arc<Vfs>, options: &MountOptions, runtime: tokio::runtime::Handle) -> io::Result<Mounted> {
     let mut config = Config::default();
-    config.mount_options = vec![
-        MountOption::FSName(options.source.clone()),
-        MountOption::Subtype(SUBTYPE.to_owned()),
-        MountOption::DefaultPermissions,
-        MountOption::NoAtime,
-        MountOption::NoDev,
-        MountOption::NoSuid,
-        if options.read_only {
-            MountOption::RO
-        } else {
-            MountOption::RW
-        },
-    ];
     config.acl = if options.allow_other {
         SessionACL::All
     } else {
@@ -88,7 +81,30 @@ pub fn mount(vfs: Arc<Vfs>, options: &MountOptions, runtime: tokio::runtime::Han
     config.clone_fd = true;
     let passthrough = Arc::new(AtomicBool::new(options.passthrough));
     let front = front::Front::new(vfs, runtime, Arc::clone(&passthrough));
-    let session = Session::new(front, &options.mountpoint, &config)?.spawn()?;
+    let session = match mount_as_root(options) {
+        Ok(device) => Session::from_fd(front, device, config.acl, config).inspect_err(|_| {
+            // The mount answers nobody: better none.
+            let _ = unmount(&options.mountpoint, true);
+        }),
+        Err(Errno::PERM) => {
+            config.mount_options = vec![
+                MountOption::FSName(options.source.clone()),
+                MountOption::Subtype(SUBTYPE.to_owned()),
+                MountOption::DefaultPermissions,
+                MountOption::NoAtime,
+                MountOption::NoDev,
+                MountOption::NoSuid,
+                if options.read_only {
+                    MountOption::RO
+                } else {
+                    MountOption::RW
+                },
+            ];
+            Session::new(front, &options.mountpoint, &config)
+        }
+        Err(err) => Err(err.into()),
+    }?;
+    let session = session.spawn()?;
     let notices = notify::Notices::start(session.notifier())?;
     Ok(Mounted {
         mountpoint: options.mountpoint.clone(),
@@ -96,6 +112,33 @@ pub fn mount(vfs: Arc<Vfs>, options: &MountOptions, runtime: tokio::runtime::Han
         notices,
         passthrough,
     })
+}
+
+/// Mounts with mount(2), under our own type: `fuser` knows the plain type `fuse` only, by which
+/// nobody could tell a dead mount of ours from that of another program.
+fn mount_as_root(options: &MountOptions) -> Result<OwnedFd, Errno> {
+    let device = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    let mut data = format!(
+        "fd={},rootmode=40000,user_id={},group_id={},default_permissions",
+        device.as_raw_fd(),
+        rustix::process::getuid().as_raw(),
+        rustix::process::getgid().as_raw(),
+    );
+    if options.allow_other {
+        data.push_str(",allow_other");
+    }
+    let data = CString::new(data).map_err(|_| Errno::INVAL)?;
+    let mut flags = MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOATIME;
+    flags.set(MountFlags::RDONLY, options.read_only);
+    let kind = format!("fuse.{SUBTYPE}");
+    rustix::mount::mount(
+        options.source.as_str(),
+        &options.mountpoint,
+        kind.as_str(),
+        flags,
+        data.as_c_str(),
+    )?;
+    Ok(device)
 }
 
 impl Mounted {

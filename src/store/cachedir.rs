@@ -11,7 +11,7 @@
 //!
 //! # Invariants
 //!
-//! - A directory that is refused is unchanged, but for the file `lock`.
+//! - A directory that is refused is unchanged, but for an empty file `lock` where there was none.
 //! - `format` is written last: a directory without it was never used.
 //! - `stop.json` says "not clean" on the disk before anything is changed.
 
@@ -125,6 +125,7 @@ impl CacheDir {
             LastStop::Clean
         };
         let (machine, machine_changed) = bind(path, store, host, known)?;
+        note_pid(&lock, path)?;
         if !known {
             let format = path.join("format");
             durable::replace(&format, format!("{FORMAT_PREFIX}{FORMAT_VERSION}\n").as_bytes())
@@ -223,6 +224,14 @@ fn refuse_foreign(dir: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// Says who holds the lock. After the last refusal: a directory that is refused is unchanged.
+fn note_pid(mut file: &File, dir: &Path) -> Result<(), StoreError> {
+    let path = dir.join("lock");
+    file.set_len(0)
+        .and_then(|()| write!(file, "{}", std::process::id()))
+        .map_err(StoreError::disk("write", &path))
+}
+
 fn take_lock(dir: &Path) -> Result<File, StoreError> {
     let path = dir.join("lock");
     let mut file = OpenOptions::new()
@@ -251,9 +260,6 @@ fn take_lock(dir: &Path) -> Result<File, StoreError> {
         }
         Err(err) => return Err(StoreError::disk("lock", &path)(err.into())),
     }
-    file.set_len(0)
-        .and_then(|()| write!(file, "{}", std::process::id()))
-        .map_err(StoreError::disk("write", &path))?;
     Ok(file)
 }
 

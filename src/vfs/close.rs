@@ -42,10 +42,13 @@ impl Vfs {
         };
         self.nodes
             .release(node.ino, node, |node| node.lock().handles == 0);
+        // A flush that sees no writer any more must see the file waiting to be sealed.
+        let closing = self.settling.closing();
         self.tree.unpin(node.ino, handle.write)?;
         if settle {
             self.settling.rest(node.ino, self.options.settle);
         }
+        drop(closing);
         recorded
     }
 

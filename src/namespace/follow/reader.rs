@@ -356,9 +356,24 @@ impl Drop for Fetch {
     }
 }
 
-/// Fetches one segment and the chunk lists that it names; `None` when it is gone.
+/// How often a segment that comes damaged is fetched before it counts as damaged in the bucket.
+const FETCHES: u32 = 6;
+
+/// Fetches one segment and the chunk lists that it names; `None` when it is gone. Bytes may
+/// be damaged on the way: what is wrong is fetched again at once.
 async fn fetch<S: Sink>(name: SegmentKey, key: String, bucket: SharedBucket, sink: Arc<S>) -> Fetched {
-    let bytes = match bucket.get(&key, None, segment::MAX_SEGMENT_BYTES).await {
+    let mut fetched = fetch_once(name, &key, &bucket, &sink).await;
+    for _ in 1..FETCHES {
+        if !matches!(&fetched, Ok(Some(Err(err))) if !matches!(err, SegmentError::Newer { .. })) {
+            break;
+        }
+        fetched = fetch_once(name, &key, &bucket, &sink).await;
+    }
+    fetched
+}
+
+async fn fetch_once<S: Sink>(name: SegmentKey, key: &str, bucket: &SharedBucket, sink: &Arc<S>) -> Fetched {
+    let bytes = match bucket.get(key, None, segment::MAX_SEGMENT_BYTES).await {
         Ok(Some(object)) => object.bytes,
         Ok(None) => return Ok(None),
         // Too large: as damaged as can be.
@@ -392,7 +407,12 @@ async fn fetch<S: Sink>(name: SegmentKey, key: String, bucket: SharedBucket, sin
             Err(StoreError::Missing { .. } | StoreError::Corrupt { .. }) => {
                 tracing::warn!(key, blob = %blob.digest, list = %digest, "the chunk list of a blob is lost");
             }
-            Err(source) => return Err(FollowError::List { key, source }),
+            Err(source) => {
+                return Err(FollowError::List {
+                    key: key.to_owned(),
+                    source,
+                });
+            }
         }
     }
     Ok(Some(Ok(decoded)))

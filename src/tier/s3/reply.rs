@@ -79,6 +79,18 @@ enum Kind {
     Unsupported,
 }
 
+/// What the server said, in its own words; the error itself where it said nothing.
+fn said<E>(error: SdkError<E>) -> Box<dyn std::error::Error + Send + Sync>
+where
+    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+{
+    match (error.code(), error.message()) {
+        (Some(code), Some(message)) => format!("{code}, {message}").into(),
+        (Some(code), None) => code.to_owned().into(),
+        _ => Box::new(error),
+    }
+}
+
 /// Reads an error of the SDK.
 pub(super) fn refusal<E>(error: SdkError<E>, ask: &Ask<'_>) -> Refusal
 where
@@ -101,13 +113,11 @@ where
         Kind::NoBucket => Refusal::Failed(TierError::NoBucket {
             bucket: ask.bucket.to_owned(),
         }),
-        Kind::Credentials => Refusal::Failed(TierError::Credentials {
-            source: Box::new(error),
-        }),
+        Kind::Credentials => Refusal::Failed(TierError::Credentials { source: said(error) }),
         Kind::Denied => Refusal::Failed(TierError::Denied {
             permission: ask.permission,
             key: ask.key.to_owned(),
-            source: Box::new(error),
+            source: said(error),
         }),
         Kind::Region => {
             let home = error
