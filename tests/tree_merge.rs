@@ -152,7 +152,7 @@ impl Machine {
                     perm: Some(*perm),
                     ..AttrChange::default()
                 };
-                self.tree.set_attributes(node.ino, change).map(drop)
+                self.tree.set_attributes(node.ino, change, 0).map(drop)
             }
         }
     }

@@ -184,7 +184,11 @@ async fn identify(
             }
             Ok((facts.id, true))
         }
-        (Err(err), Some(known)) if err.is_transient() => {
+        // A directory that was there before may be on a disk that is not mounted yet.
+        (Err(err), Some(known))
+            if err.is_transient()
+                || (matches!(err, TierError::NoBucket { .. }) && settings.store.starts_with("file:")) =>
+        {
             let err = super::error::chain(&err);
             tracing::warn!(
                 err,

@@ -441,7 +441,7 @@ impl Filesystem for Front {
             Ok(entries) => entries,
         };
         for entry in entries {
-            let attr = match self.vfs.entry_attr(entry.ino) {
+            let attr = match self.vfs.entry_attr(fh.into(), &entry) {
                 Err(err) => return reply.error(convert::errno(&err)),
                 Ok(None) => continue,
                 Ok(Some(attr)) => convert::attr(&attr),

@@ -86,7 +86,8 @@ pub fn mount(vfs: Arc<Vfs>, options: &MountOptions, runtime: tokio::runtime::Han
             // The mount answers nobody: better none.
             let _ = unmount(&options.mountpoint, true);
         }),
-        Err(Errno::PERM) => {
+        // Not for ordinary users, who ask fusermount3.
+        Err(Errno::PERM | Errno::ACCESS) => {
             config.mount_options = vec![
                 MountOption::FSName(options.source.clone()),
                 MountOption::Subtype(SUBTYPE.to_owned()),

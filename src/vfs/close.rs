@@ -7,7 +7,7 @@ use super::{
     handle::{Handle, OpenNode, OpenState, Serving},
     open::stat,
 };
-use crate::store::rows::Ino;
+use crate::{namespace::tree::Notice, store::rows::Ino};
 
 impl Vfs {
     /// A descriptor was closed (FLUSH): what was written through it is now a
@@ -33,6 +33,14 @@ impl Vfs {
             if handle.write && state.writers == 0 {
                 recorded = self.record(node, &mut state);
                 settle = matches!(state.serving, Serving::Staging { .. });
+            }
+            // A descriptor of ours that can write would keep the file from being sealed. One
+            // that the kernel was lent stays: all opens must share it.
+            if state.writers == 0
+                && state.handles > 0
+                && let Serving::Staging { id, file, loan: None } = &mut state.serving
+            {
+                *file = Arc::new(self.store.staging.open(*id, false)?);
             }
             if state.handles == 0 {
                 self.drop_kept(node.ino, &state);
@@ -61,7 +69,10 @@ impl Vfs {
         if now == state.recorded && !state.written {
             return Ok(());
         }
-        let notices = self.tree.closed(node.ino, now.0, now.1, true)?;
+        let mut notices = self.tree.closed(node.ino, now.0, now.1, true)?;
+        if std::mem::take(&mut state.attr_given) && state.serving.loan().is_some() {
+            notices.push(Notice::Attributes { ino: node.ino });
+        }
         state.recorded = now;
         state.written = false;
         self.tell(notices);

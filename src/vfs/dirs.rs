@@ -5,7 +5,7 @@
 //! time, from the last name it has. A name that is made or removed meanwhile
 //! may or may not be seen, all others are seen exactly once, as readdir(3) wants it.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 use super::{Attr, Vfs, VfsError};
 use crate::{
@@ -86,8 +86,17 @@ impl Vfs {
             .collect())
     }
 
-    /// Attributes for an entry that was listed; `None` if it has gone since.
-    pub fn entry_attr(&self, ino: Ino) -> Result<Option<Attr>, VfsError> {
-        Ok(self.tree.node(ino)?.map(|node: Arc<_>| self.attr_of(&node)))
+    /// Attributes for an entry that was listed; `None` if the name means something else by
+    /// now: the kernel will remember what it is told.
+    pub fn entry_attr(&self, handle: u64, entry: &DirEntry) -> Result<Option<Attr>, VfsError> {
+        let dir = self.dirs.get(handle).ok_or(VfsError::BadHandle)?;
+        let node = if matches!(entry.name.as_slice(), b"." | b"..") {
+            self.tree.node(entry.ino)?
+        } else {
+            self.tree.lookup(dir.ino, &entry.name)?
+        };
+        Ok(node
+            .filter(|node| node.ino == entry.ino)
+            .map(|node| self.attr_of(&node)))
     }
 }

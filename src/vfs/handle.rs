@@ -59,6 +59,9 @@ pub(super) struct OpenState {
     pub(super) recorded: (u64, i64),
     /// The daemon itself wrote since; the time alone may be too coarse to tell.
     pub(super) written: bool,
+    /// The kernel may have attributes from before the last change: stores to a mapping of a
+    /// file that it was lent do not pass by it.
+    pub(super) attr_given: bool,
 }
 
 /// An inode that is open.
@@ -75,6 +78,7 @@ impl OpenNode {
             serving: Serving::Nothing,
             recorded: (0, 0),
             written: false,
+            attr_given: false,
         };
         Self {
             ino,

@@ -57,13 +57,14 @@ impl Vfs {
             Bytesource::Blob(blob) => blob,
         };
         match self.store.fetcher.read(&blob, &open.cursor, offset, len).await {
-            Err(err @ StoreError::Missing { blob }) => {
-                self.lose(open.node.ino, blob)?;
+            Err(err @ StoreError::Missing { .. }) => {
+                self.lose(open.node.ino, blob.digest())?;
                 Err(err.into())
             }
-            other => {
+            Err(err) => Err(self.failed(open.node.ino, err)),
+            Ok(bytes) => {
                 self.used();
-                Ok(other?)
+                Ok(bytes)
             }
         }
     }

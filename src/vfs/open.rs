@@ -14,6 +14,7 @@ use crate::{
     store::{
         StoreError,
         blobs::{Blob, TakeOver},
+        error::chain,
         fetch::ReadCursor,
         rows::{Content, Ino, NodeRow},
     },
@@ -69,14 +70,14 @@ impl Vfs {
             self.writable()?;
         }
         for _ in 0..ATTEMPTS {
-            let row = match self.tree.pin(ino, request.write) {
+            match self.tree.pin(ino, request.write) {
                 Err(TreeError::NotFound) => return Err(VfsError::Gone),
-                row => row?,
-            };
+                pinned => drop(pinned?),
+            }
             let node = self.nodes.get_or(ino, || OpenNode::new(ino));
-            let served = self.serve(&node, &row, request, lend);
-            if let Ok(Served::Now { loan }) = served {
-                let keep_cache = self.keeps_pages(&row, request);
+            let served = self.serve(&node, request, lend);
+            if let Ok(Served::Now { loan, content }) = served {
+                let keep_cache = self.keeps_pages(ino, content, request);
                 return Ok(OpenStep::Ready(self.opened(node, request, loan, keep_cache)));
             }
             self.forget_open(&node, request.write)?;
@@ -116,11 +117,12 @@ impl Vfs {
             self.store.fetcher.ensure_first(&missing.blob).await
         };
         match fetched {
-            Err(StoreError::Missing { blob }) => {
-                self.lose(ino, blob)?;
+            Err(StoreError::Missing { .. }) => {
+                self.lose(ino, missing.blob.digest())?;
                 Err(VfsError::Gone)
             }
-            other => Ok(other?),
+            Err(err) => Err(self.failed(ino, err)),
+            Ok(()) => Ok(()),
         }
     }
 
@@ -130,21 +132,29 @@ impl Vfs {
         let path = self.tree.path_of(ino).unwrap_or_default();
         tracing::warn!(
             path = %String::from_utf8_lossy(&path),
-            chunk = %blob,
+            %blob,
             "gone from the bucket: the name reads as \"no such file\" here until it is made again"
         );
-        self.tell(self.tree.lose(ino)?);
+        self.tell(self.tree.lose(ino, blob)?);
         Ok(())
+    }
+
+    /// Says in the log why a program gets EIO.
+    pub(super) fn failed(&self, ino: Ino, err: StoreError) -> VfsError {
+        let path = self.tree.path_of(ino).unwrap_or_default();
+        let path = String::from_utf8_lossy(&path);
+        tracing::warn!(%path, error = %chain(&err), "a file cannot be read now");
+        err.into()
     }
 
     /// Whether the pages that the kernel kept of an inode since an earlier open
     /// are those of the blob it is opened with now.
-    fn keeps_pages(&self, row: &NodeRow, request: OpenRequest) -> bool {
+    fn keeps_pages(&self, ino: Ino, content: Content, request: OpenRequest) -> bool {
         let mut pages = self.pages.lock().expect("a panic ends the process");
-        match row.content {
-            Content::Blob(digest) if !request.write => pages.put(row.ino, digest) == Some(digest),
+        match content {
+            Content::Blob(digest) if !request.write => pages.put(ino, digest) == Some(digest),
             _ => {
-                pages.pop(&row.ino);
+                pages.pop(&ino);
                 false
             }
         }
@@ -178,17 +188,19 @@ impl Vfs {
     fn forget_open(&self, node: &Arc<OpenNode>, write: bool) -> Result<(), VfsError> {
         self.nodes
             .release(node.ino, node, |node| node.lock().handles == 0);
-        Ok(self.tree.unpin(node.ino, write)?)
+        self.tree.unpin(node.ino, write)?;
+        // The attempt stopped a sealing under way.
+        let staged = |node: &NodeRow| matches!(node.content, Content::Staging(_));
+        if write && self.tree.node(node.ino)?.is_some_and(|node| staged(&node)) {
+            self.settling.rest(node.ino, self.options.settle);
+        }
+        Ok(())
     }
 
-    fn serve(
-        &self,
-        node: &OpenNode,
-        row: &NodeRow,
-        request: OpenRequest,
-        lend: Lend<'_>,
-    ) -> Result<Served, VfsError> {
+    fn serve(&self, node: &OpenNode, request: OpenRequest, lend: Lend<'_>) -> Result<Served, VfsError> {
         let mut state = node.lock();
+        // What the file holds changes only under this lock, or by a seal, which keeps to it.
+        let row = &*self.tree.node(node.ino)?.ok_or(VfsError::Gone)?;
         let first = state.handles == 0;
         let served = if request.write {
             self.serve_writer(node, &mut state, row, request, lend)
@@ -206,8 +218,10 @@ impl Vfs {
         }
         state.handles += 1;
         state.writers += u32::from(request.write);
+        state.attr_given |= request.write;
         Ok(Served::Now {
             loan: state.serving.loan().cloned(),
+            content: row.content,
         })
     }
 
@@ -219,7 +233,7 @@ impl Vfs {
         lend: Lend<'_>,
     ) -> Result<Served, VfsError> {
         if !matches!(state.serving, Serving::Nothing) {
-            return Ok(Served::Now { loan: None });
+            return Ok(SERVED);
         }
         state.serving = match row.content {
             Content::None => return Err(VfsError::Invalid),
@@ -253,7 +267,7 @@ impl Vfs {
                 }
             }
         };
-        Ok(Served::Now { loan: None })
+        Ok(SERVED)
     }
 
     fn serve_writer(
@@ -337,7 +351,7 @@ impl Vfs {
             file.set_len(0)?;
             state.written = true;
         }
-        Ok(Served::Now { loan: None })
+        Ok(SERVED)
     }
 
     /// Puts the staging file made from a blob under an inode. It keeps the
@@ -386,8 +400,11 @@ impl Vfs {
             && blob.is_whole()
             && is_same_file(&blob.file()?, file)?
         {
+            let kept = *id;
             let done = self.store.blobs.take_over(&blob, true)?;
-            return self.put_taken_over(node, state, row, done);
+            self.put_taken_over(node, state, row, done)?;
+            self.store.staging.remove_after_barrier(kept);
+            return Ok(());
         }
         // A duplicate: the readers' file is theirs alone, and its name was kept for this.
         *file = Arc::new(self.store.staging.open(*id, true)?);
@@ -425,11 +442,18 @@ impl Vfs {
 enum Served {
     Now {
         loan: Option<Loan>,
+        content: Content,
     },
     Fetch(Missing),
     /// The file changed meanwhile: look again.
     Changed,
 }
+
+/// Bytes are served; how, is in the state.
+const SERVED: Served = Served::Now {
+    loan: None,
+    content: Content::None,
+};
 
 /// Where the bytes that a writer changes come from.
 enum Source {

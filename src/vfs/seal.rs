@@ -21,12 +21,15 @@ use std::{
 
 use super::{Vfs, VfsError, count, handle::Serving};
 use crate::{
-    namespace::{TreeError, tree::SealOutcome},
+    namespace::{
+        TreeError,
+        tree::{Notice, SealOutcome},
+    },
     store::{
         StoreError,
         error::chain,
         ingest::{self, Quiet},
-        rows::{Content, Ino, NodeRow, StagingId},
+        rows::{Content, Ino, NodeRow, Residency, StagingId},
     },
 };
 
@@ -84,6 +87,7 @@ impl Settling {
 
     fn put(&self, ino: Ino, due: Instant) {
         let mut state = self.lock();
+        state.unquiet.remove(&ino);
         state.due.insert(ino, due);
         state.order.push(Reverse((due, ino)));
         self.wake.notify_one();
@@ -104,6 +108,8 @@ impl Settling {
         let mut state = self.lock();
         let now = Instant::now();
         let inos: Vec<Ino> = state.due.keys().copied().collect();
+        // Each is asked anew.
+        state.unquiet.clear();
         for ino in inos {
             state.due.insert(ino, now);
             state.order.push(Reverse((now, ino)));
@@ -287,10 +293,22 @@ impl Vfs {
         };
         if (size, mtime) != (node.size, node.mtime) {
             // Somebody wrote after the last close, through a mapping for example: a change of its own.
-            self.tell(self.tree.closed(node.ino, size, mtime, true)?);
+            let mut notices = self.tree.closed(node.ino, size, mtime, true)?;
+            notices.push(Notice::Attributes { ino: node.ino });
+            self.tell(notices);
         }
         let sliced = ingest::slice_file(&file)?;
         let blob = (sliced.digest, sliced.chunks.size());
+        // Bytes that take the place of others must be on the disk first; better waited for here
+        // than by everyone, with the tree locked.
+        if self
+            .store
+            .ledger
+            .blob(&sliced.digest)?
+            .is_some_and(|row| row.residency != Residency::Nothing)
+        {
+            file.sync_data()?;
+        }
         let finish = || {
             let link = || self.store.blobs.seal(id, &sliced);
             self.tree
@@ -317,7 +335,12 @@ impl Vfs {
         if let Some(open) = open {
             self.nodes.release(ino, &open, |open| open.lock().handles == 0);
         }
-        if !kept {
+        // A writer that came at once may have made it the file's own again.
+        let again = self
+            .tree
+            .node(ino)
+            .is_ok_and(|node| node.is_some_and(|node| node.content == Content::Staging(id)));
+        if !kept && !again {
             self.store.staging.remove_after_barrier(id);
         }
     }

@@ -46,7 +46,8 @@ impl Vfs {
             return attr;
         };
         let file = {
-            let state = open.lock();
+            let mut state = open.lock();
+            state.attr_given |= state.writers > 0;
             match &state.serving {
                 Serving::Staging { file, .. } if state.writers > 0 => Some(Arc::clone(file)),
                 _ => None,
@@ -72,7 +73,8 @@ impl Vfs {
         {
             return Ok(Err(missing));
         }
-        self.set_times_of_staging(ino, set.change)?;
+        let now = crate::namespace::tree::wall_nanos();
+        self.set_times_of_staging(ino, set.change, now)?;
         let node = self.tree.node(ino)?.ok_or(VfsError::Gone)?;
         if set.change == AttrChange::default() {
             return Ok(Ok(self.attr_of(&node)));
@@ -80,7 +82,7 @@ impl Vfs {
         if let Content::Blob(digest) = node.content {
             self.store.blobs.touch(&digest);
         }
-        let node = self.tree.set_attributes(ino, set.change)?;
+        let node = self.tree.set_attributes(ino, set.change, now)?;
         Ok(Ok(self.attr_of(&node)))
     }
 
@@ -130,7 +132,7 @@ impl Vfs {
 
     /// The times of a file that is not sealed are those of its staging file too:
     /// a time that differs later says that somebody wrote.
-    fn set_times_of_staging(&self, ino: Ino, change: AttrChange) -> Result<(), VfsError> {
+    fn set_times_of_staging(&self, ino: Ino, change: AttrChange, now: i64) -> Result<(), VfsError> {
         if change.mtime.is_none() && change.atime.is_none() {
             return Ok(());
         }
@@ -140,7 +142,6 @@ impl Vfs {
         let Content::Staging(id) = node.content else {
             return Ok(());
         };
-        let now = crate::namespace::tree::wall_nanos();
         let at = |time: Option<SetTime>| {
             time.map(|time| match time {
                 SetTime::To(nanos) => nanos,

@@ -121,9 +121,16 @@ fn place(
     entry: Entry,
 ) -> Result<Ino, TreeError> {
     if entry.kind == NodeKind::Dir {
+        let seen = edit.visible(parent, name)?.map(|node| node.ino);
         let ino = match dir {
-            Some(dir) => dir,
-            None => edit.new_dir(parent, name),
+            Some(dir) if seen == Some(dir) => dir,
+            known => {
+                let new = edit.new_dir(parent, name);
+                if let Some(known) = known {
+                    edit.inherit(known, new)?;
+                }
+                new
+            }
         };
         describe(edit, ino, &entry)?;
         return Ok(ino);
@@ -210,7 +217,7 @@ fn link_name(id: LinkId) -> Vec<u8> {
 
 /// Remembers that a name was taken from a file while it is open for writing (law 5).
 fn shadow(in_use: &mut InUse, ino: Ino, parent: Ino, name: &[u8]) {
-    if let Some(pin) = in_use.pins.get_mut(&ino).filter(|pin| pin.writers > 0) {
-        pin.shadowed.push((parent, name.to_vec()));
+    if in_use.pins.get(&ino).is_some_and(|pin| pin.writers > 0) {
+        in_use.shadowed.insert((parent, name.to_vec()), ino);
     }
 }

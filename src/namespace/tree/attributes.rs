@@ -39,10 +39,12 @@ impl AttrChange {
 
 impl Tree {
     /// Changes attributes of a file or directory.
-    pub fn set_attributes(&self, ino: Ino, change: AttrChange) -> Result<Arc<NodeRow>, TreeError> {
+    ///
+    /// `now` is what [`SetTime::Now`] means, in nanoseconds since 1970.
+    pub fn set_attributes(&self, ino: Ino, change: AttrChange, now: i64) -> Result<Arc<NodeRow>, TreeError> {
         let mut in_use = self.lock();
         let mut edit = Edit::new(self, &mut in_use);
-        let now = edit.now;
+        edit.now = now;
         let at = |time: SetTime| match time {
             SetTime::To(nanos) => nanos,
             SetTime::Now => now,
@@ -54,9 +56,8 @@ impl Tree {
         node.atime = change.atime.map_or(node.atime, at);
         node.mtime = change.mtime.map_or(node.mtime, at);
         node.ctime = now;
-        // A file that is being written is told when it is closed and sealed.
-        let unsealed = matches!(node.content, Content::Staging(_)) && node.nlink > 0;
-        if change.is_told() && !unsealed {
+        let row = edit.node(ino)?.ok_or(TreeError::NotFound)?;
+        if change.is_told() && !edit.is_told_later(&row)? {
             edit.restamp(ino)?;
         }
         let row = edit.node(ino)?.ok_or(TreeError::NotFound)?;
@@ -93,10 +94,19 @@ impl Tree {
             }
         }
         node.ctime = now;
-        if !matches!(node.content, Content::Staging(_)) {
+        let row = edit.node(ino)?.ok_or(TreeError::NotFound)?;
+        if !edit.is_told_later(&row)? {
             edit.restamp(ino)?;
         }
         edit.commit()?;
         Ok(())
+    }
+}
+
+impl Edit<'_> {
+    /// Whether a file that is not sealed will be told with its attributes anyway.
+    fn is_told_later(&self, node: &NodeRow) -> Result<bool, TreeError> {
+        let unsealed = matches!(node.content, Content::Staging(_));
+        Ok(unsealed && self.own_names(node)?.iter().all(|row| row.pending.is_some()))
     }
 }

@@ -184,6 +184,10 @@ impl<'a> Edit<'a> {
     /// Changes a register as a write of this machine, to be published.
     pub(super) fn own(&mut self, parent: Ino, name: &[u8], state: NameState) -> Result<(), TreeError> {
         let old = self.name(parent, name)?;
+        // Whoever writes the name here now is later than a writer that lost it to another machine.
+        if !self.in_use.shadowed.is_empty() {
+            self.in_use.shadowed.remove(&(parent, name.to_vec()));
+        }
         let (stamp, place) = self.next_change(old.as_ref().and_then(|row| row.pending));
         self.set_name(NameRow {
             parent,
@@ -199,31 +203,36 @@ impl<'a> Edit<'a> {
     pub(super) fn restamp(&mut self, ino: Ino) -> Result<(), TreeError> {
         let node = self.node(ino)?.ok_or(TreeError::NotFound)?;
         if let Some(dir) = &node.dir {
-            if ino == Ino::ROOT {
+            // One that was removed while a program holds it has no name to be told under.
+            if ino == Ino::ROOT || !self.tree.is_reachable(self, &node)? {
                 return Ok(());
             }
             let (up, name) = (dir.up, dir.name.clone());
             return self.own(up, &name, NameState::Live(ino));
         }
-        let home = self.in_use.pins.get(&ino).and_then(|pin| pin.home.clone());
-        if node.nlink == 1
-            && let Some((parent, name)) = home
-            && self
-                .name(parent, &name)?
-                .is_some_and(|row| row.state == NameState::Live(ino))
-        {
-            return self.own(parent, &name, NameState::Live(ino));
-        }
-        for row in self.tree.ledger.names_of(ino)? {
-            if row.parent != Ino::LINKS
-                && self
-                    .name(row.parent, &row.name)?
-                    .is_some_and(|now| now.state == row.state)
-            {
-                self.own(row.parent, &row.name, row.state)?;
-            }
+        for row in self.own_names(&node)? {
+            self.own(row.parent, &row.name, row.state)?;
         }
         Ok(())
+    }
+
+    /// The registers that name a file.
+    pub(super) fn own_names(&self, node: &NodeRow) -> Result<Vec<NameRow>, TreeError> {
+        let here = NameState::Live(node.ino);
+        let home = self.in_use.pins.get(&node.ino).and_then(|pin| pin.home.as_ref());
+        if node.nlink == 1
+            && let Some((parent, name)) = home
+            && let Some(row) = self.name(*parent, name)?.filter(|row| row.state == here)
+        {
+            return Ok(vec![row]);
+        }
+        let mut names = Vec::new();
+        for row in self.tree.ledger.names_of(node.ino)? {
+            if row.parent != Ino::LINKS {
+                names.extend(self.name(row.parent, &row.name)?.filter(|row| row.state == here));
+            }
+        }
+        Ok(names)
     }
 
     /// Changes a register, and what follows from it.
@@ -266,7 +275,9 @@ impl<'a> Edit<'a> {
             let row = self.name(parent, &name)?;
             self.seen(row.as_ref())?
         };
-        self.notice(|| Notice::Entry { parent, name });
+        if before != after {
+            self.notice(|| Notice::Entry { parent, name });
+        }
         self.adjust(parent, before, after)
     }
 
@@ -324,6 +335,7 @@ impl<'a> Edit<'a> {
         if node.kind != NodeKind::Dir {
             node.nlink += 1;
             node.ctime = now;
+            self.notice(|| Notice::Attributes { ino });
         }
         Ok(())
     }
@@ -336,7 +348,9 @@ impl<'a> Edit<'a> {
         }
         node.nlink = node.nlink.saturating_sub(1);
         node.ctime = now;
-        if node.nlink == 0 {
+        let nameless = node.nlink == 0;
+        self.notice(|| Notice::Attributes { ino });
+        if nameless {
             self.in_use.limbo.push_back((Instant::now(), ino));
         }
         Ok(())

@@ -89,14 +89,14 @@ struct Pin {
     unmade: bool,
     /// A name it got while in use: saves looking for its names when it is closed.
     home: Option<(Ino, Vec<u8>)>,
-    /// Names that another machine's change took while a writer had the file open.
-    shadowed: Vec<(Ino, Vec<u8>)>,
 }
 
 /// What changes and opens are serialised by.
 #[derive(Debug, Default)]
 struct InUse {
     pins: HashMap<Ino, Pin>,
+    /// Names that another machine's change took from a file while a writer had it open.
+    shadowed: HashMap<(Ino, Vec<u8>), Ino>,
     /// Files being hashed; `true` once a writer came in between.
     sealing: HashMap<Ino, bool>,
     /// Closed files that a writer unknown to this daemon may still change.

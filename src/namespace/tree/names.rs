@@ -51,11 +51,7 @@ impl Tree {
             return Err(TreeError::Exists);
         }
         let known = edit.name(parent, name)?.and_then(|row| row.dir);
-        let (ino, dir) = match (new.kind, known) {
-            (NodeKind::Dir, Some(dir)) => (dir, edit.node(dir)?.and_then(|node| node.dir.clone())),
-            (NodeKind::Dir, None) => (edit.next_ino(), None),
-            _ => (edit.next_ino(), None),
-        };
+        let ino = edit.next_ino();
         let is_dir = new.kind == NodeKind::Dir;
         let content = match (new.kind, new.staging) {
             (NodeKind::File, Some(id)) => Content::Staging(id),
@@ -76,16 +72,17 @@ impl Tree {
             nlink: if is_dir { 2 } else { 0 },
             content,
             target: new.target,
-            dir: is_dir.then(|| {
-                dir.unwrap_or_else(|| DirState {
-                    up: parent,
-                    name: name.to_vec(),
-                    visible_children: 0,
-                    subdirs: 0,
-                })
+            dir: is_dir.then(|| DirState {
+                up: parent,
+                name: name.to_vec(),
+                visible_children: 0,
+                subdirs: 0,
             }),
             ..NodeRow::new(ino, new.kind, edit.now)
         });
+        if let (true, Some(known)) = (is_dir, known) {
+            edit.inherit(known, ino)?;
+        }
         edit.own(parent, name, NameState::Live(ino))?;
         let row = edit.node(ino)?.ok_or(TreeError::NotFound)?;
         edit.commit()?;
@@ -181,16 +178,18 @@ impl Tree {
 
     /// Marks a file as gone from the bucket: its names read as "no such file"
     /// here until they are made again. Never published.
-    pub fn lose(&self, ino: Ino) -> Result<Vec<Notice>, TreeError> {
+    ///
+    /// `read` is the blob that was found missing; a file that has another one by now keeps it.
+    pub fn lose(&self, ino: Ino, read: Digest) -> Result<Vec<Notice>, TreeError> {
         let mut in_use = self.lock();
         let mut edit = Edit::unasked(self, &mut in_use);
         let Some(node) = edit.node(ino)? else {
             return Ok(Vec::new());
         };
-        let Content::Blob(digest) = node.content else {
+        if node.content != Content::Blob(read) {
             return Ok(Vec::new());
-        };
-        edit.lose(ino, digest)?;
+        }
+        edit.lose(ino, read)?;
         let (_, notices) = edit.commit()?;
         Ok(notices)
     }

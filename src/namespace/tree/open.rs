@@ -45,10 +45,11 @@ impl Tree {
         };
         pin.opens -= 1;
         pin.writers -= u32::from(write);
-        if pin.writers == 0 {
-            pin.shadowed.clear();
+        let (opens, writers) = (pin.opens, pin.writers);
+        if writers == 0 {
+            in_use.shadowed.retain(|_, shadowed| *shadowed != ino);
         }
-        if pin.opens > 0 {
+        if opens > 0 {
             return Ok(());
         }
         in_use.pins.remove(&ino);
@@ -129,9 +130,14 @@ impl Tree {
     /// those that another machine took meanwhile come back (law 5).
     pub fn closed(&self, ino: Ino, size: u64, mtime: i64, modified: bool) -> Result<Vec<Notice>, TreeError> {
         let mut in_use = self.lock();
-        let shadowed = match in_use.pins.get_mut(&ino) {
-            Some(pin) if modified => std::mem::take(&mut pin.shadowed),
-            _ => Vec::new(),
+        let shadowed: Vec<_> = if modified {
+            in_use
+                .shadowed
+                .extract_if(|_, shadowed| *shadowed == ino)
+                .map(|(name, _)| name)
+                .collect()
+        } else {
+            Vec::new()
         };
         let unmade = in_use
             .pins

@@ -216,6 +216,16 @@ impl Edit<'_> {
         }
     }
 
+    /// Hands what is known below a directory that nobody sees to the one that takes its
+    /// place. It gets a number of its own: the kernel may still hold the old one, as deleted.
+    pub(super) fn inherit(&mut self, old: Ino, new: Ino) -> Result<(), TreeError> {
+        for row in self.names_in(old)? {
+            self.drop_name(old, &row.name);
+            self.adopt(row, new)?;
+        }
+        self.discard(old)
+    }
+
     /// Puts a register that shows nothing below another directory.
     fn adopt(&mut self, row: NameRow, parent: Ino) -> Result<(), TreeError> {
         if let Some(dir) = row.dir {
