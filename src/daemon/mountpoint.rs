@@ -95,7 +95,7 @@ pub fn prepare(path: &Path) -> Result<bool, MountpointError> {
     // Mounts can lie on top of each other, when a daemon died more than once.
     for _ in 0..8 {
         let mount = mountinfo::at(path).map_err(|source| unusable(path, source))?;
-        match judge(path, mount.as_ref(), fs::metadata(path).map(|meta| meta.is_dir()))? {
+        match judge(path, mount.as_ref(), look(path))? {
             Verdict::Free => {
                 check_empty(path)?;
                 return Ok(taken_over);
@@ -107,6 +107,14 @@ pub fn prepare(path: &Path) -> Result<bool, MountpointError> {
         }
     }
     Err(unusable(path, Errno::BUSY.into()))
+}
+
+/// Whether `path` is a directory, asked of whoever serves it: the attributes alone may come from
+/// the kernel's cache long after the daemon died, statfs(2) never does.
+fn look(path: &Path) -> io::Result<bool> {
+    let meta = fs::metadata(path)?;
+    rustix::fs::statfs(path)?;
+    Ok(meta.is_dir())
 }
 
 #[derive(Debug, PartialEq, Eq)]
