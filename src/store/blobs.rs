@@ -245,6 +245,11 @@ impl Blobs {
         Ok(())
     }
 
+    /// Whether the index lives on its reserve, see [`Ledger::is_disk_full`].
+    pub(super) fn is_disk_full(&self) -> bool {
+        self.shared.ledger.is_disk_full()
+    }
+
     /// Tells whatever walks the folder in the background to end.
     pub fn stop_background_work(&self) {
         self.shared.closing.store(true, Ordering::Release);

@@ -294,9 +294,18 @@ impl ChunkFetcher {
         let (stored_in, to_store) = (Arc::clone(blob), arrived.clone());
         let store = blocking(move || {
             let bytes = &to_store.bytes;
-            match blobs.store_chunk(&stored_in, index, bytes) {
+            // What the index's reserve gave is not for what can be fetched again.
+            let first = if blobs.is_disk_full() {
+                Err(StoreError::Full)
+            } else {
+                blobs.store_chunk(&stored_in, index, bytes)
+            };
+            match first {
                 Err(StoreError::Full) => {
                     reclaimer.make_room(bytes.len() as u64);
+                    if blobs.is_disk_full() {
+                        return Err(StoreError::Full);
+                    }
                     blobs.store_chunk(&stored_in, index, bytes)
                 }
                 stored => stored,

@@ -110,7 +110,9 @@ fn create_file(dir: &Path, number: u64) -> Result<(PathBuf, Arc<File>), StoreErr
     let file = OpenOptions::new()
         .read(true)
         .write(true)
-        .create_new(true)
+        // One that a full disk kept from being finished is there already.
+        .create(true)
+        .truncate(true)
         .open(&path)
         .and_then(|file| {
             file.write_all_at(&header, 0)?;

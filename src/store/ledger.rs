@@ -112,8 +112,7 @@ impl Core {
         if redos.is_empty() {
             return Ok(());
         }
-        let grows = redos.iter().any(grows);
-        if grows && self.layers.reserve.is_used() {
+        if self.layers.reserve.is_used() && self.grows(&redos)? {
             return Err(StoreError::Full);
         }
         self.layers.make_room(|| self.absorber.ring())?;
@@ -128,7 +127,11 @@ impl Core {
         }
         let steps = self.layers.plan(tail.seq() + 1, &redos)?;
         let seq = match tail.append(&mut record) {
-            Err(StoreError::Full) if !grows && self.layers.reserve.release() => tail.append(&mut record)?,
+            Err(StoreError::Full) if !self.grows(&redos)? && self.layers.reserve.release() => {
+                // Journal files and staging files go with a barrier: now is the time.
+                self.barriers.ring();
+                tail.append(&mut record)?
+            }
             other => other?,
         };
         for redo in &redos {
@@ -152,12 +155,25 @@ impl Core {
         }
         Ok(())
     }
-}
 
-/// Whether a change gives the tree another name, which a full disk may refuse. What
-/// frees space, removes names or notes what became of a file is let through.
-fn grows(redo: &Redo) -> bool {
-    matches!(redo, Redo::Change(Change::PutName(row)) if row.state != NameState::Dead && row.pending.is_some())
+    /// Whether changes give the tree another name, which a full disk may refuse. What frees
+    /// space, removes names or notes what became of a file is let through; so is a new stamp of
+    /// a name that is there: without it a file whose close was refused would never be sealed.
+    fn grows(&self, redos: &[Redo]) -> Result<bool, StoreError> {
+        for redo in redos {
+            if let Redo::Change(Change::PutName(row)) = redo
+                && row.state != NameState::Dead
+                && row.pending.is_some()
+                && self
+                    .layers
+                    .name(row.parent, &row.name)?
+                    .is_none_or(|old| old.state == NameState::Dead)
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
 }
 
 impl Ledger {
@@ -170,7 +186,7 @@ impl Ledger {
     /// # Errors
     ///
     /// [`StoreError::Full`] when the disk is full; nothing is applied then, nor by any other error. A change
-    /// that makes a name of this machine live is refused first: all others may use the index's reserve.
+    /// that gives this machine another live name is refused first: all others may use the index's reserve.
     /// Waits when the index is far behind.
     pub fn commit(&self, changes: Vec<Change>) -> Result<(), StoreError> {
         self.core.commit(changes.into_iter().map(Redo::Change).collect())
@@ -270,6 +286,28 @@ impl Ledger {
 
     pub fn totals(&self) -> Totals {
         self.core.layers.memory().totals
+    }
+}
+
+impl Ledger {
+    /// Whether the index lives on its reserve: nothing that can be left out may take space now.
+    pub fn is_disk_full(&self) -> bool {
+        self.core.layers.reserve.is_used()
+    }
+
+    /// How much of a disk of so many bytes has to be free for the reserve to be set aside.
+    pub fn room_on(disk_bytes: u64) -> u64 {
+        Reserve::room_on(disk_bytes)
+    }
+
+    /// Sets the reserve aside again, when there is room; whoever made room need not wait for a thread to do it.
+    pub fn restore_reserve(&self) {
+        self.core.layers.reserve.restore();
+    }
+
+    /// Has a barrier run now, without waiting for it: what is removed after one goes early.
+    pub fn ring_barrier(&self) {
+        self.core.barriers.ring();
     }
 }
 

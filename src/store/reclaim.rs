@@ -1,6 +1,7 @@
 //! Keeps the budget: acts on what `victims` chooses.
 //!
-//! Two limits: blobs take at most `cache_size`, and `min_free` of the disk stays free. When
+//! Two limits: blobs take at most `cache_size`, and `min_free` of the disk stays free, and never less
+//! than the index needs to set its reserve aside. When
 //! one is broken, blobs leave until it holds with [`SLACK`] to spare, so that
 //! not every new blob costs an eviction, nor an eviction much of the cache.
 //!
@@ -126,7 +127,13 @@ impl Reclaimer {
     /// whoever was told that the disk is full.
     pub fn make_room(&self, bytes: u64) -> u64 {
         let _running = self.shared.lock_running();
-        self.shared.evict(bytes.max(MIN_ROOM))
+        let evicted = self.shared.evict(bytes.max(MIN_ROOM));
+        // What left may have a staging name until then.
+        if evicted > 0 {
+            self.shared.ledger.ring_barrier();
+            self.shared.ledger.restore_reserve();
+        }
+        evicted
     }
 
     /// Has the thread look at the limits now. Never waits.
@@ -241,8 +248,16 @@ impl Shared {
         let found =
             rustix::fs::statvfs(dir).map_err(|err| StoreError::disk("examine", dir)(io::Error::from(err)))?;
         let free = found.f_bavail.saturating_mul(found.f_frsize);
-        let short = if free < *min_free {
-            min_free + min_free / SLACK - free
+        // The index's own room is kept whatever was asked for: the kernel writes to staging files
+        // by itself, so nobody comes to ask for it.
+        let disk = found.f_blocks.saturating_mul(found.f_frsize);
+        let least = (*min_free).max(Ledger::room_on(disk));
+        let short = if free < least {
+            // What is evicted may have a staging name until the next barrier.
+            if self.ledger.is_disk_full() {
+                self.ledger.ring_barrier();
+            }
+            least + least / SLACK - free
         } else {
             0
         };

@@ -93,7 +93,7 @@ impl Vfs {
         };
         match file.write_all_at(data, offset) {
             Err(err) if err.raw_os_error() == Some(libc::ENOSPC) => {
-                self.store.reclaimer.run_now();
+                self.store.reclaimer.make_room(data.len() as u64);
                 file.write_all_at(data, offset)?;
             }
             other => other?,

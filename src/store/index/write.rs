@@ -58,6 +58,14 @@ impl IndexWriter {
         recorded
     }
 
+    /// Folds the write-ahead log into the database and cuts it to nothing. As much of it as
+    /// readers let go; the rest is for the next time.
+    pub fn fold(&self) -> Result<(), StoreError> {
+        self.connection
+            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+            .map_err(failed("fold the log of"))
+    }
+
     fn synchronous(&self, level: &str) -> Result<(), StoreError> {
         self.connection
             .pragma_update(None, "synchronous", level)

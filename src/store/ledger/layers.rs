@@ -8,7 +8,8 @@
 //!   and the answer, or the answer might be older than what the caches forgot meanwhile.
 //!
 //! Locks are taken in this order: `writer`, the journal's tail, `memory`. None is
-//! held while the index is asked, but for a change of a blob whose row is not in memory.
+//! held while the index is asked, but for a change of a blob whose row is not in memory,
+//! and for names when the disk is found full.
 
 use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard},
@@ -241,10 +242,7 @@ impl Layers {
         };
         let written = match writer.as_mut() {
             None => Err(stuck()),
-            Some(writer) => match writer.write(&batch) {
-                Err(StoreError::Full) if self.reserve.release() => writer.write(&batch),
-                other => other,
-            },
+            Some(writer) => self.write(writer, &batch),
         };
         let mut memory = self.memory();
         match &written {
@@ -259,6 +257,24 @@ impl Layers {
         self.absorbed.notify_all();
         // Freeing thousands of rows takes milliseconds; nobody waits for it here.
         drop(batch);
+        written
+    }
+
+    /// The write-ahead log grows to many times the reserve before it is folded by itself: on a
+    /// full disk it is cut with every batch, or it would use the reserve up within seconds.
+    fn write(&self, writer: &mut IndexWriter, batch: &Overlay) -> Result<(), StoreError> {
+        let written = match writer.write(batch) {
+            Err(StoreError::Full) => {
+                self.reserve.release();
+                // That it fails too says nothing that the write does not.
+                let _ = writer.fold();
+                writer.write(batch)
+            }
+            other => other,
+        };
+        if written.is_ok() && self.reserve.is_used() {
+            let _ = writer.fold();
+        }
         written
     }
 

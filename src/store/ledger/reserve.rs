@@ -8,7 +8,10 @@
 use std::{
     fs::{self, OpenOptions},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 
 use rustix::fs::FallocateFlags;
@@ -17,7 +20,7 @@ use rustix::fs::FallocateFlags;
 const MAX_BYTES: u64 = 64 << 20;
 
 /// The part of the whole disk that is kept aside at the most.
-const SHARE: u64 = 128;
+const SHARE: u64 = 64;
 
 /// How many reserves have to be free before one is taken.
 const ROOM: u64 = 2;
@@ -28,6 +31,8 @@ pub struct Reserve {
     held: AtomicBool,
     /// It was given back, and there was no room for another one since.
     used: AtomicBool,
+    /// One at a time makes the file.
+    restoring: Mutex<()>,
 }
 
 impl Reserve {
@@ -36,7 +41,12 @@ impl Reserve {
         let path = dir.join("reserve");
         let held = AtomicBool::new(path.exists());
         let used = AtomicBool::new(false);
-        let reserve = Self { path, held, used };
+        let reserve = Self {
+            path,
+            held,
+            used,
+            restoring: Mutex::default(),
+        };
         reserve.restore();
         reserve
     }
@@ -58,6 +68,7 @@ impl Reserve {
 
     /// Sets space aside again, when there is room.
     pub fn restore(&self) {
+        let _restoring = self.restoring.lock().expect("no code panics while it restores");
         if self.held.load(Relaxed) {
             return;
         }
@@ -75,10 +86,15 @@ impl Reserve {
         }
     }
 
+    /// How much of a disk of so many bytes has to be free for the reserve to be set aside.
+    pub fn room_on(disk_bytes: u64) -> u64 {
+        ROOM * bytes_on(disk_bytes)
+    }
+
     fn allocate(&self) -> std::io::Result<bool> {
         let dir = self.path.parent().unwrap_or(Path::new("/"));
         let disk = rustix::fs::statvfs(dir)?;
-        let bytes = MAX_BYTES.min(disk.f_blocks * disk.f_frsize / SHARE);
+        let bytes = bytes_on(disk.f_blocks * disk.f_frsize);
         if disk.f_bavail * disk.f_frsize < ROOM * bytes || bytes == 0 {
             return Ok(false);
         }
@@ -90,6 +106,10 @@ impl Reserve {
         rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes)?;
         Ok(true)
     }
+}
+
+fn bytes_on(disk_bytes: u64) -> u64 {
+    MAX_BYTES.min(disk_bytes / SHARE)
 }
 
 #[cfg(test)]
