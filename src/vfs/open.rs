@@ -291,6 +291,8 @@ impl Vfs {
             }
             // Sealed while readers have it open: their file, not the blob's, is what a writer must change.
             (Serving::Staging { .. }, Content::Blob(digest)) => Source::Unseal(digest),
+            // Emptied in a file of its own: a power loss before the next sync leaves the old bytes whole.
+            (Serving::Nothing, Content::Staging(_)) if request.truncate => Source::Fresh,
             (Serving::Nothing, Content::Staging(_)) => Source::Reopen,
             (_, Content::Lost(_)) => return Err(VfsError::Gone),
             (_, Content::Blob(Digest::EMPTY)) => Source::Fresh,
@@ -314,6 +316,9 @@ impl Vfs {
             Source::Fresh => {
                 let (id, file) = self.store.staging.create()?;
                 self.tree.set_staging(node.ino, id, 0, Vec::new())?;
+                if let Content::Staging(old) = row.content {
+                    self.store.staging.remove_after_barrier(old);
+                }
                 self.give_back(node, state);
                 state.serving = Serving::Staging {
                     id,
