@@ -32,6 +32,11 @@ fn obstacle() -> Option<String> {
     if !found.is_ok_and(|status| status.success()) {
         return Some("fusermount3 is not installed".to_owned());
     }
+    // fusermount3 opens the device as the user who asks; systems give it mode 0666.
+    let device = fs::metadata("/dev/fuse").map(|meta| std::os::unix::fs::MetadataExt::mode(&meta));
+    if !device.is_ok_and(|mode| mode & 0o006 == 0o006) {
+        return Some("/dev/fuse is closed to ordinary users on this host".to_owned());
+    }
     // The directories above must let the user through.
     let root = support::tempdir::root();
     fs::create_dir_all(&root).unwrap();
