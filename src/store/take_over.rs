@@ -190,6 +190,8 @@ impl Blobs {
 
     /// Links the file and takes back the row that vouches for it. The shard is locked.
     fn give_clean_file(&self, blob: &Blob, row: &BlobRow) -> Result<TakeOver, StoreError> {
+        // Until a take-over is finished the name still leads to the file that was given away.
+        blob.file.with_file(|_| Ok(()))?;
         let mut taken = self.link_file(blob)?;
         let found = taken
             .file
