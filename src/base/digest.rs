@@ -112,7 +112,7 @@ impl<'de> Deserialize<'de> for Digest {
 }
 
 /// Hashes bytes as they come.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Hasher(Sha256);
 
 impl Hasher {

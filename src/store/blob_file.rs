@@ -10,6 +10,8 @@
 //!   not served before its bytes were hashed again.
 //! - What was found at the path without a row is never written to: it may
 //!   be linked elsewhere, or mapped by a program. A new file takes its place.
+//! - While bytes are resident the path leads to the file in the slot: both change together,
+//!   under the slot's lock, so that nobody fills a file that is about to be replaced.
 //! - A file is lent to one inode at a time, and only when nobody else has it
 //!   open: mappings outlive a loan, and the daemon.
 //! - A *frozen* file (quarantined) is not written to any more.
@@ -274,14 +276,20 @@ impl BlobFile {
         }
     }
 
-    /// The path has another, whole file now.
-    pub(super) fn replaced_by(&self, file: File) {
+    /// Gives the path another, whole file, by `replace`, while nobody can make one.
+    pub(super) fn replace_with(
+        &self,
+        replace: impl FnOnce() -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
         let mut slot = self.write_slot();
+        replace()?;
+        let file = File::open(&self.path).map_err(StoreError::disk("open", &self.path))?;
         *slot = Some(Arc::new(file));
         self.resident.fill();
         self.doubted.clear();
         self.frozen.store(false, Ordering::Release);
         self.end_loans();
+        Ok(())
     }
 
     /// The file left, nothing is resident any more. `unlink` runs while nobody can make a new one.
@@ -330,23 +338,23 @@ impl BlobFile {
         self.with_file(|_| File::open(&self.path).map_err(StoreError::disk("open", &self.path)))
     }
 
-    /// Lends the file to `ino`; returns what [`Self::give_back`] wants.
-    pub(super) fn lend(&self, ino: Ino) -> Option<u64> {
+    /// Opens the file to lend it to `ino`; returns what [`Self::give_back`] wants with it.
+    pub(super) fn lend(&self, ino: Ino) -> Result<Option<(File, u64)>, StoreError> {
         let slot = self.read_slot();
-        let file = slot.as_ref().filter(|_| self.is_whole())?;
+        let Some(file) = slot.as_ref().filter(|_| self.is_whole()) else {
+            return Ok(None);
+        };
         let mut loan = self.loan();
-        match &mut loan.holder {
-            Some((holder, count)) if *holder == ino => *count += 1,
-            Some(_) => return None,
-            None => {
-                if loan.last != Some(ino) && !nobody_else_has_it_open(file) {
-                    return None;
-                }
-                loan.holder = Some((ino, 1));
-                loan.last = Some(ino);
-            }
-        }
-        Some(loan.generation)
+        let count = match loan.holder {
+            Some((holder, count)) if holder == ino => count,
+            Some(_) => return Ok(None),
+            None if loan.last != Some(ino) && !nobody_else_has_it_open(file) => return Ok(None),
+            None => 0,
+        };
+        let lent = File::open(&self.path).map_err(StoreError::disk("open", &self.path))?;
+        loan.holder = Some((ino, count + 1));
+        loan.last = Some(ino);
+        Ok(Some((lent, loan.generation)))
     }
 
     pub(super) fn give_back(&self, ino: Ino, generation: u64) {
@@ -381,6 +389,11 @@ impl BlobFile {
         self.read_slot()
             .as_ref()
             .is_some_and(|file| nobody_else_has_it_open(file))
+    }
+
+    /// Whether every byte is here, and not known to be wrong.
+    pub(super) fn is_good(&self) -> bool {
+        self.is_whole() && !self.frozen.load(Ordering::Acquire)
     }
 
     /// Whether it is time to tell the index what became resident.

@@ -38,7 +38,7 @@ use super::{
 };
 use crate::base::{chunk::ChunkList, clock::local_millis, digest::Digest};
 
-pub use super::take_over::TakeOver;
+pub use super::take_over::{FileId, TakeOver};
 
 /// A blob in use: while one of these lives, its bytes are not evicted (a lease).
 ///
@@ -94,16 +94,15 @@ impl Blob {
         self.file.file()
     }
 
-    /// Lends the file to one inode: true when it is free or `ino` has it already.
+    /// Lends the file to one inode: opens it read-only when it is free or `ino` has it already.
     ///
-    /// False as well when someone may still have it mapped from an earlier loan,
+    /// `None` as well when someone may still have it mapped from an earlier loan,
     /// and for an empty blob. Ends with [`Self::give_back`], or with this lease.
-    pub fn lend(&self, ino: Ino) -> bool {
-        let lent = self.file.lend(ino);
-        if let Some(generation) = lent {
+    pub fn lend(&self, ino: Ino) -> Result<Option<File>, StoreError> {
+        Ok(self.file.lend(ino)?.map(|(file, generation)| {
             self.loans().push((ino, generation));
-        }
-        lent.is_some()
+            file
+        }))
     }
 
     /// Ends the loan of `ino`. A file that was ever lent is only ever unlinked.

@@ -9,6 +9,7 @@ use std::{
 };
 
 use super::{
+    blobs::{Blob, FileId},
     ingest::{Quiet, is_quiet},
     rows::{BlobRow, Change, Durability, Ino, Residency},
     testing::{Rig, noise},
@@ -70,8 +71,8 @@ fn an_empty_file_has_no_blob() {
     assert_eq!(rig.row(&sliced), None);
     assert!(!rig.path(&Digest::EMPTY).exists());
     let blob = rig.open(&sliced);
-    assert!(blob.is_whole() && blob.read(0, 10).unwrap().is_empty() && !blob.lend(Ino(7)));
-    let taken = rig.blobs.take_over(&blob, false).unwrap();
+    assert!(blob.is_whole() && blob.read(0, 10).unwrap().is_empty() && !lends(&blob, Ino(7)));
+    let taken = rig.blobs.take_over(&blob, None).unwrap();
     assert!(read_all(&taken.file).is_empty());
 }
 
@@ -209,21 +210,29 @@ fn a_program_that_has_an_evicted_file_mapped_keeps_its_bytes() {
     assert_eq!(read_all(&lent), b"still here");
 }
 
+fn lends(blob: &Blob, ino: Ino) -> bool {
+    blob.lend(ino).unwrap().is_some()
+}
+
+fn id_of(blob: &Blob) -> FileId {
+    FileId::of(&blob.file().unwrap()).unwrap()
+}
+
 #[test]
 fn a_file_is_lent_to_one_inode_at_a_time() {
     let rig = Rig::new();
     let sliced = rig.seal(b"shared");
     let (a, b) = (rig.open(&sliced), rig.open(&sliced));
-    assert!(a.lend(Ino(1)) && a.lend(Ino(1)) && b.lend(Ino(1)));
-    assert!(!b.lend(Ino(2)));
+    assert!(lends(&a, Ino(1)) && lends(&a, Ino(1)) && lends(&b, Ino(1)));
+    assert!(!lends(&b, Ino(2)));
     a.give_back(Ino(1));
     a.give_back(Ino(1));
     a.give_back(Ino(1));
-    assert!(!b.lend(Ino(2)), "the loan of the other handle goes on");
+    assert!(!lends(&b, Ino(2)), "the loan of the other handle goes on");
     b.give_back(Ino(1));
-    assert!(b.lend(Ino(2)));
+    assert!(lends(&b, Ino(2)));
     drop(b);
-    assert!(a.lend(Ino(3)), "a loan ends with its lease");
+    assert!(lends(&a, Ino(3)), "a loan ends with its lease");
 }
 
 #[test]
@@ -231,17 +240,17 @@ fn a_file_that_someone_still_has_open_is_not_lent_to_another_inode() {
     let rig = Rig::new();
     let sliced = rig.seal(b"mapped");
     let blob = rig.open(&sliced);
-    assert!(blob.lend(Ino(1)));
+    assert!(lends(&blob, Ino(1)));
     let backing = blob.file().unwrap();
     blob.give_back(Ino(1));
-    assert!(!blob.lend(Ino(2)), "a mapping outlives the loan");
-    assert!(blob.lend(Ino(1)), "its own inode may have it");
+    assert!(!lends(&blob, Ino(2)), "a mapping outlives the loan");
+    assert!(lends(&blob, Ino(1)), "its own inode may have it");
     blob.give_back(Ino(1));
     drop(blob);
     let blob = rig.open(&sliced);
-    assert!(!blob.lend(Ino(2)), "nor does closing the blob forget it");
+    assert!(!lends(&blob, Ino(2)), "nor does closing the blob forget it");
     drop(backing);
-    assert!(blob.lend(Ino(2)));
+    assert!(lends(&blob, Ino(2)));
 }
 
 #[test]
@@ -255,9 +264,9 @@ fn a_copy_taken_over_leaves_the_blob_alone() {
             rig.seal(&bytes)
         };
         let other = rig.open(&sliced);
-        assert!(!lent || other.lend(Ino(1)));
+        assert!(!lent || lends(&other, Ino(1)));
         let reader = other.file().unwrap();
-        let taken = rig.blobs.take_over(&rig.open(&sliced), false).unwrap();
+        let taken = rig.blobs.take_over(&rig.open(&sliced), None).unwrap();
         taken.file.write_all_at(b"written", 0).unwrap();
         rig.blobs.finish_take_over(taken);
         assert_eq!(read_all(&reader), bytes);
@@ -274,7 +283,7 @@ fn a_large_clean_blob_that_nobody_else_uses_gives_its_file() {
     let path = rig.path(&sliced.digest);
     let before = inode(&path);
     let blob = rig.open(&sliced);
-    let taken = rig.blobs.take_over(&blob, false).unwrap();
+    let taken = rig.blobs.take_over(&blob, None).unwrap();
     assert_eq!(read_all(&taken.file), bytes);
     if inode(&rig.staging.path(taken.id)) != before {
         // The file system shares blocks: the copy cost nothing.
@@ -294,7 +303,7 @@ fn a_large_clean_blob_that_a_program_has_mapped_is_copied() {
     let bytes = noise(LARGE, 5);
     let sliced = rig.seal_clean(&bytes);
     let mapped = File::open(rig.path(&sliced.digest)).unwrap();
-    let taken = rig.blobs.take_over(&rig.open(&sliced), false).unwrap();
+    let taken = rig.blobs.take_over(&rig.open(&sliced), None).unwrap();
     taken.file.write_all_at(b"written", 0).unwrap();
     assert_eq!(read_all(&mapped), bytes);
     assert_eq!(rig.residency(&sliced), Residency::Whole);
@@ -305,9 +314,9 @@ fn the_same_file_of_a_clean_blob_is_what_its_readers_see_being_written() {
     let rig = Rig::new();
     let sliced = rig.seal_clean(b"before");
     let blob = rig.open(&sliced);
-    assert!(blob.lend(Ino(1)));
+    assert!(lends(&blob, Ino(1)));
     let reader = blob.file().unwrap();
-    let taken = rig.blobs.take_over(&blob, true).unwrap();
+    let taken = rig.blobs.take_over(&blob, Some(id_of(&blob))).unwrap();
     assert_eq!(rig.residency(&sliced), Residency::Nothing);
     let changes = taken.changes.clone();
     rig.ledger.commit(changes).unwrap();
@@ -325,9 +334,9 @@ fn the_same_file_of_a_dirty_blob_leaves_a_copy_behind() {
     let bytes = noise(LARGE, 6);
     let sliced = rig.seal(&bytes);
     let (blob, other) = (rig.open(&sliced), rig.open(&sliced));
-    assert!(blob.lend(Ino(1)));
+    assert!(lends(&blob, Ino(1)));
     let reader = blob.file().unwrap();
-    let taken = rig.blobs.take_over(&blob, true).unwrap();
+    let taken = rig.blobs.take_over(&blob, Some(id_of(&blob))).unwrap();
     taken.file.write_all_at(b"written", 0).unwrap();
     rig.blobs.finish_take_over(taken);
     assert_eq!(&read_all(&reader)[..7], b"written");
@@ -336,14 +345,17 @@ fn the_same_file_of_a_dirty_blob_leaves_a_copy_behind() {
     assert_eq!(rig.residency(&sliced), Residency::Whole);
     assert_eq!(rig.durability(&sliced), Some(Durability::Dirty));
     blob.give_back(Ino(1));
-    assert!(other.lend(Ino(2)), "the copy was never lent");
+    assert!(lends(&other, Ino(2)), "the copy was never lent");
 }
 
 #[test]
 fn a_kill_after_a_take_over_leaves_nothing_that_vouches_for_the_written_file() {
     let rig = Rig::new();
     let sliced = rig.seal_clean(b"before");
-    let taken = rig.blobs.take_over(&rig.open(&sliced), true).unwrap();
+    let taken = rig
+        .blobs
+        .take_over(&rig.open(&sliced), Some(id_of(&rig.open(&sliced))))
+        .unwrap();
     taken.file.write_all_at(b"BEFORE", 0).unwrap();
     let rig = rig.killed();
     assert!(!rig.open(&sliced).has(0, 1));
@@ -355,10 +367,49 @@ fn a_kill_after_a_take_over_leaves_nothing_that_vouches_for_the_written_file() {
 fn a_file_made_again_before_the_take_over_ends_keeps_its_name() {
     let rig = Rig::new();
     let sliced = rig.seal_clean(b"before");
-    let taken = rig.blobs.take_over(&rig.open(&sliced), true).unwrap();
+    let taken = rig
+        .blobs
+        .take_over(&rig.open(&sliced), Some(id_of(&rig.open(&sliced))))
+        .unwrap();
     let again = rig.seal(b"before");
     rig.blobs.finish_take_over(taken);
     assert_eq!(rig.open(&again).read(0, 6).unwrap(), b"before");
+}
+
+#[test]
+fn a_file_that_is_not_the_blobs_any_more_is_not_taken_over() {
+    let rig = Rig::new();
+    let sliced = rig.seal(b"dirty");
+    let (blob, other) = (rig.open(&sliced), rig.open(&sliced));
+    let lent = id_of(&blob);
+    let first = rig.blobs.take_over(&blob, Some(lent)).unwrap();
+    let staged = rig.staged();
+    let again = rig.blobs.take_over(&other, Some(lent));
+    assert!(again.is_err(), "the first one writes to it");
+    assert_eq!(rig.staged(), staged);
+    drop(first);
+}
+
+#[test]
+fn a_seal_leaves_a_file_alone_that_is_whole_but_not_in_its_row_yet() {
+    let rig = Rig::new();
+    let bytes = noise(LARGE, 8);
+    let sliced = rig.publish(&bytes);
+    let blob = rig.open(&sliced);
+    for (index, chunk) in sliced.chunks.chunks().iter().enumerate() {
+        let start = sliced.chunks.start(index) as usize;
+        let piece = &bytes[start..start + chunk.len as usize];
+        blob.file.store_chunk(index, piece, || Ok(())).unwrap();
+    }
+    assert_eq!(
+        rig.residency(&sliced),
+        Residency::Nothing,
+        "the test saves nothing"
+    );
+    let before = inode(&rig.path(&sliced.digest));
+    rig.seal(&bytes);
+    assert_eq!(inode(&rig.path(&sliced.digest)), before);
+    assert_eq!(rig.residency(&sliced), Residency::Whole);
 }
 
 #[test]

@@ -187,7 +187,7 @@ fn full_disk() {
     assert!(fetcher.status().unkept >= 4);
     assert_eq!(rig.residency(&sealed), Residency::Whole);
     assert_eq!(rig.open(&sealed).read(0, dirty.len()).unwrap(), dirty);
-    let copy = rig.blobs.take_over(&rig.open(&sealed), false);
+    let copy = rig.blobs.take_over(&rig.open(&sealed), None);
     assert!(matches!(copy, Err(StoreError::Full)), "{copy:?}");
     assert_eq!(rig.staged(), 0, "what was copied of it is gone again");
 }

@@ -23,7 +23,7 @@ use std::{
 
 use super::{
     StoreError,
-    blobs::{Blobs, Shared, now_secs},
+    blobs::{Blobs, Shard, Shared, now_secs},
     rows::{BlobRow, Change, Durability, Residency, StagingId},
 };
 use crate::base::{chunk::Sliced, clock::local_millis, digest::Digest, durable::remove_if_there};
@@ -48,41 +48,50 @@ impl Blobs {
             return Ok(Vec::new());
         }
         let shared = &self.shared;
-        if let Some(before) = shared.staging.begin_sealing(id, digest) {
+        if let Some(before) = shared.staging.end_sealing_as_other(id, digest) {
             self.forget_seal(&before)?;
         }
-        let linked = self.link(id, sliced);
-        if linked.is_err() {
-            // Nothing was promised to anyone.
-            shared.staging.end_sealing(id);
-        }
-        linked
-    }
-
-    fn link(&self, id: StagingId, sliced: &Sliced) -> Result<Vec<Change>, StoreError> {
-        let shared = &self.shared;
-        let digest = sliced.digest;
-        let size = sliced.chunks.size();
         let mut changes = Vec::new();
         if sliced.chunks.chunks().len() > 1 && shared.ledger.manifest(&digest, size)?.is_none() {
             changes.push(Change::PutManifest(digest, sliced.chunks.clone()));
         }
-
+        // The mark says that a whole file has the name: it comes and goes with the link, under one lock.
         let shard = shared.shard(&digest);
+        shared.staging.begin_sealing(id, digest);
+        match self.link(&shard, id, &digest, size) {
+            Ok(row) => {
+                changes.push(Change::PutBlob(row));
+                Ok(changes)
+            }
+            Err(err) => {
+                // Nothing was promised to anyone.
+                shared.staging.end_sealing(id);
+                Err(err)
+            }
+        }
+    }
+
+    /// Links the file unless the blob is here; returns the blob's row.
+    fn link(&self, shard: &Shard, id: StagingId, digest: &Digest, size: u64) -> Result<BlobRow, StoreError> {
+        let shared = &self.shared;
+        let digest = *digest;
         let row = shared.ledger.blob(&digest)?;
         let path = shared.path(&digest);
         let good = row.as_ref().is_some_and(|row| {
             row.residency == Residency::Whole && !row.doubted && row.durability != Durability::Quarantined
         });
+        let in_use = shard.get(&digest).map(|in_use| &in_use.file);
+        // What was fetched just now may not be in the row yet.
+        let good = good || in_use.is_some_and(|file| file.is_good());
         if !(good && is_there(&path, size)?) {
             // The row of some chunks may be on the disk, and would then speak of this file.
             let replaces_bytes = row
                 .as_ref()
                 .is_some_and(|row| row.residency != Residency::Nothing);
-            shared.put_at(id, &digest, replaces_bytes || shared.is_leaving(&digest))?;
-            if let Some(in_use) = shard.get(&digest) {
-                let file = File::open(&path).map_err(StoreError::disk("open", &path))?;
-                in_use.file.replaced_by(file);
+            let put = || shared.put_at(id, &digest, replaces_bytes || shared.is_leaving(&digest));
+            match in_use {
+                Some(file) => file.replace_with(put)?,
+                None => put()?,
             }
         }
         let durability = match row.as_ref().map(|row| row.durability) {
@@ -95,7 +104,7 @@ impl Blobs {
                 Durability::Dirty
             }
         };
-        let row = BlobRow {
+        Ok(BlobRow {
             digest,
             size,
             residency: Residency::Whole,
@@ -103,9 +112,7 @@ impl Blobs {
             used_secs: now_secs(),
             pinned: row.is_some_and(|row| row.pinned),
             doubted: false,
-        };
-        changes.push(Change::PutBlob(row));
-        Ok(changes)
+        })
     }
 
     /// Removes a blob name that was linked for rows that were never committed.

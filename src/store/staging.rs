@@ -140,14 +140,20 @@ impl Staging {
         self.end_sealing(id);
     }
 
-    /// Notes that the row of `digest` will be committed by whoever seals `id`;
-    /// returns the digest that the same file was sealed under before, if that was never committed.
-    pub(super) fn begin_sealing(&self, id: StagingId, digest: Digest) -> Option<Digest> {
+    /// Notes that the row of `digest` will be committed by whoever seals `id`. The shard is locked.
+    pub(super) fn begin_sealing(&self, id: StagingId, digest: Digest) {
         let mut sealing = self.sealing();
-        let before = sealing.end(id);
+        sealing.end(id);
         sealing.by_id.insert(id, digest);
         *sealing.counts.entry(digest).or_default() += 1;
-        before.filter(|before| *before != digest)
+    }
+
+    /// Returns the other digest that the same file was sealed under before, if that was never
+    /// committed, and takes its mark away.
+    pub(super) fn end_sealing_as_other(&self, id: StagingId, digest: Digest) -> Option<Digest> {
+        let mut sealing = self.sealing();
+        let other = sealing.by_id.get(&id).is_some_and(|before| *before != digest);
+        if other { sealing.end(id) } else { None }
     }
 
     /// Whether someone is about to commit the row of `digest`.

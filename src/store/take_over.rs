@@ -47,6 +47,31 @@ use crate::base::{
 /// longer than the disk barrier that taking needs, and the blob stays resident.
 const COPY_BYTES: u64 = 8 << 20;
 
+/// Which file it is, whatever its names are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileId {
+    device: u64,
+    inode: u64,
+}
+
+impl FileId {
+    /// # Errors
+    ///
+    /// Those of `fstat(2)`.
+    pub fn of(file: &File) -> io::Result<Self> {
+        file.metadata().map(|found| Self::from(&found))
+    }
+}
+
+impl From<&fs::Metadata> for FileId {
+    fn from(found: &fs::Metadata) -> Self {
+        Self {
+            device: found.dev(),
+            inode: found.ino(),
+        }
+    }
+}
+
 /// A staging file made from a blob.
 #[derive(Debug)]
 pub struct TakeOver {
@@ -55,17 +80,17 @@ pub struct TakeOver {
     pub file: File,
     /// To be committed with the row of the file, behind it.
     pub changes: Vec<Change>,
-    /// The blob whose file this was, and which file that is (device, inode).
-    left: Option<(Digest, (u64, u64))>,
+    /// The blob whose file this was, and which file that is.
+    left: Option<(Digest, FileId)>,
 }
 
 impl Blobs {
     /// Makes a staging file with the bytes of a whole blob, for a writer.
     ///
-    /// With `same_file` (the caller lent this very file to readers of the inode
+    /// With `lent` (the caller lent this very file to readers of the inode
     /// that is now opened for writing, so the kernel demands one backing file)
     /// the blob's own file becomes the staging file and the blob keeps a copy,
-    /// or leaves this disk if it is clean; without it a large clean blob that nobody
+    /// or leaves this disk if it is clean; without one a large clean blob that nobody
     /// else uses or has mapped is taken over likewise, anything else is copied (reflink where the file
     /// system can). Returns the changes that the caller commits with the row of the file;
     /// the blob's name is unlinked only by `finish_take_over` after that commit.
@@ -75,15 +100,16 @@ impl Blobs {
     ///
     /// # Errors
     ///
-    /// [`StoreError::Full`] when there is no room for the copy.
-    pub fn take_over(&self, blob: &Arc<Blob>, same_file: bool) -> Result<TakeOver, StoreError> {
+    /// [`StoreError::Full`] when there is no room for the copy; an error of the disk with
+    /// `ResourceBusy` when the lent file is not the blob's any more.
+    pub fn take_over(&self, blob: &Arc<Blob>, lent: Option<FileId>) -> Result<TakeOver, StoreError> {
         if blob.size() == 0 {
             let (id, file) = self.shared.staging.create()?;
             make_durable(&file, &self.shared.staging.path(id))?;
             return Ok(TakeOver::new(id, file));
         }
-        if same_file {
-            return self.give_lent_file(blob);
+        if let Some(lent) = lent {
+            return self.give_lent_file(blob, lent);
         }
         let (id, target) = self.shared.staging.create()?;
         let staged = Unfinished::new(self.shared.staging.path(id));
@@ -113,12 +139,12 @@ impl Blobs {
     }
 
     /// Unlinks the name of a blob that gave its file away.
-    fn unlink_left(&self, digest: Digest, file: (u64, u64)) {
+    fn unlink_left(&self, digest: Digest, file: FileId) {
         let path = self.shared.path(&digest);
         let shard = self.shared.shard(&digest);
         // A new file may have the name by now: whoever fetched the blob again made it.
         let unlink = || match fs::metadata(&path) {
-            Ok(found) if identity(&found) == file => remove_if_there(&path),
+            Ok(found) if FileId::from(&found) == file => remove_if_there(&path),
             Ok(_) => Ok(()),
             Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(err) => Err(err),
@@ -137,7 +163,7 @@ impl Blobs {
     }
 
     /// Makes the file that readers of the caller's inode have its staging file.
-    fn give_lent_file(&self, blob: &Blob) -> Result<TakeOver, StoreError> {
+    fn give_lent_file(&self, blob: &Blob, lent: FileId) -> Result<TakeOver, StoreError> {
         let shared = &self.shared;
         let digest = blob.digest();
         // Copied before the lock is taken; the bytes cannot change while the blob is leased.
@@ -146,21 +172,28 @@ impl Blobs {
             None => Some(self.spare_copy(blob)?),
         };
         let shard = shared.shard(&digest);
+        // Until a take-over is finished the name leads to a file that was given away.
+        blob.file.with_file(|file| {
+            let path = &blob.file.path;
+            let same = FileId::of(file).map_err(StoreError::disk("examine", path))? == lent;
+            same.then_some(())
+                .ok_or_else(|| StoreError::disk("take over", path)(io::ErrorKind::ResourceBusy.into()))
+        })?;
         let taken = match (spare, self.clean_row(&digest)?) {
             (None, Some(row)) => self.give_clean_file(blob, &row),
             (Some(spare), _) => self.link_file(blob).and_then(|taken| {
                 let path = &blob.file.path;
-                fs::rename(&spare.path, path).map_err(StoreError::disk("rename", path))?;
-                spare.finish();
-                sync_dir(folder_of(path)).map_err(StoreError::disk("sync", path))?;
-                blob.file
-                    .replaced_by(File::open(path).map_err(StoreError::disk("open", path))?);
+                blob.file.replace_with(|| {
+                    fs::rename(&spare.path, path).map_err(StoreError::disk("rename", path))?;
+                    spare.finish();
+                    sync_dir(folder_of(path)).map_err(StoreError::disk("sync", path))
+                })?;
                 Ok(taken)
             }),
             // It became dirty in between: sealed again, by another file.
             (None, None) => {
                 drop(shard);
-                return self.give_lent_file(blob);
+                return self.give_lent_file(blob, lent);
             }
         };
         drop(shard);
@@ -174,7 +207,7 @@ impl Blobs {
         let shard = self.shared.shard(&digest);
         let alone = shard.get(&digest).is_some_and(|in_use| in_use.leases == 1);
         match self.clean_row(&digest)? {
-            Some(row) if alone && !blob.file.is_lent() && blob.file.is_exclusive() => {
+            Some(row) if alone && blob.is_whole() && !blob.file.is_lent() && blob.file.is_exclusive() => {
                 self.give_clean_file(blob, &row).map(Some)
             }
             _ => Ok(None),
@@ -188,22 +221,17 @@ impl Blobs {
         Ok(row.filter(|row| matches!(row.durability, Durability::Durable { .. }) && !row.pinned && !sealing))
     }
 
-    /// Links the file and takes back the row that vouches for it. The shard is locked.
+    /// Links the file, which is whole, and takes back the row that vouches for it. The shard is locked.
     fn give_clean_file(&self, blob: &Blob, row: &BlobRow) -> Result<TakeOver, StoreError> {
-        // Until a take-over is finished the name still leads to the file that was given away.
-        blob.file.with_file(|_| Ok(()))?;
         let mut taken = self.link_file(blob)?;
-        let found = taken
-            .file
-            .metadata()
-            .map_err(StoreError::disk("examine", &blob.file.path))?;
+        let found = FileId::of(&taken.file).map_err(StoreError::disk("examine", &blob.file.path))?;
         self.shared.commit_leaving(BlobRow {
             residency: Residency::Nothing,
             doubted: false,
             ..row.clone()
         })?;
         blob.file.leave(|| ());
-        taken.left = Some((blob.digest(), identity(&found)));
+        taken.left = Some((blob.digest(), found));
         Ok(taken)
     }
 
@@ -317,8 +345,4 @@ fn make_durable(file: &File, path: &Path) -> Result<(), StoreError> {
 fn folder_of(path: &Path) -> &Path {
     path.parent()
         .expect("these files are all in folders of the cache directory")
-}
-
-fn identity(found: &fs::Metadata) -> (u64, u64) {
-    (found.dev(), found.ino())
 }

@@ -15,6 +15,7 @@ use crate::{
         digest::Digest,
     },
     store::{
+        blobs::FileId,
         manifest,
         rows::{BlobRow, Change, Durability, Residency},
         testing::{Fault, Rig, eventually_async, noise},
@@ -343,7 +344,8 @@ async fn a_file_taken_over_during_its_upload_is_uploaded_as_it_was() {
     let uploader = uploader(&rig);
     eventually_async("it begins", || rig.bucket.under_way() == 4).await;
     let blob = rig.open(&sliced);
-    let taken = rig.blobs.take_over(&blob, true).unwrap();
+    let lent = FileId::of(&blob.file().unwrap()).unwrap();
+    let taken = rig.blobs.take_over(&blob, Some(lent)).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&taken.file, &vec![0; LARGE], 0).unwrap();
     rig.blobs.finish_take_over(taken);
     rig.bucket.open();

@@ -13,7 +13,7 @@ use std::{
 };
 
 use crate::store::{
-    blobs::Blob,
+    blobs::{Blob, FileId},
     fetch::ReadCursor,
     rows::{Ino, StagingId},
 };
@@ -38,7 +38,8 @@ pub(super) enum Serving {
     },
     Blob {
         blob: Arc<Blob>,
-        loan: Option<Loan>,
+        /// With the file that was lent.
+        loan: Option<(Loan, FileId)>,
     },
 }
 
@@ -46,7 +47,8 @@ impl Serving {
     pub(super) fn loan(&self) -> Option<&Loan> {
         match self {
             Self::Nothing | Self::Empty => None,
-            Self::Staging { loan, .. } | Self::Blob { loan, .. } => loan.as_ref(),
+            Self::Staging { loan, .. } => loan.as_ref(),
+            Self::Blob { loan, .. } => loan.as_ref().map(|(loan, _)| loan),
         }
     }
 }

@@ -31,6 +31,7 @@ pub struct NewFile {
 }
 
 /// What creating and opening a file came to.
+#[derive(Debug)]
 pub enum Created {
     New(Attr, Opened),
     /// Another program was quicker: the file is there, and is to be opened.

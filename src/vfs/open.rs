@@ -13,7 +13,7 @@ use crate::{
     namespace::TreeError,
     store::{
         StoreError,
-        blobs::{Blob, TakeOver},
+        blobs::{Blob, FileId, TakeOver},
         error::chain,
         fetch::ReadCursor,
         rows::{Content, Ino, NodeRow},
@@ -29,6 +29,7 @@ pub struct OpenRequest {
 }
 
 /// A file that is open.
+#[derive(Debug)]
 pub struct Opened {
     pub handle: u64,
     /// What the front made of the file it lent to the kernel.
@@ -39,6 +40,7 @@ pub struct Opened {
 }
 
 /// What an attempt to open came to.
+#[derive(Debug)]
 pub enum OpenStep {
     Ready(Opened),
     /// Chunks are missing: bring them with [`Vfs::open_fetching`].
@@ -46,6 +48,7 @@ pub enum OpenStep {
 }
 
 /// The chunks that an open waits for.
+#[derive(Debug)]
 pub struct Missing {
     blob: Arc<Blob>,
     whole: bool,
@@ -256,14 +259,9 @@ impl Vfs {
                         return Ok(Served::Fetch(Missing { blob, whole: false }));
                     }
                     Serving::Blob { blob, loan: None }
-                } else if let Some(lend) = lend.filter(|_| blob.lend(node.ino)) {
-                    let loan = lent(lend(&blob.file()?));
-                    if loan.is_none() {
-                        blob.give_back(node.ino);
-                    }
-                    Serving::Blob { blob, loan }
                 } else {
-                    Serving::Blob { blob, loan: None }
+                    let loan = lend.map_or(Ok(None), |lend| lend_blob(&blob, node.ino, lend))?;
+                    Serving::Blob { blob, loan }
                 }
             }
         };
@@ -332,7 +330,11 @@ impl Vfs {
                 if !blob.is_whole() {
                     return Ok(Served::Fetch(Missing { blob, whole: true }));
                 }
-                let done = self.store.blobs.take_over(&blob, loaned)?;
+                let lent = match &state.serving {
+                    Serving::Blob { loan, .. } => loan.as_ref().map(|(_, file)| *file),
+                    Serving::Nothing | Serving::Empty | Serving::Staging { .. } => None,
+                };
+                let done = self.store.blobs.take_over(&blob, lent)?;
                 self.put_taken_over(node, state, row, done)?;
             }
             Source::Unseal(digest) => self.unseal(node, state, row, digest)?,
@@ -377,7 +379,7 @@ impl Vfs {
         let loan = match std::mem::replace(&mut state.serving, Serving::Nothing) {
             Serving::Blob { blob, loan } => {
                 blob.give_back(node.ino);
-                loan
+                loan.map(|(loan, _)| loan)
             }
             Serving::Staging { loan, .. } => loan,
             Serving::Nothing | Serving::Empty => None,
@@ -403,10 +405,11 @@ impl Vfs {
         };
         if let Some(blob) = same_file
             && blob.is_whole()
-            && is_same_file(&blob.file()?, file)?
+            && let lent = FileId::of(file)?
+            && FileId::of(&blob.file()?)? == lent
         {
             let kept = *id;
-            let done = self.store.blobs.take_over(&blob, true)?;
+            let done = self.store.blobs.take_over(&blob, Some(lent))?;
             self.put_taken_over(node, state, row, done)?;
             self.store.staging.remove_after_barrier(kept);
             return Ok(());
@@ -477,9 +480,20 @@ fn lent(result: io::Result<Loan>) -> Option<Loan> {
         .ok()
 }
 
-fn is_same_file(a: &File, b: &File) -> io::Result<bool> {
-    let (a, b) = (rustix::fs::fstat(a)?, rustix::fs::fstat(b)?);
-    Ok((a.st_dev, a.st_ino) == (b.st_dev, b.st_ino))
+/// Lends a blob's file to the kernel, if nobody else has it and the kernel takes it.
+fn lend_blob(
+    blob: &Blob,
+    ino: Ino,
+    lend: &dyn Fn(&File) -> io::Result<Loan>,
+) -> Result<Option<(Loan, FileId)>, VfsError> {
+    let Some(file) = blob.lend(ino)? else {
+        return Ok(None);
+    };
+    let Some(loan) = lent(lend(&file)) else {
+        blob.give_back(ino);
+        return Ok(None);
+    };
+    Ok(Some((loan, FileId::of(&file)?)))
 }
 
 /// Size and modification time of a staging file, the latter in nanoseconds since 1970.
