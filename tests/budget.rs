@@ -14,6 +14,7 @@ use std::{
 };
 
 use lab::{Lab, StoreKind};
+use s3server::Faults;
 use support::{
     loopdev::{self, LoopFs},
     machine::Machine,
@@ -191,10 +192,29 @@ fn a_full_disk_gives_enospc_and_the_daemon_recovers() {
     }
     assert_eq!(a.status()["state"], "serving");
     lab.set_down(false);
-    // Served without being kept, since there is no room until something is uploaded.
-    wait::until("a file of the store is read on a full disk", SOON, || {
-        fs::read(a.path("remote")).ok().filter(|bytes| *bytes == remote)
+    // Nothing can be uploaded, so there is no room: a file of the store is served without being kept.
+    lab.server().set_faults(Faults {
+        only: vec!["PutObject".to_owned()],
+        slow_down: 1.0,
+        ..Faults::default()
     });
+    assert!(content(&a.path("remote")) == remote);
+    // A writer needs all of it here.
+    for (size, open) in [(3 * MIB, false), (0, true)] {
+        let refused = if open {
+            File::options().append(true).open(a.path("remote")).map(drop)
+        } else {
+            let path = std::ffi::CString::new(a.path("remote").as_os_str().as_encoded_bytes()).unwrap();
+            // SAFETY: the path is a string that ends in a zero byte, for the time of the call.
+            match unsafe { libc::truncate(path.as_ptr(), size as i64) } {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            }
+        };
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::StorageFull);
+    }
+    assert!(content(&a.path("remote")) == remote);
+    lab.server().set_faults(Faults::default());
     a.flush();
     // Now the clean ones can go: as much again can be written.
     wait::until("there is room again", SOON, || {

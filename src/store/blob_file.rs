@@ -90,18 +90,20 @@ impl BlobFile {
             Some(Residency::Partial(bytes)) => Bits::from_bytes(count, bytes),
             Some(Residency::Whole) => Bits::full(count),
         };
-        let frozen = row.is_some_and(|row| row.durability == Durability::Quarantined) && !sealed;
+        let quarantined = row.is_some_and(|row| row.durability == Durability::Quarantined) && !sealed;
         let mut found = Found::AsTheRowSays;
         let mut file = None;
         let in_doubt = row.is_some_and(|row| row.doubted) && !sealed;
         if !held.is_empty() {
-            let fillable = (in_doubt || !held.is_full()) && !frozen;
+            let fillable = (in_doubt || !held.is_full()) && !quarantined;
             file = open_file(&path, chunks.size(), fillable)?;
             if file.is_none() {
                 held.clear();
                 found = Found::Gone;
             }
         }
+        // Without a file there is nothing to keep: what the bucket has may come in its place.
+        let frozen = quarantined && file.is_some();
         let (resident, doubted) = if in_doubt {
             (Bits::empty(count), held)
         } else {
@@ -214,7 +216,7 @@ impl BlobFile {
         bytes: &[u8],
         before_make: impl FnOnce() -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
-        if self.frozen.load(Ordering::Acquire) {
+        if self.is_frozen() {
             return Ok(());
         }
         let mut slot = self.read_slot();
@@ -393,7 +395,11 @@ impl BlobFile {
 
     /// Whether every byte is here, and not known to be wrong.
     pub(super) fn is_good(&self) -> bool {
-        self.is_whole() && !self.frozen.load(Ordering::Acquire)
+        self.is_whole() && !self.is_frozen()
+    }
+
+    pub(super) fn is_frozen(&self) -> bool {
+        self.frozen.load(Ordering::Acquire)
     }
 
     /// Whether it is time to tell the index what became resident.

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use super::{
     StoreError,
@@ -221,8 +221,19 @@ impl Shared {
         if row.residency == residency && row.doubted == doubted {
             return Ok(());
         }
+        // A quarantined blob takes no chunks while it has a file: all of this one came from the bucket.
+        let came_back = row.durability == Durability::Quarantined && file.is_good() && !doubted;
+        let durability = if came_back {
+            info!(digest = %file.digest, "a blob whose only copy was lost came back from the bucket");
+            Durability::Durable {
+                confirmed_millis: local_millis(),
+            }
+        } else {
+            row.durability
+        };
         let saved = self.put_row(BlobRow {
             residency,
+            durability,
             doubted,
             ..row
         });

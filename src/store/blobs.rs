@@ -69,6 +69,11 @@ impl Blob {
         self.file.is_whole()
     }
 
+    /// Some of its bytes turned out to be wrong: it takes no more of them.
+    pub fn is_damaged(&self) -> bool {
+        self.file.is_frozen()
+    }
+
     /// Whether `len` bytes from `offset` are here and verified.
     pub fn has(&self, offset: u64, len: u64) -> bool {
         self.file.has(offset, len)

@@ -519,3 +519,22 @@ async fn a_quarantined_file_is_not_written_to_and_its_lost_chunks_are_read_from_
     assert!(fs::read(rig.path(&sliced.digest)).unwrap() == damaged);
     assert_eq!(rig.durability(&sliced), Some(Durability::Quarantined));
 }
+
+#[tokio::test]
+async fn a_blob_whose_only_copy_was_lost_comes_back_when_the_bucket_has_it_after_all() {
+    let rig = Rig::new();
+    let bytes = noise(LARGE, 23);
+    let sliced = rig.seal(&bytes);
+    // Uploaded, and the power went before that was written down.
+    rig.bucket.fill(&bytes);
+    fs::remove_file(rig.path(&sliced.digest)).unwrap();
+    let blob = rig.open(&sliced);
+    assert_eq!(rig.durability(&sliced), Some(Durability::Quarantined));
+    rig.fetcher().ensure_whole(&blob).await.unwrap();
+    assert!(blob.is_whole() && blob.read(0, LARGE).unwrap() == bytes);
+    assert_eq!(rig.residency(&sliced), Residency::Whole);
+    assert!(matches!(
+        rig.durability(&sliced),
+        Some(Durability::Durable { .. })
+    ));
+}

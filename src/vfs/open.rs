@@ -4,9 +4,14 @@
 
 use std::{fs::File, io, sync::Arc};
 
+use tokio::{
+    runtime::{Handle, RuntimeFlavor},
+    task::block_in_place,
+};
+
 use super::{
     Vfs, VfsError, count,
-    handle::{Handle, Loan, OpenNode, OpenState, Serving},
+    handle::{Handle as OpenHandle, Loan, OpenNode, OpenState, Serving},
 };
 use crate::{
     base::digest::Digest,
@@ -43,27 +48,61 @@ pub struct Opened {
 #[derive(Debug)]
 pub enum OpenStep {
     Ready(Opened),
-    /// Chunks are missing: bring them with [`Vfs::open_fetching`].
+    /// It takes long, because chunks are missing or many bytes are to be copied: go on
+    /// with [`Vfs::open_fetching`].
     Fetch(Missing),
 }
 
-/// The chunks that an open waits for.
+/// What an open waits for: the first chunk of a blob or all of them, and time to copy them.
 #[derive(Debug)]
 pub struct Missing {
     blob: Arc<Blob>,
     whole: bool,
 }
 
+impl Missing {
+    /// Whether this brought what an open of `digest` needs.
+    fn is_of(&self, digest: &Digest) -> bool {
+        self.blob.digest() == *digest
+    }
+
+    /// Why a blob is still not here after it was brought.
+    pub(super) fn failure(&self) -> VfsError {
+        match (self.whole, self.blob.is_whole(), self.blob.is_damaged()) {
+            (true, false, true) => StoreError::Corrupt {
+                blob: self.blob.digest(),
+            }
+            .into(),
+            (true, false, false) => StoreError::Full.into(),
+            (false, ..) | (true, true, _) => VfsError::Gone,
+        }
+    }
+}
+
 /// Hands a file to the kernel; fails where the kernel does not want it.
 pub type Lend<'a> = Option<&'a (dyn Fn(&File) -> io::Result<Loan> + 'a)>;
 
+/// Longer blobs are not copied for a writer on the threads that answer the kernel.
+const QUICK_COPY_BYTES: u64 = 1 << 20;
+
 /// Attempts before an open gives up: each is spoilt only by a change of the
 /// file between two looks at it.
-const ATTEMPTS: u32 = 8;
+pub(super) const ATTEMPTS: u32 = 8;
 
 impl Vfs {
     /// Opens a file whose bytes are here, or says what must be fetched first.
     pub fn open(&self, ino: Ino, request: OpenRequest, lend: Lend<'_>) -> Result<OpenStep, VfsError> {
+        self.open_with(ino, request, lend, None)
+    }
+
+    /// Opens a file for which `brought` was brought; that it cannot be kept does not matter to a reader.
+    pub(super) fn open_with(
+        &self,
+        ino: Ino,
+        request: OpenRequest,
+        lend: Lend<'_>,
+        brought: Option<&Missing>,
+    ) -> Result<OpenStep, VfsError> {
         self.used();
         let request = OpenRequest {
             write: request.write || request.truncate,
@@ -78,7 +117,7 @@ impl Vfs {
                 pinned => drop(pinned?),
             }
             let node = self.nodes.get_or(ino, || OpenNode::new(ino));
-            let served = self.serve(&node, request, lend);
+            let served = self.serve(&node, request, lend, brought);
             if let Ok(Served::Now { loan, content }) = served {
                 let keep_cache = self.keeps_pages(ino, content, request);
                 return Ok(OpenStep::Ready(self.opened(node, request, loan, keep_cache)));
@@ -105,12 +144,13 @@ impl Vfs {
         count(&self.counters.misses);
         for _ in 0..ATTEMPTS {
             self.bring(ino, &missing).await?;
-            match self.open(ino, request, may_lend.then_some(&lend))? {
+            let open = || self.open_with(ino, request, may_lend.then_some(&lend), Some(&missing));
+            match may_block(open)? {
                 OpenStep::Ready(opened) => return Ok(opened),
                 OpenStep::Fetch(more) => missing = more,
             }
         }
-        Err(VfsError::Gone)
+        Err(missing.failure())
     }
 
     pub(super) async fn bring(&self, ino: Ino, missing: &Missing) -> Result<(), VfsError> {
@@ -173,7 +213,7 @@ impl Vfs {
         if loan.is_some() {
             count(&self.counters.passthrough_opens);
         }
-        let handle = Handle {
+        let handle = OpenHandle {
             node,
             write: request.write,
             append: request.append,
@@ -200,15 +240,21 @@ impl Vfs {
         Ok(())
     }
 
-    fn serve(&self, node: &OpenNode, request: OpenRequest, lend: Lend<'_>) -> Result<Served, VfsError> {
+    fn serve(
+        &self,
+        node: &OpenNode,
+        request: OpenRequest,
+        lend: Lend<'_>,
+        brought: Option<&Missing>,
+    ) -> Result<Served, VfsError> {
         let mut state = node.lock();
         // What the file holds changes only under this lock, or by a seal, which keeps to it.
         let row = &*self.tree.node(node.ino)?.ok_or(VfsError::Gone)?;
         let first = state.handles == 0;
         let served = if request.write {
-            self.serve_writer(node, &mut state, row, request, lend)
+            self.serve_writer(node, &mut state, row, request, lend, brought)
         } else {
-            self.serve_reader(node, &mut state, row, lend)
+            self.serve_reader(node, &mut state, row, lend, brought)
         };
         if !matches!(served, Ok(Served::Now { .. })) {
             if first {
@@ -234,6 +280,7 @@ impl Vfs {
         state: &mut OpenState,
         row: &NodeRow,
         lend: Lend<'_>,
+        brought: Option<&Missing>,
     ) -> Result<Served, VfsError> {
         if !matches!(state.serving, Serving::Nothing) {
             return Ok(SERVED);
@@ -255,7 +302,7 @@ impl Vfs {
             Content::Blob(digest) => {
                 let blob = self.open_blob(&digest, row)?;
                 if !blob.is_whole() {
-                    if !blob.has(0, 1) {
+                    if !blob.has(0, 1) && !brought.is_some_and(|missing| missing.is_of(&digest)) {
                         return Ok(Served::Fetch(Missing { blob, whole: false }));
                     }
                     Serving::Blob { blob, loan: None }
@@ -275,7 +322,9 @@ impl Vfs {
         row: &NodeRow,
         request: OpenRequest,
         lend: Lend<'_>,
+        brought: Option<&Missing>,
     ) -> Result<Served, VfsError> {
+        let brought = |digest| brought.is_some_and(|missing| missing.is_of(digest));
         let first = matches!(state.serving, Serving::Nothing);
         let loaned = state.serving.loan().is_some();
         let source = match (&state.serving, row.content) {
@@ -327,7 +376,7 @@ impl Vfs {
             }
             Source::Blob(digest) => {
                 let blob = self.open_blob(&digest, row)?;
-                if !blob.is_whole() {
+                if !blob.is_whole() || (blob.size() > QUICK_COPY_BYTES && !brought(&digest)) {
                     return Ok(Served::Fetch(Missing { blob, whole: true }));
                 }
                 let lent = match &state.serving {
@@ -478,6 +527,14 @@ fn lent(result: io::Result<Loan>) -> Option<Loan> {
     result
         .inspect_err(|err| tracing::debug!(error = %err, "the kernel does not take the file"))
         .ok()
+}
+
+/// Runs `job`, which takes long, without keeping the tasks of this thread waiting.
+pub(super) fn may_block<T>(job: impl FnOnce() -> T) -> T {
+    match Handle::current().runtime_flavor() {
+        RuntimeFlavor::MultiThread => block_in_place(job),
+        _ => job(),
+    }
 }
 
 /// Lends a blob's file to the kernel, if nobody else has it and the kernel takes it.

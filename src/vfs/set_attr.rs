@@ -7,7 +7,7 @@ use rustix::fs::{Timespec, Timestamps};
 use super::{
     Attr, Lend, OpenRequest, OpenStep, Vfs, VfsError,
     handle::Serving,
-    open::{Missing, nanos, stat},
+    open::{ATTEMPTS, Missing, may_block, nanos, stat},
 };
 use crate::{
     namespace::{
@@ -66,10 +66,19 @@ impl Vfs {
 
     /// Changes attributes, or says what must be fetched first (to cut a file short in its middle).
     pub fn set_attr(&self, ino: Ino, set: SetAttr) -> Result<Result<Attr, Missing>, VfsError> {
+        self.set_attr_with(ino, set, None)
+    }
+
+    fn set_attr_with(
+        &self,
+        ino: Ino,
+        set: SetAttr,
+        brought: Option<&Missing>,
+    ) -> Result<Result<Attr, Missing>, VfsError> {
         self.writable()?;
         self.used();
         if let Some(size) = set.size
-            && let Some(missing) = self.set_size(ino, size, set.handle)?
+            && let Some(missing) = self.set_size(ino, size, set.handle, brought)?
         {
             return Ok(Err(missing));
         }
@@ -93,16 +102,23 @@ impl Vfs {
         set: SetAttr,
         mut missing: Missing,
     ) -> Result<Attr, VfsError> {
-        loop {
+        for _ in 0..ATTEMPTS {
             self.bring(ino, &missing).await?;
-            match self.set_attr(ino, set)? {
+            match may_block(|| self.set_attr_with(ino, set, Some(&missing)))? {
                 Ok(attr) => return Ok(attr),
                 Err(more) => missing = more,
             }
         }
+        Err(missing.failure())
     }
 
-    fn set_size(&self, ino: Ino, size: u64, handle: Option<u64>) -> Result<Option<Missing>, VfsError> {
+    fn set_size(
+        &self,
+        ino: Ino,
+        size: u64,
+        handle: Option<u64>,
+        brought: Option<&Missing>,
+    ) -> Result<Option<Missing>, VfsError> {
         if let Some(handle) = handle
             && self.handle(handle)?.write
         {
@@ -121,11 +137,11 @@ impl Vfs {
             append: false,
         };
         let no_lend: Lend<'_> = None;
-        let opened = match self.open(ino, request, no_lend)? {
+        let opened = match self.open_with(ino, request, no_lend, brought)? {
             OpenStep::Ready(opened) => opened,
             OpenStep::Fetch(missing) => return Ok(Some(missing)),
         };
-        let result = self.set_size(ino, size, Some(opened.handle));
+        let result = self.set_size(ino, size, Some(opened.handle), None);
         self.release(opened.handle)?;
         result
     }

@@ -286,7 +286,12 @@ impl Memory {
 }
 
 /// Whether the new row speaks of bytes that the old one did not.
+///
+/// Where the old one doubted them, wrong ones may have been fetched anew.
 fn gained(old: Option<&BlobEntry>, new: &BlobEntry) -> bool {
+    if old.is_some_and(|old| old.row.doubted) && !new.row.doubted {
+        return new.row.residency != Residency::Nothing;
+    }
     let old = old.map_or(&Residency::Nothing, |old| &old.row.residency);
     match (old, &new.row.residency) {
         (_, Residency::Nothing) | (Residency::Whole, _) => false,

@@ -158,6 +158,24 @@ fn power_loss_casts_doubt_on_bytes_younger_than_the_barrier() {
 }
 
 #[test]
+fn bytes_that_took_the_place_of_doubted_ones_are_new_to_the_next_power_loss() {
+    let (dir, ledger) = fresh();
+    ledger.commit(vec![Change::PutBlob(blob(1, DURABLE))]).unwrap();
+    drop(ledger);
+    let ledger = open(dir.path(), LastStop::PowerLost);
+    assert!(is_doubted(&ledger, 1));
+    ledger.commit(vec![Change::PutBlob(blob(1, DURABLE))]).unwrap();
+    drop(ledger);
+    let ledger = open(dir.path(), LastStop::PowerLost);
+    assert!(is_doubted(&ledger, 1), "no barrier covered what was fetched anew");
+    ledger.commit(vec![Change::PutBlob(blob(1, DURABLE))]).unwrap();
+    ledger.barrier().unwrap();
+    drop(ledger);
+    let ledger = open(dir.path(), LastStop::PowerLost);
+    assert!(!is_doubted(&ledger, 1));
+}
+
+#[test]
 fn a_power_loss_during_the_mending_is_mended_again() {
     let (dir, ledger) = fresh();
     ledger
