@@ -111,7 +111,7 @@ class Disk:
         run(f"mkfs.{kind}", "-q", "-f" if kind == "xfs" else "-F", image)
         self.device = run("losetup", "--find", "--show", "--direct-io=on", image).strip()
         CLEANUP.push(detach, self.device)
-        self.path.mkdir()
+        self.path.mkdir(exist_ok=True)
         run("mount", "-t", kind, self.device, self.path)
         CLEANUP.push(unmount, self.path)
 
@@ -244,6 +244,7 @@ class Bench:
                     settle()
                 for place in places.values():
                     tidy(place)
+                settle()
             self.add(kind, name, samples)
 
         size = options.size_mib * MIB
@@ -268,6 +269,8 @@ class Bench:
             "create",
             options.files,
             lambda place, number: seconds(self.io, "create", place / f"dir{number}", options.files),
+            # The null daemon keeps a descriptor for each file that the kernel knows.
+            lambda place: [shutil.rmtree(made) for made in place.glob("dir*")],
         )
         mount.stop()
         CLEANUP.run_to(depth)
