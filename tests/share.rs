@@ -37,6 +37,7 @@ on_both_stores!(
     a_visible_name_always_has_its_bytes,
     a_read_only_machine_follows_and_refuses_writes,
     a_machine_that_stopped_catches_up,
+    a_directory_that_lived_on_for_a_file_goes_with_it,
 );
 
 /// How long another machine may take when the test does not measure it.
@@ -394,4 +395,28 @@ fn a_machine_that_stopped_catches_up(kind: StoreKind) {
     let c = lab.machine("c");
     until_content(&c, "dir/made", b"meanwhile");
     tree::assert_same_but_dir_times(&tree::read(a.root()), &tree::read(c.root()));
+}
+
+/// A directory that one machine removed while another made a file in it lives on for that
+/// file, and goes with it, whatever the kernel has cached of it.
+fn a_directory_that_lived_on_for_a_file_goes_with_it(kind: StoreKind) {
+    let lab = Lab::new(kind);
+    let (a, b) = (lab.machine("a"), lab.machine("b"));
+    fs::create_dir(a.path("dir")).unwrap();
+    file(&a.path("dir/first"), b"first");
+    until_content(&b, "dir/first", b"first");
+    lab.set_down(true);
+    file(&b.path("dir/second"), b"second");
+    fs::remove_file(a.path("dir/first")).unwrap();
+    fs::remove_dir(a.path("dir")).unwrap();
+    lab.set_down(false);
+    until_content(&a, "dir/second", b"second");
+    until_gone(&b, "dir/first");
+    for machine in [&a, &b] {
+        assert!(machine.path("dir").metadata().unwrap().is_dir());
+    }
+    fs::remove_file(a.path("dir/second")).unwrap();
+    until_gone(&a, "dir");
+    until_gone(&b, "dir");
+    assert_eq!(fs::read_dir(a.root()).unwrap().count(), 0);
 }

@@ -133,7 +133,7 @@ impl Machine {
             Step::Remove { path } => {
                 let (parent, name) = self.parent(path)?;
                 match self.tree.unlink(parent, &name) {
-                    Err(TreeError::IsDirectory) => self.tree.rmdir(parent, &name),
+                    Err(TreeError::IsDirectory) => self.tree.rmdir(parent, &name).map(drop),
                     other => other.map(drop),
                 }
             }

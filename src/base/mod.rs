@@ -1,6 +1,8 @@
 //! What every layer shares and what knows none of them: digests, identities,
-//! clocks, chunking, durable files, retry and single flight.
+//! clocks, chunking, buffers, activity, durable files, retry and single flight.
 
+pub mod activity;
+pub mod buffers;
 pub mod chunk;
 pub mod clock;
 pub mod digest;

@@ -8,7 +8,7 @@ use std::{
 use tokio::{runtime::Handle, time::Instant};
 
 use crate::{
-    base::id::StoreId,
+    base::{activity::Activity, id::StoreId},
     config::{Budget, OwnerMode, Settings},
     namespace::{
         follow::{self, FollowerHandle},
@@ -71,6 +71,7 @@ impl Layers {
         )
         .map_err(|source| StartError::Tree { source })?;
         let volume = settings.volume.to_string();
+        let activity = Arc::new(Activity::default());
         let uploader = upload::spawn(
             runtime,
             Arc::clone(&store),
@@ -78,6 +79,7 @@ impl Layers {
             UploadOptions {
                 parallel: PARALLEL_UPLOADS,
                 max_backoff: MAX_BACKOFF,
+                activity: Arc::clone(&activity),
             },
         );
         let follower = Arc::new(follow::spawn(
@@ -88,8 +90,12 @@ impl Layers {
             Arc::clone(bucket),
             tell_kernel,
         ));
-        let vfs = Vfs::new(vfs_options(settings), Arc::clone(&store), Arc::clone(&tree))
-            .map_err(|source| StartError::Files { source })?;
+        let vfs = Vfs::new(
+            vfs_options(settings, activity),
+            Arc::clone(&store),
+            Arc::clone(&tree),
+        )
+        .map_err(|source| StartError::Files { source })?;
         // Weak, so that the mount does not keep the follower when all is taken down.
         let followed: Weak<FollowerHandle> = Arc::downgrade(&follower);
         vfs.set_on_use(Arc::new(move || {
@@ -149,7 +155,7 @@ pub async fn sole<T>(shared: Arc<T>, deadline: Instant) -> Option<T> {
     }
 }
 
-fn vfs_options(settings: &Settings) -> VfsOptions {
+fn vfs_options(settings: &Settings, activity: Arc<Activity>) -> VfsOptions {
     let owner = match settings.owner {
         OwnerMode::Preserve => Owner::Preserve,
         OwnerMode::Mount => Owner::Fixed {
@@ -167,6 +173,7 @@ fn vfs_options(settings: &Settings) -> VfsOptions {
         settle: settings.settle,
         read_only: settings.read_only,
         xattr: settings.xattr,
+        activity,
     }
 }
 

@@ -10,7 +10,10 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 const MALLOC_ARENAS: libc::c_int = 4;
 /// Allocations from this size on are given back to the kernel when freed. The
 /// allocator would raise the limit by itself up to the largest chunk freed.
-const MMAP_THRESHOLD: libc::c_int = 256 << 10;
+const MMAP_THRESHOLD: libc::c_int = 1 << 20;
+/// An arena grows by this much, and keeps it at its end: the buffers of the network came and went
+/// with every chunk, which cost a cold read a sixth of its time in page faults.
+const ARENA_STEP: libc::c_int = 4 << 20;
 
 /// Sets up this process; call once, before threads start. What is not allowed
 /// to this user is skipped: the daemon works without it.
@@ -44,6 +47,8 @@ fn bound_allocator() {
     for (option, value) in [
         (libc::M_ARENA_MAX, MALLOC_ARENAS),
         (libc::M_MMAP_THRESHOLD, MMAP_THRESHOLD),
+        (libc::M_TOP_PAD, ARENA_STEP),
+        (libc::M_TRIM_THRESHOLD, 2 * ARENA_STEP),
     ] {
         // SAFETY: mallopt(3) takes two integers and changes settings of the allocator under its own lock.
         unsafe { libc::mallopt(option, value) };

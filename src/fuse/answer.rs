@@ -63,7 +63,14 @@ pub(super) fn open(reply: ReplyOpen, result: Result<Opened, VfsError>) {
 }
 
 pub(super) fn create(reply: ReplyCreate, attr: &Attr, opened: &Opened) {
-    let (handle, flags) = (FileHandle(opened.handle), open_flags(opened));
+    let handle = FileHandle(opened.handle);
+    // The name of a file that was created waits to be told anyway, so its last close, which
+    // needs no answer, records soon enough what was written: one request less. A file that was
+    // there is another matter: that it changed must not be missed, or the program be told.
+    let flags = match opened.created {
+        true => open_flags(opened) | FopenFlags::FOPEN_NOFLUSH,
+        false => open_flags(opened),
+    };
     let attr = convert::attr(attr);
     match backing(opened) {
         Some(id) => reply.created_passthrough(&super::front::TTL, &attr, Generation(0), handle, flags, id),

@@ -1,6 +1,7 @@
 //! One method a request: call the vfs, answer.
 
 use std::{
+    cell::RefCell,
     ffi::OsStr,
     io,
     os::unix::ffi::OsStrExt,
@@ -36,6 +37,11 @@ const MAX_BACKGROUND: u16 = 1024;
 
 /// Bytes that the kernel reads ahead of a sequential reader, and asks for at once.
 const READAHEAD_BYTES: u32 = 1 << 20;
+
+thread_local! {
+    /// What a thread reads answers into: as long as a request, and its pages stay mapped.
+    static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 pub(super) struct Front {
     vfs: Arc<Vfs>,
@@ -344,9 +350,15 @@ impl Filesystem for Front {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        if let Some(result) = self.vfs.read_resident(fh.into(), offset, size as usize) {
-            return answer::data(reply, result);
-        }
+        let resident = READ_BUFFER.with_borrow_mut(|buffer| {
+            let read = self.vfs.read_resident(fh.into(), offset, size as usize, buffer);
+            match read {
+                Ok(false) => Err(reply),
+                Ok(true) => Ok(answer::data(reply, Ok(buffer))),
+                Err(err) => Ok(answer::data(reply, Err::<&[u8], _>(err))),
+            }
+        });
+        let Err(reply) = resident else { return };
         let vfs = Arc::clone(&self.vfs);
         self.runtime.spawn(async move {
             answer::data(reply, vfs.read_fetching(fh.into(), offset, size as usize).await);

@@ -29,7 +29,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use rustix::buffer::spare_capacity;
 
 use super::{
     StoreError,
@@ -37,7 +36,7 @@ use super::{
     lease::{Lease, LeaseKind, with_lease},
     rows::{BlobRow, Durability, Ino, Residency},
 };
-use crate::base::{chunk::ChunkList, digest::Digest, durable::remove_if_there};
+use crate::base::{buffers, chunk::ChunkList, digest::Digest, durable::remove_if_there};
 
 /// Residency reaches the index at most this often while a blob is being
 /// filled: what a crash forgets is fetched again.
@@ -162,19 +161,23 @@ impl BlobFile {
         (residency, doubted)
     }
 
-    /// Reads resident bytes; `None` when not all of them are here. Short only at the end of the blob.
-    pub(super) fn read(&self, offset: u64, len: usize) -> Result<Option<Vec<u8>>, StoreError> {
+    /// Reads resident bytes into `buffer`, in place of what it holds; false when not all of
+    /// them are here. Short only at the end of the blob.
+    pub(super) fn read(&self, offset: u64, len: usize, buffer: &mut Vec<u8>) -> Result<bool, StoreError> {
         let slot = self.read_slot();
         if !self.has(offset, len as u64) {
-            return Ok(None);
+            return Ok(false);
         }
         let len = self.size().saturating_sub(offset).min(len as u64) as usize;
         match slot.as_ref() {
-            _ if len == 0 => Ok(Some(Vec::new())),
-            Some(file) => read_exact(file, offset, len)
-                .map(Some)
+            _ if len == 0 => {
+                buffer.clear();
+                Ok(true)
+            }
+            Some(file) => read_exact(file, offset, len, buffer)
+                .map(|()| true)
                 .map_err(StoreError::disk("read", &self.path)),
-            None => Ok(None),
+            None => Ok(false),
         }
     }
 
@@ -186,9 +189,10 @@ impl BlobFile {
             return Ok(None);
         };
         let len = self.chunks.chunks()[index].len as usize;
-        read_exact(file, self.chunks.start(index), len)
-            .map(|bytes| Some(bytes.into()))
-            .map_err(StoreError::disk("read", &self.path))
+        let mut bytes = buffers::take(len);
+        read_exact(file, self.chunks.start(index), len, &mut bytes)
+            .map_err(StoreError::disk("read", &self.path))?;
+        Ok(Some(buffers::share(bytes)))
     }
 
     /// Takes the doubt from a chunk that was hashed again: it is resident, or it never was.
@@ -462,17 +466,9 @@ fn open_file(path: &Path, size: u64, write: bool) -> Result<Option<File>, StoreE
     }
 }
 
-fn read_exact(file: &File, offset: u64, len: usize) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(len);
-    while bytes.len() < len {
-        let at = offset + bytes.len() as u64;
-        match rustix::io::pread(file, spare_capacity(&mut bytes), at) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(err) => return Err(err.into()),
-        }
-    }
-    // The allocator may have given more room than was asked for.
-    bytes.truncate(len);
-    Ok(bytes)
+/// Reads `len` bytes in place of what `bytes` holds; of a buffer used before, no more is
+/// cleared than it grows.
+fn read_exact(file: &File, offset: u64, len: usize, bytes: &mut Vec<u8>) -> io::Result<()> {
+    bytes.resize(len, 0);
+    file.read_exact_at(bytes, offset)
 }

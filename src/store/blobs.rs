@@ -81,7 +81,13 @@ impl Blob {
 
     /// Reads bytes that are here; `None` when not all of them are. Short only at the end of the blob.
     pub fn try_read(&self, offset: u64, len: usize) -> Result<Option<Vec<u8>>, StoreError> {
-        self.file.read(offset, len)
+        let mut bytes = Vec::new();
+        Ok(self.try_read_into(offset, len, &mut bytes)?.then_some(bytes))
+    }
+
+    /// The same in place of what `buffer` holds; false instead of `None`.
+    pub fn try_read_into(&self, offset: u64, len: usize, buffer: &mut Vec<u8>) -> Result<bool, StoreError> {
+        self.file.read(offset, len, buffer)
     }
 
     /// Reads resident bytes; the caller asked `has` first. Short only at the end of the blob.

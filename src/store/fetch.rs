@@ -56,7 +56,8 @@ impl Fetcher {
         }
     }
 
-    /// Reads bytes that are here, without waiting; `None` when some are not.
+    /// Reads bytes that are here into `buffer`, in place of what it holds, without
+    /// waiting; false when some are not here.
     ///
     /// Counts as a step of the reader, so a sequential one is fetched ahead
     /// of while it reads what came before. For the threads that must not wait.
@@ -66,12 +67,13 @@ impl Fetcher {
         cursor: &ReadCursor,
         offset: u64,
         len: usize,
-    ) -> Result<Option<Vec<u8>>, StoreError> {
-        let bytes = blob.try_read(offset, len)?;
-        if bytes.is_some() {
+        buffer: &mut Vec<u8>,
+    ) -> Result<bool, StoreError> {
+        let here = blob.try_read_into(offset, len, buffer)?;
+        if here {
             self.read_ahead(blob, cursor, offset, len as u64);
         }
-        Ok(bytes)
+        Ok(here)
     }
 
     /// Reads bytes of a blob, fetching the chunks that are not here. Served

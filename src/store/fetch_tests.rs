@@ -118,9 +118,11 @@ async fn a_sequential_reader_is_fetched_ahead_of_in_parallel() {
         let mut all = Vec::new();
         while all.len() < 2 * LARGE {
             let offset = all.len() as u64;
-            let read = match fetcher.read_resident(&blob, &cursor, offset, 128 << 10).unwrap() {
-                Some(read) => read.into(),
-                None => fetcher.read(&blob, &cursor, offset, 128 << 10).await.unwrap(),
+            let mut buffer = Vec::new();
+            let resident = fetcher.read_resident(&blob, &cursor, offset, 128 << 10, &mut buffer);
+            let read = match resident.unwrap() {
+                true => buffer.into(),
+                false => fetcher.read(&blob, &cursor, offset, 128 << 10).await.unwrap(),
             };
             all.extend_from_slice(&read);
         }

@@ -21,14 +21,14 @@ mod reply;
 use std::{fmt::Write, ops::Range, sync::Arc, time::Duration};
 
 use aws_sdk_s3::{Client, operation::get_object::GetObjectOutput, primitives::ByteStream};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use self::{
     clock::ClockWatch,
     reply::{Ask, Refusal, refusal},
 };
 use super::{Body, Bucket, Etag, Object, ObjectMeta, Page, Put, TierError, aside, body};
-use crate::base::{BoxFuture, clock::ServerClock, digest::Digest, retry::Backoff};
+use crate::base::{BoxFuture, buffers, clock::ServerClock, digest::Digest, retry::Backoff};
 
 /// How often a conditional write that met another one is repeated.
 const CONFLICT_ATTEMPTS: u32 = 5;
@@ -338,23 +338,15 @@ async fn read_body(reply: GetObjectOutput, limit: u64, ask: &Ask<'_>) -> Result<
         return Err(too_long());
     }
     let mut stream = reply.body;
-    let mut whole = BytesMut::new();
+    let mut whole = buffers::take(announced as usize);
     while let Some(piece) = stream.next().await {
         let piece = piece.map_err(|error| ask.unavailable(error))?;
-        // What comes in one piece is not copied.
-        if whole.is_empty() && piece.len() as u64 == announced {
-            whole = BytesMut::from(piece);
-            continue;
-        }
-        if whole.capacity() == 0 {
-            whole.reserve(announced as usize);
-        }
         if (whole.len() + piece.len()) as u64 > limit {
             return Err(too_long());
         }
         whole.extend_from_slice(&piece);
     }
-    Ok(whole.freeze())
+    Ok(buffers::share(whole))
 }
 
 async fn unpack(key: &str, packed: Bytes, max_bytes: u64) -> Result<Bytes, TierError> {

@@ -41,7 +41,7 @@ pub use status::UploadStatus;
 
 use self::task::{Outcome, UploadError, upload_blob};
 use crate::{
-    base::{digest::Digest, retry::Backoff},
+    base::{activity::Activity, digest::Digest, retry::Backoff},
     store::{Store, StoreError, blobs::Blobs, error::chain, ledger::Ledger, rows::BlobRow},
     tier::SharedBucket,
 };
@@ -52,6 +52,8 @@ pub struct UploadOptions {
     pub parallel: usize,
     /// The longest wait between two attempts.
     pub max_backoff: Duration,
+    /// While programs wait for the daemon, and nobody for a flush, uploads are begun more slowly.
+    pub activity: Arc<Activity>,
 }
 
 impl Default for UploadOptions {
@@ -59,6 +61,7 @@ impl Default for UploadOptions {
         Self {
             parallel: 8,
             max_backoff: Duration::from_secs(10),
+            activity: Arc::default(),
         }
     }
 }
@@ -75,6 +78,9 @@ const FLUSH_WAIT: Duration = Duration::from_secs(1);
 /// The wait after a failure that an operator must mend, and between two log lines about it.
 const OPERATOR_WAIT: Duration = Duration::from_secs(15);
 const OPERATOR_LOG_PAUSE: Duration = Duration::from_secs(60);
+
+/// Between the begins of two uploads while programs wait for the daemon: 500 a second.
+const BUSY_PAUSE: Duration = Duration::from_millis(2);
 
 /// Rows taken from the queue at once.
 const BATCH: usize = 256;
@@ -240,6 +246,8 @@ struct Loop {
     backoff: Backoff,
     /// Nothing is started before this.
     paused_until: Option<Instant>,
+    /// Nothing is started before this while programs wait for the daemon.
+    paced_until: Instant,
     progress_seen: u64,
     operator_told: Option<Instant>,
 }
@@ -255,6 +263,7 @@ impl Loop {
             tasks: JoinSet::new(),
             failing: false,
             paused_until: None,
+            paced_until: Instant::now(),
             progress_seen: 0,
             operator_told: None,
         }
@@ -270,10 +279,13 @@ impl Loop {
                     error!(error = %err, "cannot read the upload queue");
                 }
             }
-            let until = self
+            let mut until = self
                 .paused_until
                 .unwrap_or(now + POLL)
                 .min(now + self.longest_wait());
+            if self.is_paced() && !self.queue.is_empty() && self.tasks.len() < self.most() {
+                until = until.min(self.paced_until);
+            }
             tokio::select! {
                 Some(done) = self.tasks.join_next() => match done {
                     Ok((digest, result)) => self.finished(digest, result),
@@ -310,13 +322,23 @@ impl Loop {
         self.unreadable.clear();
     }
 
-    /// Starts as many uploads as may run.
-    fn start_uploads(&mut self) -> Result<(), StoreError> {
-        let most = if self.failing {
+    /// Whether uploads give way to programs.
+    fn is_paced(&self) -> bool {
+        self.shared.waiting.load(Ordering::Acquire) == 0 && self.shared.options.activity.is_busy()
+    }
+
+    /// How many uploads may run.
+    fn most(&self) -> usize {
+        if self.failing {
             1
         } else {
             self.shared.options.parallel.max(1)
-        };
+        }
+    }
+
+    /// Starts as many uploads as may run.
+    fn start_uploads(&mut self) -> Result<(), StoreError> {
+        let most = self.most();
         if self.tasks.len() >= most || self.shared.ledger.totals().dirty_blobs == 0 {
             return Ok(());
         }
@@ -326,9 +348,16 @@ impl Loop {
             let limit = BATCH + self.busy.len() + self.unreadable.len();
             self.queue.extend(self.shared.ledger.dirty_blobs(limit)?);
         }
-        while self.tasks.len() < most
-            && let Some(row) = self.queue.pop_front()
-        {
+        while self.tasks.len() < most {
+            if self.is_paced() {
+                if now < self.paced_until {
+                    break;
+                }
+                self.paced_until = now + BUSY_PAUSE;
+            }
+            let Some(row) = self.queue.pop_front() else {
+                break;
+            };
             let digest = row.digest;
             let waits = self
                 .unreadable

@@ -27,6 +27,7 @@ const LARGE: usize = 12 << 20;
 
 fn uploader(rig: &Rig) -> UploaderHandle {
     let options = UploadOptions {
+        activity: Arc::default(),
         parallel: 4,
         max_backoff: Duration::from_millis(400),
     };

@@ -26,23 +26,26 @@ enum Bytesource {
 }
 
 impl Vfs {
-    /// Reads bytes that are on this disk; `None` when some must be fetched
-    /// first, with [`Vfs::read_fetching`]. Short only at the end of the file.
-    pub fn read_resident(&self, handle: u64, offset: u64, len: usize) -> Option<Result<Bytes, VfsError>> {
-        let open = match self.handle(handle) {
-            Err(err) => return Some(Err(err)),
-            Ok(open) => open,
-        };
-        match source(&open) {
-            Err(err) => Some(Err(err)),
-            Ok(Bytesource::Empty) => Some(Ok(Bytes::new())),
-            Ok(Bytesource::File(file)) => Some(read_file(&file, offset, len)),
+    /// Reads bytes that are on this disk into `buffer`, in place of what it holds; false when
+    /// some must be fetched first, with [`Vfs::read_fetching`]. Short only at the end of the file.
+    pub fn read_resident(
+        &self,
+        handle: u64,
+        offset: u64,
+        len: usize,
+        buffer: &mut Vec<u8>,
+    ) -> Result<bool, VfsError> {
+        let open = self.handle(handle)?;
+        match source(&open)? {
+            Bytesource::Empty => {
+                buffer.clear();
+                Ok(true)
+            }
+            Bytesource::File(file) => read_file(&file, offset, len, buffer).map(|()| true),
             // The fetcher sees every read, to fetch ahead of the reader.
-            Ok(Bytesource::Blob(blob)) => {
-                let read = self.store.fetcher.read_resident(&blob, &open.cursor, offset, len);
-                read.map(|read| read.map(Bytes::from))
-                    .map_err(VfsError::from)
-                    .transpose()
+            Bytesource::Blob(blob) => {
+                let fetcher = &self.store.fetcher;
+                Ok(fetcher.read_resident(&blob, &open.cursor, offset, len, buffer)?)
             }
         }
     }
@@ -53,7 +56,11 @@ impl Vfs {
         let blob = match source(&open)? {
             Bytesource::Empty => return Ok(Bytes::new()),
             // A writer came meanwhile and brought the whole.
-            Bytesource::File(file) => return read_file(&file, offset, len),
+            Bytesource::File(file) => {
+                let mut bytes = Vec::new();
+                read_file(&file, offset, len, &mut bytes)?;
+                return Ok(bytes.into());
+            }
             Bytesource::Blob(blob) => blob,
         };
         match self.store.fetcher.read(&blob, &open.cursor, offset, len).await {
@@ -182,8 +189,9 @@ fn source(handle: &Handle) -> Result<Bytesource, VfsError> {
     })
 }
 
-fn read_file(file: &File, offset: u64, len: usize) -> Result<Bytes, VfsError> {
-    let mut bytes = vec![0; len];
+/// Reads what there is of `len` bytes, in place of what `bytes` holds.
+fn read_file(file: &File, offset: u64, len: usize, bytes: &mut Vec<u8>) -> Result<(), VfsError> {
+    bytes.resize(len, 0);
     let mut filled = 0;
     while filled < len {
         match file.read_at(&mut bytes[filled..], offset + filled as u64) {
@@ -194,5 +202,5 @@ fn read_file(file: &File, offset: u64, len: usize) -> Result<Bytes, VfsError> {
         }
     }
     bytes.truncate(filled);
-    Ok(bytes.into())
+    Ok(())
 }

@@ -47,7 +47,7 @@ pub use set_attr::SetAttr;
 use lru::LruCache;
 
 use crate::{
-    base::digest::Digest,
+    base::{activity::Activity, digest::Digest},
     namespace::tree::{Notice, TellKernel, Tree},
     store::{
         Store,
@@ -74,6 +74,8 @@ pub struct VfsOptions {
     pub settle: Duration,
     pub read_only: bool,
     pub xattr: bool,
+    /// Told of every request; sealing gives way to them.
+    pub activity: Arc<Activity>,
 }
 
 /// What the counters of [`VfsStatus`] count.
@@ -169,6 +171,7 @@ impl Vfs {
     }
 
     fn used(&self) {
+        self.options.activity.note();
         if let Some(on_use) = self.on_use.get() {
             on_use();
         }

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     namespace::{
         TreeError,
-        tree::{NewNode, RenameMode},
+        tree::{NewNode, Removed, RenameMode},
     },
     store::{
         fetch::ReadCursor,
@@ -112,6 +112,7 @@ impl Vfs {
             loan,
             keep_cache: false,
             write: true,
+            created: true,
         };
         Ok(Created::New(Attr::of(&node, &self.options), opened))
     }
@@ -141,23 +142,27 @@ impl Vfs {
     pub fn unlink(&self, parent: Ino, name: &[u8]) -> Result<(), VfsError> {
         self.writable()?;
         self.used();
-        let removed = self.tree.unlink(parent, name)?;
-        self.discard(removed.discarded);
+        self.removed(self.tree.unlink(parent, name)?);
         Ok(())
     }
 
     pub fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<(), VfsError> {
         self.writable()?;
         self.used();
-        Ok(self.tree.rmdir(parent, name)?)
+        self.removed(self.tree.rmdir(parent, name)?);
+        Ok(())
     }
 
     pub fn rename(&self, from: (Ino, &[u8]), to: (Ino, &[u8]), mode: RenameMode) -> Result<(), VfsError> {
         self.writable()?;
         self.used();
-        let removed = self.tree.rename(from, to, mode)?;
-        self.discard(removed.discarded);
+        self.removed(self.tree.rename(from, to, mode)?);
         Ok(())
+    }
+
+    fn removed(&self, removed: Removed) {
+        self.discard(removed.discarded);
+        self.tell(removed.notices);
     }
 
     /// What a symbolic link points at.

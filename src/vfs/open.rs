@@ -42,6 +42,8 @@ pub struct Opened {
     /// Pages that the kernel kept of this inode are still right.
     pub keep_cache: bool,
     pub write: bool,
+    /// The file was made by this open.
+    pub created: bool,
 }
 
 /// What an attempt to open came to.
@@ -224,6 +226,7 @@ impl Vfs {
             loan,
             keep_cache,
             write: request.write,
+            created: false,
         }
     }
 

@@ -49,6 +49,10 @@ impl Vfs {
     fn give_up(&self, node: &NodeRow, why: &str) -> Result<(), VfsError> {
         let path = self.tree.path_of(node.ino).unwrap_or_default();
         tracing::error!(path = %String::from_utf8_lossy(&path), "a file is lost: {why}");
-        Ok(self.tree.lose_staging(node.ino)?)
+        self.tree.lose_staging(node.ino)?;
+        if let Content::Staging(id) = node.content {
+            self.store.staging.remove_after_barrier(id);
+        }
+        Ok(())
     }
 }

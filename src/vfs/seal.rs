@@ -36,6 +36,10 @@ use crate::{
 /// How long a file that is not quiet, or could not be sealed, is left alone.
 const RETRY: Duration = Duration::from_secs(2);
 
+/// Between two files of a thread while programs wait for the daemon: the many small ones of
+/// a build would otherwise take a core from it.
+const BUSY_PAUSE: Duration = Duration::from_millis(2);
+
 /// How long a deleted file can still be opened by a program that looked it up before.
 const LIMBO: Duration = Duration::from_secs(2);
 
@@ -76,6 +80,8 @@ struct State {
     sealing: HashSet<Ino>,
     /// Files found to have a writer that this daemon does not know of.
     unquiet: HashSet<Ino>,
+    /// Somebody waits for these to be sealed.
+    hurried: HashSet<Ino>,
     stopped: bool,
 }
 
@@ -110,11 +116,16 @@ impl Settling {
         let inos: Vec<Ino> = state.due.keys().copied().collect();
         // Each is asked anew.
         state.unquiet.clear();
+        state.hurried.extend(&inos);
         for ino in inos {
             state.due.insert(ino, now);
             state.order.push(Reverse((now, ino)));
         }
         self.wake.notify_all();
+    }
+
+    fn is_hurried(&self) -> bool {
+        !self.lock().hurried.is_empty()
     }
 
     /// Files that are not sealed yet.
@@ -184,6 +195,7 @@ impl Settling {
     fn done(&self, ino: Ino, end: &End) {
         let mut state = self.lock();
         state.sealing.remove(&ino);
+        state.hurried.remove(&ino);
         if *end == End::Unquiet {
             state.unquiet.insert(ino);
         } else {
@@ -240,6 +252,9 @@ impl Vfs {
                             End::Failed
                         });
                         vfs.settling.done(ino, &end);
+                        if vfs.options.activity.is_busy() && !vfs.settling.is_hurried() {
+                            vfs.settling.stopped_within(BUSY_PAUSE);
+                        }
                     }
                 })
                 .expect("a thread can be started while the daemon starts");

@@ -40,6 +40,8 @@ pub(super) struct Edit<'a> {
     discarded: Vec<StagingId>,
     /// Of what the kernel cannot know by itself: changes that no program here asked for.
     notices: Option<Vec<Notice>>,
+    /// Directories that came or went with their first or last child, whoever asked for that.
+    implied: Vec<Notice>,
 }
 
 impl<'a> Edit<'a> {
@@ -56,6 +58,7 @@ impl<'a> Edit<'a> {
             first_close: false,
             discarded: Vec::new(),
             notices: None,
+            implied: Vec::new(),
         }
     }
 
@@ -321,7 +324,7 @@ impl<'a> Edit<'a> {
         let own = live(row.state).map(|ino| self.node(ino)).transpose()?.flatten();
         let without = seen_at(own, None).map(|node| (node.ino, false));
         let with = Some((parent, true));
-        self.notice(|| Notice::Entry { parent: up, name });
+        self.implied.push(Notice::Entry { parent: up, name });
         if has_children {
             self.adjust(up, without, with)
         } else {
@@ -425,7 +428,9 @@ impl<'a> Edit<'a> {
         if !changes.is_empty() {
             self.tree.ledger.commit(changes)?;
         }
-        Ok((self.discarded, self.notices.unwrap_or_default()))
+        let mut notices = self.notices.unwrap_or_default();
+        notices.extend(self.implied);
+        Ok((self.discarded, notices))
     }
 }
 

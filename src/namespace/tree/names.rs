@@ -28,6 +28,8 @@ pub struct NewNode {
 pub struct Removed {
     /// Staging files that may go after the next barrier.
     pub discarded: Vec<StagingId>,
+    /// Other names that came or went with these: directories that lived on for them alone.
+    pub notices: Vec<Notice>,
 }
 
 impl Tree {
@@ -145,12 +147,12 @@ impl Tree {
             return Err(TreeError::IsDirectory);
         }
         edit.own(parent, name, NameState::Dead)?;
-        let (discarded, _) = edit.commit()?;
-        Ok(Removed { discarded })
+        let (discarded, notices) = edit.commit()?;
+        Ok(Removed { discarded, notices })
     }
 
     /// Removes an empty directory. What is known of dead names below it stays.
-    pub fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<(), TreeError> {
+    pub fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<Removed, TreeError> {
         check_name(name)?;
         let mut in_use = self.lock();
         let mut edit = Edit::new(self, &mut in_use);
@@ -160,8 +162,8 @@ impl Tree {
             return Err(TreeError::NotEmpty);
         }
         edit.own(parent, name, NameState::Dead)?;
-        edit.commit()?;
-        Ok(())
+        let (discarded, notices) = edit.commit()?;
+        Ok(Removed { discarded, notices })
     }
 
     /// Whether a directory is still part of the tree a user sees.

@@ -63,20 +63,24 @@ impl Tree {
     /// ago; returns their staging files.
     pub fn sweep(&self, rest: Duration) -> Result<Vec<StagingId>, TreeError> {
         let mut in_use = self.lock();
-        let mut gone = Vec::new();
-        while let Some((_, ino)) = in_use.limbo.pop_front_if(|(since, _)| since.elapsed() >= rest) {
-            // One in use comes back here with its last close.
-            if !in_use.pins.contains_key(&ino) {
-                gone.push(ino);
-            }
-        }
+        let due = in_use
+            .limbo
+            .iter()
+            .take_while(|(since, _)| since.elapsed() >= rest)
+            .count();
+        let gone: Vec<Ino> = in_use.limbo.iter().take(due).map(|(_, ino)| *ino).collect();
         let mut edit = Edit::new(self, &mut in_use);
         for ino in gone {
-            if edit.node(ino)?.is_some_and(|node| node.nlink == 0) {
+            // One in use comes back here with its last close.
+            let unused = !edit.in_use.pins.contains_key(&ino);
+            if unused && edit.node(ino)?.is_some_and(|node| node.nlink == 0) {
                 edit.discard(ino)?;
             }
         }
-        Ok(edit.commit()?.0)
+        let (discarded, _) = edit.commit()?;
+        // Only now: they are tried again when the disk did not take the change.
+        in_use.limbo.drain(..due);
+        Ok(discarded)
     }
 
     /// Files open for writing now.
@@ -219,7 +223,7 @@ impl Tree {
     }
 
     /// Drops a file whose bytes a power loss took, at all of its names. Like
-    /// [`Tree::lose`] it is this machine's opinion and not published.
+    /// [`Tree::lose`] it is this machine's opinion and not published. Before anything is mounted.
     pub fn lose_staging(&self, ino: Ino) -> Result<(), TreeError> {
         let mut in_use = self.lock();
         let mut edit = Edit::unasked(self, &mut in_use);

@@ -70,8 +70,8 @@ impl Tree {
             }
             (None, _) => edit.relocate(from, to)?,
         }
-        let (discarded, _) = edit.commit()?;
-        Ok(Removed { discarded })
+        let (discarded, notices) = edit.commit()?;
+        Ok(Removed { discarded, notices })
     }
 
     /// Whether `dir` is `above` or lies below it.
