@@ -6,7 +6,7 @@
 //! only. The parameters are the Remote Execution API's for `SplitBlob`: an
 //! average of 512 KiB, a quarter and four times of it as the limits,
 //! normalization level 2, seed 0. They are part of the bucket's format: two
-//! machines that cut differently would share nothing. `tests/golden.rs` pins them.
+//! machines that cut differently would share nothing. `tests/golden_chunking.rs` pins them.
 //!
 //! # Invariants
 //!

@@ -6,16 +6,11 @@ use clap::Args;
 
 use super::{
     args::{self, MountedArgs},
+    asking,
     failure::Failure,
-    output::{self, ProgressLine},
+    output,
 };
-use crate::{
-    config::Dirs,
-    daemon::control::{
-        client,
-        protocol::{Reply, Request},
-    },
-};
+use crate::daemon::control::protocol::{Reply, Request};
 
 /// Wait until everything closed so far is in the store and visible to all.
 ///
@@ -39,16 +34,7 @@ pub fn run(args: &FlushArgs) -> Result<(), Failure> {
     let request = Request::Flush {
         deadline_millis: args.deadline.as_millis() as u64,
     };
-    let mut line = ProgressLine::new();
-    let reply = client::ask(
-        &Dirs::of_this_process(),
-        &mountpoint,
-        &request,
-        patience(args.deadline),
-        |progress| line.show(&output::progress_text(progress)),
-    );
-    line.end();
-    match reply? {
+    match asking::await_work(&mountpoint, &request, args.deadline)? {
         Reply::Flushed(report) => {
             if args.mounted.json {
                 output::print_json(&report)?;
@@ -65,18 +51,6 @@ pub fn run(args: &FlushArgs) -> Result<(), Failure> {
                 ),
             ))
         }
-        other => Err(Failure::because(
-            1,
-            format!(
-                "the daemon of {} gave an odd answer: {other:?}",
-                mountpoint.display()
-            ),
-        )),
+        other => Err(asking::odd(&mountpoint, &other)),
     }
-}
-
-/// How long to wait for a daemon that itself waits until `deadline`: it
-/// also has to look at each step once more, and to close its index.
-pub fn patience(deadline: Duration) -> Duration {
-    deadline.saturating_add(Duration::from_secs(30))
 }

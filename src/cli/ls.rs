@@ -6,16 +6,11 @@ use clap::Args;
 
 use super::{
     args::{self, MountedArgs},
+    asking,
     failure::Failure,
     output,
 };
-use crate::{
-    config::Dirs,
-    daemon::control::{
-        client,
-        protocol::{ListedFile, Reply, Request},
-    },
-};
+use crate::daemon::control::protocol::{ListedFile, Reply, Request};
 
 /// A directory of a million files takes its time.
 const ANSWER_WITHIN: Duration = Duration::from_secs(120);
@@ -41,23 +36,10 @@ pub struct LsArgs {
 pub fn run(args: &LsArgs) -> Result<(), Failure> {
     let mountpoint = args.mounted.canonical()?;
     let path = args::path_in_mount(&args.path, &args.mounted.mountpoint, &mountpoint)?;
-    let reply = client::ask(
-        &Dirs::of_this_process(),
-        &mountpoint,
-        &Request::Ls { path },
-        ANSWER_WITHIN,
-        |_| {},
-    )?;
-    match reply {
+    match asking::ask(&mountpoint, &Request::Ls { path }, ANSWER_WITHIN)? {
         Reply::Listed { files } if args.mounted.json => output::print_json(&files),
         Reply::Listed { files } => output::print(&table(&files)),
-        other => Err(Failure::because(
-            1,
-            format!(
-                "the daemon of {} gave an odd answer: {other:?}",
-                mountpoint.display()
-            ),
-        )),
+        other => Err(asking::odd(&mountpoint, &other)),
     }
 }
 

@@ -8,6 +8,7 @@
 #![allow(clippy::doc_markdown, rustdoc::bare_urls, rustdoc::broken_intra_doc_links)]
 
 pub mod args;
+pub mod asking;
 pub mod doctor;
 pub mod failure;
 pub mod flush;

@@ -4,13 +4,9 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::{args::MountedArgs, failure::Failure, output};
+use super::{args::MountedArgs, asking, failure::Failure, output};
 use crate::{
-    config::Dirs,
-    daemon::control::{
-        client,
-        protocol::{Reply, Request},
-    },
+    daemon::control::protocol::{Reply, Request},
     observe::render,
 };
 
@@ -30,22 +26,9 @@ pub struct StatusArgs {
 
 pub fn run(args: &StatusArgs) -> Result<(), Failure> {
     let mountpoint = args.mounted.canonical()?;
-    let reply = client::ask(
-        &Dirs::of_this_process(),
-        &mountpoint,
-        &Request::Status,
-        ANSWER_WITHIN,
-        |_| {},
-    )?;
-    match reply {
+    match asking::ask(&mountpoint, &Request::Status, ANSWER_WITHIN)? {
         Reply::Status { status } if args.mounted.json => output::print_json(&status),
         Reply::Status { status } => output::print(&render::text(&status)),
-        other => Err(Failure::because(
-            1,
-            format!(
-                "the daemon of {} gave an odd answer: {other:?}",
-                mountpoint.display()
-            ),
-        )),
+        other => Err(asking::odd(&mountpoint, &other)),
     }
 }

@@ -6,19 +6,16 @@ use clap::Args;
 
 use super::{
     args::{self, MountedArgs},
+    asking,
     failure::Failure,
-    flush::patience,
-    output::{self, ProgressLine},
+    output,
 };
-use crate::{
-    config::Dirs,
-    daemon::{
-        control::{
-            client::{self, ControlError},
-            protocol::{Reply, Request},
-        },
-        mountinfo, mountpoint,
+use crate::daemon::{
+    control::{
+        client::ControlError,
+        protocol::{Reply, Request},
     },
+    mountinfo, mountpoint,
 };
 
 /// Upload what is left, then unmount.
@@ -48,15 +45,7 @@ pub fn run(args: &UnmountArgs) -> Result<(), Failure> {
         deadline_millis: args.deadline.as_millis() as u64,
         lazy: args.lazy,
     };
-    let mut line = ProgressLine::new();
-    let reply = client::ask(
-        &Dirs::of_this_process(),
-        &mountpoint,
-        &request,
-        patience(args.deadline),
-        |progress| line.show(&output::progress_text(progress)),
-    );
-    line.end();
+    let reply = asking::await_work(&mountpoint, &request, args.deadline);
     let place = mountpoint.display();
     match reply {
         Ok(Reply::Unmounted(report)) => {
@@ -93,10 +82,7 @@ pub fn run(args: &UnmountArgs) -> Result<(), Failure> {
                 format!("{place} is in use by {users}; end it, or unmount with --lazy"),
             ))
         }
-        Ok(other) => Err(Failure::because(
-            1,
-            format!("the daemon of {place} gave an odd answer: {other:?}"),
-        )),
+        Ok(other) => Err(asking::odd(&mountpoint, &other)),
         Err(ControlError::Died { .. }) => clear_dead(&mountpoint),
         Err(err) => Err(err.into()),
     }

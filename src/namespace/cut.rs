@@ -28,11 +28,10 @@
 //! `first_seq` is older than whatever it holds back, rows that are themselves
 //! older than [`ORDER_HOLD`] are free, and only those go out.
 //!
-//! # What the tree says by a place
+//! # A file that is open again
 //!
-//! A name that is being written and has `first_seq < seq` was closed, waited to be
-//! published and was opened again: it holds others back like any name that changed
-//! again. One that was never closed has `first_seq == seq`.
+//! A file that was closed, waits to be published and is opened for writing again keeps its
+//! place until it is closed; it holds others back like any name that changed again.
 
 use std::time::Duration;
 
@@ -54,7 +53,10 @@ pub struct Row {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RowState {
+    /// Open for writing, and never closed so far.
     Writing,
+    /// Closed before, and open for writing again.
+    Rewriting,
     Waiting,
     Never,
     Ready {
@@ -138,7 +140,7 @@ fn lawful_len(rows: &[Row], chosen: &[usize], aim: usize) -> usize {
 
 /// The place behind which nothing goes out before `row` does.
 fn holds(row: &Row) -> u64 {
-    let changed_again = row.place.first_seq < row.place.seq;
+    let changed_again = row.place.first_seq < row.place.seq || row.state == RowState::Rewriting;
     if changed_again && row.state != RowState::Never && row.held < ORDER_HOLD {
         row.place.first_seq
     } else {
@@ -196,9 +198,12 @@ mod tests {
         assert_eq!(cut_all(&rows), [0; 0]);
         let durable = [row(2, 2, READY), row(1, 3, READY)];
         assert_eq!(cut_all(&durable), [0, 1]);
-        // Also when it is open again.
-        let open = [row(2, 2, READY), row(1, 3, RowState::Writing), row(4, 4, READY)];
-        assert_eq!(cut_all(&open), [0; 0]);
+        // Also when it is open again, before it was touched or after.
+        for open in [row(1, 1, RowState::Rewriting), row(1, 3, RowState::Rewriting)] {
+            let mut rows = [open, row(2, 2, READY), row(4, 4, READY)];
+            rows.sort_by_key(|row| row.place.seq);
+            assert_eq!(cut_all(&rows), [0; 0]);
+        }
     }
 
     #[test]
@@ -267,6 +272,7 @@ mod tests {
         let state = prop_oneof![
             6 => (1u64..400).prop_map(|bytes| RowState::Ready { bytes }),
             1 => Just(RowState::Writing),
+            1 => Just(RowState::Rewriting),
             1 => Just(RowState::Never),
             1 => Just(RowState::Waiting),
         ];
@@ -311,8 +317,12 @@ mod tests {
                 if other < index && matches!(row.state, RowState::Waiting | RowState::Ready { .. }) {
                     return Some("law 2");
                 }
-                let again = row.place.first_seq < row.place.seq && row.state != RowState::Never;
-                if again && row.held < ORDER_HOLD && rows[index].place.seq > row.place.first_seq {
+                let again = row.place.first_seq < row.place.seq || row.state == RowState::Rewriting;
+                if again
+                    && row.state != RowState::Never
+                    && row.held < ORDER_HOLD
+                    && rows[index].place.seq > row.place.first_seq
+                {
                     return Some("law 3");
                 }
             }

@@ -259,7 +259,7 @@ impl<S: Source> Publishing<S> {
 fn counts(pending: &Pending, mark: u64) -> bool {
     let publishable = match pending.readiness {
         Readiness::Waiting | Readiness::Ready(_) => true,
-        Readiness::Writing | Readiness::Never => false,
+        Readiness::Writing | Readiness::Rewriting | Readiness::Never => false,
     };
     publishable && pending.place.first_seq < mark
 }

@@ -205,11 +205,7 @@ impl BlobFile {
             self.resident.insert(index);
         }
         self.doubted.remove(index);
-        self.unsaved.store(true, Ordering::Release);
-        drop(slot);
-        if self.is_whole() {
-            self.reopen_read_only();
-        }
+        self.changed(slot);
     }
 
     /// Writes the verified bytes of a chunk and makes it resident, making the file if
@@ -240,12 +236,17 @@ impl BlobFile {
             .map_err(StoreError::disk("write", &self.path))?;
         self.resident.insert(index);
         self.doubted.remove(index);
+        self.changed(slot);
+        Ok(())
+    }
+
+    /// Residency changed, under the lock that is given back: it is to be saved, and a whole blob's file is frozen.
+    fn changed(&self, slot: RwLockReadGuard<'_, Option<Arc<File>>>) {
         self.unsaved.store(true, Ordering::Release);
         drop(slot);
         if self.is_whole() {
             self.reopen_read_only();
         }
-        Ok(())
     }
 
     fn make_file(&self, before: impl FnOnce() -> Result<(), StoreError>) -> Result<(), StoreError> {

@@ -14,7 +14,7 @@
 //! # Stability
 //!
 //! Keys are part of the store's format (`casmount.json`, [`FORMAT_VERSION`]):
-//! readers refuse a newer version, and `tests/golden.rs` pins these texts.
+//! readers refuse a newer version, and `tests/golden_chunking.rs` pins these texts.
 
 use crate::base::{digest::Digest, id::MachineId};
 

@@ -97,15 +97,7 @@ impl S3Bucket {
             .await;
         let reply = match sent {
             Ok(reply) => reply,
-            Err(error) => {
-                return match refusal(error, &ask) {
-                    Refusal::Missing => Ok(None),
-                    other
-                    @ (Refusal::Condition | Refusal::Conflict | Refusal::Range | Refusal::Failed(_)) => {
-                        Err(other.into_error(&ask))
-                    }
-                };
-            }
+            Err(error) => return refusal(error, &ask).missing_is(None, &ask),
         };
         let limit = match &range {
             Some(range) if reply.content_range().is_none() => {
@@ -159,12 +151,7 @@ impl S3Bucket {
                 size: reply.content_length().unwrap_or_default().max(0) as u64,
                 modified_millis: millis(reply.last_modified()),
             })),
-            Err(error) => match refusal(error, &ask) {
-                Refusal::Missing => Ok(None),
-                other @ (Refusal::Condition | Refusal::Conflict | Refusal::Range | Refusal::Failed(_)) => {
-                    Err(other.into_error(&ask))
-                }
-            },
+            Err(error) => refusal(error, &ask).missing_is(None, &ask),
         }
     }
 
@@ -270,12 +257,7 @@ impl S3Bucket {
             .await;
         match sent {
             Ok(_) => Ok(()),
-            Err(error) => match refusal(error, &ask) {
-                Refusal::Missing => Ok(()),
-                other @ (Refusal::Condition | Refusal::Conflict | Refusal::Range | Refusal::Failed(_)) => {
-                    Err(other.into_error(&ask))
-                }
-            },
+            Err(error) => refusal(error, &ask).missing_is((), &ask),
         }
     }
 }

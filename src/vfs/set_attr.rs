@@ -42,9 +42,23 @@ impl Vfs {
         if !matches!(node.content, Content::Staging(_)) {
             return attr;
         }
-        let Some(open) = self.nodes.get(node.ino) else {
+        if let Some(stat) = self.stat_of_written(node.ino) {
+            attr.size = stat.st_size as u64;
+            attr.blocks = stat.st_blocks as u64;
+            attr.mtime = nanos(stat.st_mtime, stat.st_mtime_nsec);
+            attr.ctime = attr.ctime.max(nanos(stat.st_ctime, stat.st_ctime_nsec));
             return attr;
-        };
+        }
+        // The last writer may have closed it since the row was read, and told what it left.
+        match self.tree.node(node.ino) {
+            Ok(Some(node)) => Attr::of(&node, &self.options),
+            Ok(None) | Err(_) => attr,
+        }
+    }
+
+    /// What the disk says of a staging file that is open for writing.
+    fn stat_of_written(&self, ino: Ino) -> Option<rustix::fs::Stat> {
+        let open = self.nodes.get(ino)?;
         let file = {
             let mut state = open.lock();
             state.attr_given |= state.writers > 0;
@@ -53,15 +67,8 @@ impl Vfs {
                 _ => None,
             }
         };
-        self.nodes
-            .release(node.ino, &open, |open| open.lock().handles == 0);
-        if let Some(stat) = file.and_then(|file| rustix::fs::fstat(&file).ok()) {
-            attr.size = stat.st_size as u64;
-            attr.blocks = stat.st_blocks as u64;
-            attr.mtime = nanos(stat.st_mtime, stat.st_mtime_nsec);
-            attr.ctime = attr.ctime.max(nanos(stat.st_ctime, stat.st_ctime_nsec));
-        }
-        attr
+        self.nodes.release(ino, &open, |open| open.lock().handles == 0);
+        file.and_then(|file| rustix::fs::fstat(&file).ok())
     }
 
     /// Changes attributes, or says what must be fetched first (to cut a file short in its middle).

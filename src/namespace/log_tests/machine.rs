@@ -294,7 +294,9 @@ impl Source for Machine {
         let mut pending = Vec::new();
         for register in self.disk().registers.values() {
             let Some(place) = register.place else { continue };
-            let readiness = if register.open {
+            let readiness = if register.open && place.first_seq < place.seq {
+                Readiness::Rewriting
+            } else if register.open {
                 Readiness::Writing
             } else if register.durable_at > now {
                 Readiness::Waiting

@@ -242,9 +242,12 @@ impl<S: Source> Writer<S> {
             if pending.len() < limit {
                 return Ok((pending, true));
             }
-            let first = pending
-                .iter()
-                .find(|of| !matches!(of.readiness, Readiness::Writing | Readiness::Never));
+            let first = pending.iter().find(|of| {
+                !matches!(
+                    of.readiness,
+                    Readiness::Writing | Readiness::Rewriting | Readiness::Never
+                )
+            });
             let stopped = first.is_some_and(|of| matches!(of.readiness, Readiness::Waiting));
             if stopped || limit >= MAX_LOOK {
                 return Ok((pending, false));
@@ -290,6 +293,7 @@ impl<S: Source> Writer<S> {
         let [oldest, newest] = self.since(pending.place);
         let state = match &pending.readiness {
             Readiness::Writing => RowState::Writing,
+            Readiness::Rewriting => RowState::Rewriting,
             Readiness::Waiting => RowState::Waiting,
             Readiness::Never => RowState::Never,
             Readiness::Ready(_) if self.unpublishable.contains(&pending.place.seq) => RowState::Never,

@@ -28,6 +28,8 @@ pub struct Pending {
 pub enum Readiness {
     /// Open for writing: its change is made when it is closed, and takes its place then.
     Writing,
+    /// The same, but it was closed before: what was made since then may build on that.
+    Rewriting,
     /// Closed, not sealed or not durable yet: everything behind it waits.
     Waiting,
     /// It never will be published (its blob was quarantined); nothing waits for it.
@@ -74,12 +76,12 @@ impl Tree {
             Content::Lost(_) => Ok(Readiness::Never),
             Content::Staging(_) => {
                 let in_use = self.lock();
-                let writing =
-                    in_use.pins.get(&ino).is_some_and(|pin| pin.writers > 0) || in_use.unquiet.contains(&ino);
-                Ok(if writing {
-                    Readiness::Writing
-                } else {
-                    Readiness::Waiting
+                let pin = in_use.pins.get(&ino).filter(|pin| pin.writers > 0);
+                Ok(match pin {
+                    Some(pin) if pin.unmade => Readiness::Writing,
+                    Some(_) => Readiness::Rewriting,
+                    None if in_use.unquiet.contains(&ino) => Readiness::Rewriting,
+                    None => Readiness::Waiting,
                 })
             }
             Content::None => change(Some(entry(&node, None))),

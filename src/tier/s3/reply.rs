@@ -52,6 +52,14 @@ pub(super) enum Refusal {
 }
 
 impl Refusal {
+    /// `absent` if there is no such object, which is an answer; every other refusal is an error.
+    pub(super) fn missing_is<T>(self, absent: T, ask: &Ask<'_>) -> Result<T, TierError> {
+        match self {
+            Self::Missing => Ok(absent),
+            Self::Condition | Self::Conflict | Self::Range | Self::Failed(_) => Err(self.into_error(ask)),
+        }
+    }
+
     /// The error where the refusal has no meaning of its own.
     pub(super) fn into_error(self, ask: &Ask<'_>) -> TierError {
         match self {
