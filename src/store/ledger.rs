@@ -31,6 +31,7 @@ mod recover;
 mod reserve;
 #[cfg(test)]
 mod tests;
+mod young;
 
 use std::{
     fs::File,

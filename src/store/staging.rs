@@ -14,14 +14,16 @@
 use std::{
     collections::{HashMap, HashSet},
     fs::{self, File},
+    io,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
     },
 };
 
+use rustix::fs::{Timespec, Timestamps, UTIME_NOW};
 use tracing::warn;
 
 use super::{
@@ -41,7 +43,12 @@ struct Inner {
     ledger: Arc<Ledger>,
     next: AtomicU64,
     sealing: Mutex<Sealing>,
+    /// Empty files that nothing refers to, open, for the next to be written.
+    spares: Mutex<Vec<(StagingId, File)>>,
 }
+
+/// Spares kept at the most.
+const SPARES: usize = 16;
 
 #[derive(Debug, Default)]
 struct Sealing {
@@ -81,11 +88,43 @@ impl Staging {
             ledger,
             next: AtomicU64::new(next),
             sealing: Mutex::default(),
+            spares: Mutex::default(),
         })))
     }
 
-    /// Makes an empty staging file, open for reading and writing.
+    /// Gives an empty staging file, open for reading and writing, changed just now.
     pub fn create(&self) -> Result<(StagingId, File), StoreError> {
+        let spare = self.spares().pop();
+        if let Some((id, file)) = spare {
+            let now = Timespec {
+                tv_sec: 0,
+                tv_nsec: UTIME_NOW,
+            };
+            let times = Timestamps {
+                last_access: now,
+                last_modification: now,
+            };
+            rustix::fs::futimens(&file, &times)
+                .map_err(io::Error::from)
+                .map_err(StoreError::disk("set the times of", &self.path(id)))?;
+            return Ok((id, file));
+        }
+        self.make()
+    }
+
+    /// Makes a spare file, unless there are enough: making one takes the disk as long as all else
+    /// that a program waits for when it creates a file. To be called when nobody waits.
+    pub fn prepare(&self) {
+        if self.spares().len() >= SPARES {
+            return;
+        }
+        // Whoever needs one finds out what is wrong.
+        if let Ok(spare) = self.make() {
+            self.spares().push(spare);
+        }
+    }
+
+    fn make(&self) -> Result<(StagingId, File), StoreError> {
         let id = self.next_id();
         let path = self.path(id);
         let file = File::options()
@@ -96,6 +135,13 @@ impl Staging {
             .open(&path)
             .map_err(StoreError::disk("create", &path))?;
         Ok((id, file))
+    }
+
+    fn spares(&self) -> MutexGuard<'_, Vec<(StagingId, File)>> {
+        self.0
+            .spares
+            .lock()
+            .expect("no code panics while it holds the spares")
     }
 
     pub fn open(&self, id: StagingId, write: bool) -> Result<File, StoreError> {

@@ -57,6 +57,10 @@ impl Vfs {
             self.settling.rest(node.ino, self.options.settle);
         }
         drop(closing);
+        if handle.write {
+            // Where one file is closed the next is made, and nobody waits for this.
+            self.store.staging.prepare();
+        }
         recorded
     }
 

@@ -10,7 +10,7 @@ use std::{collections::HashSet, num::NonZeroUsize, sync::Arc};
 
 use lru::LruCache;
 
-use super::Totals;
+use super::{Totals, young::Young};
 use crate::{
     base::{chunk::ChunkList, digest::Digest},
     store::{
@@ -40,6 +40,7 @@ pub struct Memory {
     pub absorbing: Option<Arc<Overlay>>,
     nodes: LruCache<Ino, Known<NodeRow>>,
     names: LruCache<NameKey, Known<NameRow>>,
+    young: Young,
     blobs: LruCache<Digest, Option<BlobEntry>>,
     manifests: LruCache<Digest, Arc<ChunkList>>,
     pub totals: Totals,
@@ -88,6 +89,7 @@ impl Memory {
             absorbing: None,
             nodes: LruCache::sparse(capacity(CACHED_NODES)),
             names: LruCache::sparse(capacity(CACHED_NAMES)),
+            young: Young::new(Ino(ceilings.ino)),
             blobs: LruCache::sparse(capacity(CACHED_BLOBS)),
             manifests: LruCache::sparse(capacity(CACHED_MANIFESTS)),
             totals,
@@ -109,7 +111,11 @@ impl Memory {
         if let Some(row) = self.names.get(&key) {
             return Some(row.clone());
         }
-        let row = self.overlaid_name(parent, name)?.clone();
+        let row = match self.overlaid_name(parent, name) {
+            Some(row) => row.clone(),
+            None if self.young.may_have(parent, name) => return None,
+            None => None,
+        };
         self.names.put(key, row.clone());
         Some(row)
     }
@@ -209,6 +215,7 @@ impl Memory {
             }
             Change::PutName(row) => {
                 let row = Arc::new(row);
+                self.young.note(row.parent, &row.name);
                 self.active
                     .put_name(row.parent, &row.name, Some(Arc::clone(&row)));
                 self.keep_name(row.parent, &row.name, Some(Arc::clone(&row)));
