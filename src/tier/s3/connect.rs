@@ -60,7 +60,8 @@ impl S3Bucket {
             // of the SDK's choice would be a trailer that many servers do not know.
             .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
-            .stalled_stream_protection(StalledStreamProtectionConfig::enabled().build())
+            // Requests and bodies have limits of their own here; the SDK's watches every piece of a body.
+            .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
             .retry_config(
                 RetryConfig::standard()
                     .with_max_attempts(ATTEMPTS)
