@@ -230,6 +230,8 @@ class Bench:
 
         def settle():
             mount.flush()
+            # The image and the store are files of one disk.
+            run("sync", "-f", store)
             disk.sync()
 
         def interleaved(name, amount, measure, tidy=lambda place: None):

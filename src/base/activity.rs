@@ -1,29 +1,36 @@
-//! Whether programs are waiting for this daemon just now.
+//! Whether programs keep this daemon busy just now.
 //!
 //! Work that nobody waits for (sealing, uploading) takes its time while they do: with two cores
-//! and a stream of new files it otherwise halved the speed at which they were made.
+//! and a stream of new files it otherwise halved the speed at which they were made. An
+//! ordinary build, of some hundred requests a second, leaves room for all of it.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
-    time::{Duration, Instant},
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Instant,
 };
 
-/// A request counts for this long.
-const LASTS: Duration = Duration::from_millis(20);
+/// Requests are counted for so long, in milliseconds.
+const WINDOW_MILLIS: u64 = 20;
 
-/// When the last request came. Costs a store of one word.
+/// So many in a window, 2500 a second, are a stream.
+const STREAM: u64 = 50;
+
+const COUNT_BITS: u32 = 16;
+const COUNT_MASK: u64 = (1 << COUNT_BITS) - 1;
+
+/// How many requests come. Costs the change of one word each.
 #[derive(Debug)]
 pub struct Activity {
     start: Instant,
-    /// Microseconds since `start`; 0 for never.
-    last: AtomicU64,
+    /// The number of the current window, and below it the counts of the one before and of this one.
+    state: AtomicU64,
 }
 
 impl Default for Activity {
     fn default() -> Self {
         Self {
             start: Instant::now(),
-            last: AtomicU64::new(0),
+            state: AtomicU64::new(0),
         }
     }
 }
@@ -31,28 +38,65 @@ impl Default for Activity {
 impl Activity {
     /// Notes a request.
     pub fn note(&self) {
-        let now = self.start.elapsed().as_micros() as u64;
-        self.last.store(now.max(1), Ordering::Relaxed);
+        let window = self.window();
+        let count = |state| {
+            let (before, now) = counts_at(state, window);
+            Some(window << (2 * COUNT_BITS) | before << COUNT_BITS | (now + 1).min(COUNT_MASK))
+        };
+        // Always `Some`.
+        let _ = self.state.fetch_update(Relaxed, Relaxed, count);
     }
 
-    /// Whether a request came a moment ago.
+    /// Whether requests come in a stream.
     pub fn is_busy(&self) -> bool {
-        let last = self.last.load(Ordering::Relaxed);
-        last != 0 && self.start.elapsed() < Duration::from_micros(last) + LASTS
+        let (before, now) = counts_at(self.state.load(Relaxed), self.window());
+        before.max(now) >= STREAM
+    }
+
+    fn window(&self) -> u64 {
+        // From 1 on: in window 0 nothing was counted.
+        self.start.elapsed().as_millis() as u64 / WINDOW_MILLIS + 1
+    }
+}
+
+/// The counts of the window before `window` and of `window` itself.
+fn counts_at(state: u64, window: u64) -> (u64, u64) {
+    let (before, now) = (state >> COUNT_BITS & COUNT_MASK, state & COUNT_MASK);
+    match window.checked_sub(state >> (2 * COUNT_BITS)) {
+        // A thread that was held up between the clock and here counts for the window that began meanwhile.
+        Some(0) | None => (before, now),
+        Some(1) => (now, 0),
+        Some(_) => (0, 0),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{thread::sleep, time::Duration};
+
     use super::*;
 
     #[test]
-    fn a_request_counts_for_a_moment() {
+    fn a_stream_of_requests_counts_until_it_ends() {
         let activity = Activity::default();
         assert!(!activity.is_busy());
         activity.note();
+        assert!(!activity.is_busy(), "one request is no stream");
+        // The clock may move to the next window in between, once.
+        for _ in 0..2 * STREAM {
+            activity.note();
+        }
         assert!(activity.is_busy());
-        std::thread::sleep(LASTS * 2);
+        sleep(Duration::from_millis(3 * WINDOW_MILLIS));
         assert!(!activity.is_busy());
+    }
+
+    #[test]
+    fn counts_move_on_with_the_windows() {
+        let state = 7 << (2 * COUNT_BITS) | 3 << COUNT_BITS | 60;
+        assert_eq!(counts_at(state, 7), (3, 60));
+        assert_eq!(counts_at(state, 6), (3, 60));
+        assert_eq!(counts_at(state, 8), (60, 0));
+        assert_eq!(counts_at(state, 9), (0, 0));
     }
 }

@@ -79,8 +79,8 @@ const FLUSH_WAIT: Duration = Duration::from_secs(1);
 const OPERATOR_WAIT: Duration = Duration::from_secs(15);
 const OPERATOR_LOG_PAUSE: Duration = Duration::from_secs(60);
 
-/// Between the begins of two uploads while programs wait for the daemon: 500 a second.
-const BUSY_PAUSE: Duration = Duration::from_millis(2);
+/// Between the begins of two uploads while programs keep the daemon busy: 250 a second.
+const BUSY_PAUSE: Duration = Duration::from_millis(4);
 
 /// Rows taken from the queue at once.
 const BATCH: usize = 256;

@@ -36,9 +36,9 @@ use crate::{
 /// How long a file that is not quiet, or could not be sealed, is left alone.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// Between two files of a thread while programs wait for the daemon: the many small ones of
-/// a build would otherwise take a core from it.
-const BUSY_PAUSE: Duration = Duration::from_millis(2);
+/// Between two files of a thread while programs keep the daemon busy: many small ones would
+/// otherwise take a core from them.
+const BUSY_PAUSE: Duration = Duration::from_millis(4);
 
 /// How long a deleted file can still be opened by a program that looked it up before.
 const LIMBO: Duration = Duration::from_secs(2);
