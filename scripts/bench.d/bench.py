@@ -234,7 +234,7 @@ class Bench:
             run("sync", "-f", store)
             disk.sync()
 
-        def interleaved(name, amount, measure, tidy=lambda place: None):
+        def interleaved(name, amount, measure, tidy=lambda place: None, cold=False):
             if not self.wants(name):
                 return
             samples = {system: [] for system in places}
@@ -242,6 +242,9 @@ class Bench:
                 order = list(places.items())
                 # Turned round each time, so that none always follows the same other.
                 for system, place in order if number % 2 == 0 else reversed(order):
+                    if cold:
+                        # Else the first writes to memory that was just given back, and the last waits for some.
+                        Path("/proc/sys/vm/drop_caches").write_text("1")
                     samples[system].append(amount / measure(place, number))
                     settle()
                 for place in places.values():
@@ -266,6 +269,7 @@ class Bench:
             options.size_mib,
             lambda place, number: seconds(self.io, "write", place / "written", size),
             lambda place: (place / "written").unlink(),
+            cold=True,
         )
         interleaved(
             "create",
