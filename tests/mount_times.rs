@@ -148,6 +148,21 @@ fn sealing_changes_no_time() {
     assert_eq!(times(&path)[1..], before[1..]);
 }
 
+/// The daemon hears of the last close after `close(2)` has returned.
+#[test]
+fn a_file_looks_the_same_right_after_its_close_and_later() {
+    let place = Place::new();
+    for round in 0..50 {
+        let path = file(&place.path(&format!("f{round}")), b"written");
+        let (first, size) = (times(&path), fs::metadata(&path).unwrap().len());
+        assert_eq!(size, 7);
+        if round % 10 == 0 {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        assert_eq!(times(&path), first, "round {round}");
+    }
+}
+
 #[test]
 fn changes_of_metadata_move_the_change_time_only() {
     let place = Place::new();

@@ -8,7 +8,7 @@ mod support;
 use std::{
     ffi::OsStr,
     fs,
-    io::{Read, Seek, SeekFrom},
+    io::{Read, Seek, SeekFrom, Write},
     os::unix::{
         ffi::OsStrExt,
         fs::{MetadataExt, PermissionsExt, symlink},
@@ -21,7 +21,7 @@ use lab::{Lab, StoreKind};
 use support::{
     input,
     machine::Machine,
-    posix::{content, file, ro},
+    posix::{content, file, ro, rw},
     rng::Rng,
     tree, wait,
 };
@@ -38,6 +38,7 @@ on_both_stores!(
     a_read_only_machine_follows_and_refuses_writes,
     a_machine_that_stopped_catches_up,
     a_directory_that_lived_on_for_a_file_goes_with_it,
+    a_file_that_is_closed_after_its_directory_was_removed_brings_both_back,
 );
 
 /// How long another machine may take when the test does not measure it.
@@ -419,4 +420,22 @@ fn a_directory_that_lived_on_for_a_file_goes_with_it(kind: StoreKind) {
     until_gone(&a, "dir");
     until_gone(&b, "dir");
     assert_eq!(fs::read_dir(a.root()).unwrap().count(), 0);
+}
+
+/// A machine writes a file while another one removes it, and its directory: the close is later.
+fn a_file_that_is_closed_after_its_directory_was_removed_brings_both_back(kind: StoreKind) {
+    let lab = Lab::new(kind);
+    let (a, b) = (lab.machine("a"), lab.machine("b"));
+    fs::create_dir(a.path("dir")).unwrap();
+    file(&a.path("dir/f"), b"first");
+    until_content(&b, "dir/f", b"first");
+    let mut writer = rw(&a.path("dir/f"));
+    writer.write_all(b"later").unwrap();
+    fs::remove_file(b.path("dir/f")).unwrap();
+    fs::remove_dir(b.path("dir")).unwrap();
+    // From now on the kernel knows that there is no such directory.
+    until_gone(&a, "dir");
+    drop(writer);
+    until_content(&a, "dir/f", b"later");
+    until_content(&b, "dir/f", b"later");
 }

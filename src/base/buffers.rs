@@ -4,61 +4,91 @@
 //! interrupt of the other CPUs: in a profile of a cold sequential read that was a
 //! fifth of the daemon's time. So buffers of chunks come from a small store of used ones.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
 /// Buffers kept, of at most [`MAX_KEPT_BYTES`] each.
 const MAX_KEPT: usize = 16;
 
-/// The longest chunk, see [`super::chunk`].
+/// The longest chunk is half of this, see [`super::chunk`].
 const MAX_KEPT_BYTES: usize = 4 << 20;
 
 /// Smaller ones are left to the allocator, which is quick at them.
 const MIN_BYTES: usize = 64 << 10;
 
-static KEPT: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+static POOL: Pool = Pool::new();
 
 /// An empty buffer with room for `capacity` bytes.
 #[must_use]
 pub fn take(capacity: usize) -> Vec<u8> {
-    if (MIN_BYTES..=MAX_KEPT_BYTES).contains(&capacity) {
-        let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(place) = kept.iter().rposition(|buffer| buffer.capacity() >= capacity) {
-            return kept.swap_remove(place);
-        }
-    }
-    Vec::with_capacity(capacity)
+    POOL.take(capacity)
 }
 
 /// Shares a buffer from [`take`]; it is kept for the next one when the last reference goes.
 #[must_use]
 pub fn share(buffer: Vec<u8>) -> Bytes {
-    if buffer.capacity() < MIN_BYTES {
-        return buffer.into();
-    }
-    Bytes::from_owner(Lent(buffer))
+    POOL.share(buffer)
 }
 
-struct Lent(Vec<u8>);
+struct Pool(Mutex<Vec<Vec<u8>>>);
+
+impl Pool {
+    const fn new() -> Self {
+        Self(Mutex::new(Vec::new()))
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self, capacity: usize) -> Vec<u8> {
+        if (MIN_BYTES..=MAX_KEPT_BYTES).contains(&capacity) {
+            let mut kept = self.kept();
+            if let Some(place) = kept.iter().rposition(|buffer| buffer.capacity() >= capacity) {
+                return kept.swap_remove(place);
+            }
+        }
+        Vec::with_capacity(capacity)
+    }
+
+    fn share(&'static self, buffer: Vec<u8>) -> Bytes {
+        if buffer.capacity() < MIN_BYTES {
+            return buffer.into();
+        }
+        Bytes::from_owner(Lent { buffer, pool: self })
+    }
+
+    fn keep(&self, mut buffer: Vec<u8>) {
+        if buffer.capacity() > MAX_KEPT_BYTES {
+            return;
+        }
+        buffer.clear();
+        let mut kept = self.kept();
+        if kept.len() < MAX_KEPT {
+            kept.push(buffer);
+        } else if let Some(smallest) = kept.iter_mut().min_by_key(|kept| kept.capacity())
+            && smallest.capacity() < buffer.capacity()
+        {
+            *smallest = buffer;
+        }
+    }
+}
+
+struct Lent {
+    buffer: Vec<u8>,
+    pool: &'static Pool,
+}
 
 impl AsRef<[u8]> for Lent {
     fn as_ref(&self) -> &[u8] {
-        &self.0
+        &self.buffer
     }
 }
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        let mut buffer = std::mem::take(&mut self.0);
-        if buffer.capacity() > MAX_KEPT_BYTES {
-            return;
-        }
-        buffer.clear();
-        let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() < MAX_KEPT {
-            kept.push(buffer);
-        }
+        self.pool.keep(std::mem::take(&mut self.buffer));
     }
 }
 
@@ -66,30 +96,39 @@ impl Drop for Lent {
 mod tests {
     use super::*;
 
+    fn pool() -> &'static Pool {
+        Box::leak(Box::new(Pool::new()))
+    }
+
     #[test]
     fn a_buffer_comes_back_empty_when_the_last_reference_is_gone() {
-        // Larger than what other tests of this process take.
-        let mut buffer = take(MAX_KEPT_BYTES);
+        let pool = pool();
+        let mut buffer = pool.take(MAX_KEPT_BYTES);
         let place = buffer.as_ptr();
         buffer.extend_from_slice(b"bytes");
-        let shared = share(buffer);
+        let shared = pool.share(buffer);
         let part = shared.slice(1..3);
         drop(shared);
         assert_eq!(&part[..], b"yt");
-        let other = take(MAX_KEPT_BYTES);
+        let other = pool.take(MAX_KEPT_BYTES);
         assert_ne!(other.as_ptr(), place, "it is still read");
         drop(part);
-        let again = take(MAX_KEPT_BYTES);
+        let again = pool.take(MAX_KEPT_BYTES);
         assert!(again.as_ptr() == place && again.is_empty());
     }
 
     #[test]
-    fn no_more_is_kept_than_allowed() {
-        let all: Vec<_> = (0..2 * MAX_KEPT).map(|_| share(take(MIN_BYTES))).collect();
+    fn no_more_is_kept_than_allowed_and_rather_the_large_ones() {
+        let pool = pool();
+        let all: Vec<_> = (0..2 * MAX_KEPT)
+            .map(|_| pool.share(pool.take(MIN_BYTES)))
+            .collect();
         drop(all);
-        drop(share(take(MAX_KEPT_BYTES + 1)));
-        let kept = KEPT.lock().unwrap();
-        assert!(kept.len() <= MAX_KEPT);
+        drop(pool.share(pool.take(MAX_KEPT_BYTES + 1)));
+        drop(pool.share(pool.take(MAX_KEPT_BYTES)));
+        let kept = pool.kept();
+        assert_eq!(kept.len(), MAX_KEPT);
         assert!(kept.iter().all(|buffer| buffer.capacity() <= MAX_KEPT_BYTES));
+        assert!(kept.iter().any(|buffer| buffer.capacity() == MAX_KEPT_BYTES));
     }
 }

@@ -218,11 +218,18 @@ impl Shared {
             None if residency == Residency::Nothing => return Ok(()),
             None => new_row(file.digest, file.size()),
         };
+        // A quarantined blob takes no chunks while it has a file: all of this one came from the bucket.
+        let from_bucket = row.durability == Durability::Quarantined && !file.is_frozen();
+        let came_back = row.durability == Durability::Quarantined && file.is_good() && !doubted;
+        // A part of it would be taken for the part of the old file that is left.
+        let (residency, doubted) = if from_bucket && !came_back {
+            (Residency::Nothing, false)
+        } else {
+            (residency, doubted)
+        };
         if row.residency == residency && row.doubted == doubted {
             return Ok(());
         }
-        // A quarantined blob takes no chunks while it has a file: all of this one came from the bucket.
-        let came_back = row.durability == Durability::Quarantined && file.is_good() && !doubted;
         let durability = if came_back {
             info!(digest = %file.digest, "a blob whose only copy was lost came back from the bucket");
             Durability::Durable {

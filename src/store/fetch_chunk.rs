@@ -57,7 +57,7 @@ const WRONG_ATTEMPTS: u32 = 3;
 const MIN_ATTEMPT: Duration = Duration::from_secs(1);
 
 /// Chunks kept in memory that found no room on the disk, so that the small reads
-/// of one chunk do not fetch it each: at most 16 MiB.
+/// of one chunk do not fetch it each: at most 16 MiB of chunks, in buffers of twice that.
 const UNKEPT_CHUNKS: NonZeroUsize = NonZeroUsize::new(8).unwrap();
 
 /// How long readahead rests after the disk did not take a chunk: what it brought would be gone before it is read.

@@ -532,6 +532,11 @@ async fn a_blob_whose_only_copy_was_lost_comes_back_when_the_bucket_has_it_after
     fs::remove_file(rig.path(&sliced.digest)).unwrap();
     let blob = rig.open(&sliced);
     assert_eq!(rig.durability(&sliced), Some(Durability::Quarantined));
+    // A part of it, and closed: that does not make it another damaged file.
+    rig.fetcher().ensure_first(&blob).await.unwrap();
+    drop(blob);
+    assert_eq!(rig.residency(&sliced), Residency::Nothing);
+    let blob = rig.open(&sliced);
     rig.fetcher().ensure_whole(&blob).await.unwrap();
     assert!(blob.is_whole() && blob.read(0, LARGE).unwrap() == bytes);
     assert_eq!(rig.residency(&sliced), Residency::Whole);

@@ -104,10 +104,14 @@ impl Staging {
                 last_access: now,
                 last_modification: now,
             };
-            rustix::fs::futimens(&file, &times)
+            let checked = rustix::fs::futimens(&file, &times).and_then(|()| rustix::fs::fstat(&file));
+            let stat = checked
                 .map_err(io::Error::from)
                 .map_err(StoreError::disk("set the times of", &self.path(id)))?;
-            return Ok((id, file));
+            // Somebody may have swept an old empty file away.
+            if stat.st_nlink > 0 {
+                return Ok((id, file));
+            }
         }
         self.make()
     }
@@ -115,7 +119,7 @@ impl Staging {
     /// Makes a spare file, unless there are enough: making one takes the disk as long as all else
     /// that a program waits for when it creates a file. To be called when nobody waits.
     pub fn prepare(&self) {
-        if self.spares().len() >= SPARES {
+        if self.spares().len() >= SPARES || self.0.ledger.is_disk_full() {
             return;
         }
         // Whoever needs one finds out what is wrong.

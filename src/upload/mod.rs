@@ -81,6 +81,8 @@ const OPERATOR_LOG_PAUSE: Duration = Duration::from_secs(60);
 
 /// Between the begins of two uploads while programs keep the daemon busy: 250 a second.
 const BUSY_PAUSE: Duration = Duration::from_millis(4);
+/// For how long uploads are held back like that; others wait for the files.
+const MAX_PACED: Duration = Duration::from_secs(4);
 
 /// Rows taken from the queue at once.
 const BATCH: usize = 256;
@@ -248,6 +250,7 @@ struct Loop {
     paused_until: Option<Instant>,
     /// Nothing is started before this while programs wait for the daemon.
     paced_until: Instant,
+    paced_since: Option<Instant>,
     progress_seen: u64,
     operator_told: Option<Instant>,
 }
@@ -264,6 +267,7 @@ impl Loop {
             failing: false,
             paused_until: None,
             paced_until: Instant::now(),
+            paced_since: None,
             progress_seen: 0,
             operator_told: None,
         }
@@ -283,7 +287,11 @@ impl Loop {
                 .paused_until
                 .unwrap_or(now + POLL)
                 .min(now + self.longest_wait());
-            if self.is_paced() && !self.queue.is_empty() && self.tasks.len() < self.most() {
+            if self.paused_until.is_none()
+                && self.is_paced()
+                && !self.queue.is_empty()
+                && self.tasks.len() < self.most()
+            {
                 until = until.min(self.paced_until);
             }
             tokio::select! {
@@ -322,9 +330,13 @@ impl Loop {
         self.unreadable.clear();
     }
 
-    /// Whether uploads give way to programs.
-    fn is_paced(&self) -> bool {
-        self.shared.waiting.load(Ordering::Acquire) == 0 && self.shared.options.activity.is_busy()
+    /// Whether uploads give way to programs: while these keep the daemon busy, but not for ever.
+    fn is_paced(&mut self) -> bool {
+        if self.shared.waiting.load(Ordering::Acquire) > 0 || !self.shared.options.activity.is_busy() {
+            self.paced_since = None;
+            return false;
+        }
+        self.paced_since.get_or_insert_with(Instant::now).elapsed() < MAX_PACED
     }
 
     /// How many uploads may run.
@@ -339,7 +351,12 @@ impl Loop {
     /// Starts as many uploads as may run.
     fn start_uploads(&mut self) -> Result<(), StoreError> {
         let most = self.most();
-        if self.tasks.len() >= most || self.shared.ledger.totals().dirty_blobs == 0 {
+        if self.shared.ledger.totals().dirty_blobs == 0 {
+            self.queue.clear();
+            self.paced_since = None;
+            return Ok(());
+        }
+        if self.tasks.len() >= most {
             return Ok(());
         }
         let now = Instant::now();

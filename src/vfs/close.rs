@@ -5,9 +5,12 @@ use std::sync::Arc;
 use super::{
     Vfs, VfsError,
     handle::{Handle, OpenNode, OpenState, Serving},
-    open::stat,
+    open::{change_time, stat},
 };
-use crate::{namespace::tree::Notice, store::rows::Ino};
+use crate::{
+    namespace::tree::Notice,
+    store::{error::chain, rows::Ino},
+};
 
 impl Vfs {
     /// A descriptor was closed (FLUSH): what was written through it is now a
@@ -58,8 +61,11 @@ impl Vfs {
         }
         drop(closing);
         if handle.write {
-            // Where one file is closed the next is made, and nobody waits for this.
+            // Where one file is closed the next is made; mostly nobody waits for this.
             self.store.staging.prepare();
+        }
+        if let Err(err) = &recorded {
+            tracing::warn!(ino = node.ino.0, error = %chain(err), "cannot note what a program wrote; the file is looked at again before it is sealed");
         }
         recorded
     }
@@ -73,7 +79,7 @@ impl Vfs {
         if now == state.recorded && !state.written {
             return Ok(());
         }
-        let mut notices = self.tree.closed(node.ino, now.0, now.1, true)?;
+        let mut notices = self.tree.closed(node.ino, now.0, now.1, change_time(file)?)?;
         if std::mem::take(&mut state.attr_given) && state.serving.loan().is_some() {
             notices.push(Notice::Attributes { ino: node.ino });
         }

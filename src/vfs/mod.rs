@@ -74,7 +74,7 @@ pub struct VfsOptions {
     pub settle: Duration,
     pub read_only: bool,
     pub xattr: bool,
-    /// Told of every request; sealing gives way to them.
+    /// Told of requests that use names; sealing gives way to a stream of them.
     pub activity: Arc<Activity>,
 }
 

@@ -112,7 +112,8 @@ impl Vfs {
             loan,
             keep_cache: false,
             write: true,
-            created: true,
+            // Whoever closes it on a full disk waits for the answer, which may be an error.
+            created: !self.store.ledger.is_disk_full(),
         };
         Ok(Created::New(Attr::of(&node, &self.options), opened))
     }

@@ -42,7 +42,7 @@ pub struct Opened {
     /// Pages that the kernel kept of this inode are still right.
     pub keep_cache: bool,
     pub write: bool,
-    /// The file was made by this open.
+    /// The file was made by this open, and nobody need wait for its close.
     pub created: bool,
 }
 
@@ -143,7 +143,10 @@ impl Vfs {
         lend: impl Fn(&File) -> io::Result<Loan> + Send + Sync,
         may_lend: bool,
     ) -> Result<Opened, VfsError> {
-        count(&self.counters.misses);
+        // A copy for a writer may be all that it waits for.
+        if !missing.blob.is_whole() {
+            count(&self.counters.misses);
+        }
         for _ in 0..ATTEMPTS {
             self.bring(ino, &missing).await?;
             let open = || self.open_with(ino, request, may_lend.then_some(&lend), Some(&missing));
@@ -560,6 +563,12 @@ fn lend_blob(
 pub(super) fn stat(file: &File) -> io::Result<(u64, i64)> {
     let stat = rustix::fs::fstat(file)?;
     Ok((stat.st_size as u64, nanos(stat.st_mtime, stat.st_mtime_nsec)))
+}
+
+/// When a staging file was changed last, in nanoseconds since 1970.
+pub(super) fn change_time(file: &File) -> io::Result<i64> {
+    let stat = rustix::fs::fstat(file)?;
+    Ok(nanos(stat.st_ctime, stat.st_ctime_nsec))
 }
 
 pub(super) fn nanos(seconds: i64, nanoseconds: u64) -> i64 {

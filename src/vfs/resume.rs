@@ -2,7 +2,10 @@
 
 use std::{io, time::Duration};
 
-use super::{Vfs, VfsError, open::stat};
+use super::{
+    Vfs, VfsError,
+    open::{change_time, stat},
+};
 use crate::store::{
     StoreError,
     rows::{Content, NodeRow},
@@ -32,15 +35,16 @@ impl Vfs {
         let Content::Staging(id) = node.content else {
             return Ok(());
         };
-        let now = match self.store.staging.open(id, false) {
-            Ok(file) => stat(&file)?,
+        let file = match self.store.staging.open(id, false) {
+            Ok(file) => file,
             Err(StoreError::Disk { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 return self.give_up(node, "its bytes are gone from the cache disk");
             }
             Err(err) => return Err(err.into()),
         };
-        if now != (node.size, node.mtime) {
-            self.tree.closed(node.ino, now.0, now.1, true)?;
+        let (size, mtime) = stat(&file)?;
+        if (size, mtime) != (node.size, node.mtime) {
+            self.tree.closed(node.ino, size, mtime, change_time(&file)?)?;
         }
         self.settling.rest(node.ino, Duration::ZERO);
         Ok(())

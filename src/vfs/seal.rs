@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Vfs, VfsError, count, handle::Serving};
+use super::{Vfs, VfsError, count, handle::Serving, open::change_time};
 use crate::{
     namespace::{
         TreeError,
@@ -39,6 +39,8 @@ const RETRY: Duration = Duration::from_secs(2);
 /// Between two files of a thread while programs keep the daemon busy: many small ones would
 /// otherwise take a core from them.
 const BUSY_PAUSE: Duration = Duration::from_millis(4);
+/// How much later than asked for a file may be sealed because of that.
+const MAX_LATE: Duration = Duration::from_secs(3);
 
 /// How long a deleted file can still be opened by a program that looked it up before.
 const LIMBO: Duration = Duration::from_secs(2);
@@ -124,8 +126,14 @@ impl Settling {
         self.wake.notify_all();
     }
 
-    fn is_hurried(&self) -> bool {
-        !self.lock().hurried.is_empty()
+    /// Whether there is time: nobody waits for a file, and none has waited long.
+    fn has_time(&self) -> bool {
+        let state = self.lock();
+        let late = state
+            .order
+            .peek()
+            .is_some_and(|Reverse((due, _))| due.elapsed() > MAX_LATE);
+        state.hurried.is_empty() && !late
     }
 
     /// Files that are not sealed yet.
@@ -252,7 +260,10 @@ impl Vfs {
                             End::Failed
                         });
                         vfs.settling.done(ino, &end);
-                        if vfs.options.activity.is_busy() && !vfs.settling.is_hurried() {
+                        if vfs.options.activity.is_busy()
+                            && vfs.settling.has_time()
+                            && !vfs.store.ledger.is_disk_full()
+                        {
                             vfs.settling.stopped_within(BUSY_PAUSE);
                         }
                     }
@@ -309,7 +320,7 @@ impl Vfs {
         };
         if (size, mtime) != (node.size, node.mtime) {
             // Somebody wrote after the last close, through a mapping for example: a change of its own.
-            let mut notices = self.tree.closed(node.ino, size, mtime, true)?;
+            let mut notices = self.tree.closed(node.ino, size, mtime, change_time(&file)?)?;
             notices.push(Notice::Attributes { ino: node.ino });
             self.tell(notices);
         }

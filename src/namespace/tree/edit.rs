@@ -34,8 +34,9 @@ pub(super) struct Edit<'a> {
     names: HashMap<(Ino, Vec<u8>), Option<NameRow>>,
     extra: Vec<Change>,
     stamped: Option<Stamp>,
-    /// The change made is the first close of a new file: it takes its place now, not at its creation.
-    pub(super) first_close: bool,
+    /// The change made is the first close of a new file: it takes its place now, not at its
+    /// creation, but before what was made from this place on. See [`RecentPlaces`].
+    pub(super) first_close: Option<u64>,
     /// Staging files that no file needs any more.
     discarded: Vec<StagingId>,
     /// Of what the kernel cannot know by itself: changes that no program here asked for.
@@ -55,7 +56,7 @@ impl<'a> Edit<'a> {
             names: HashMap::new(),
             extra: Vec::new(),
             stamped: None,
-            first_close: false,
+            first_close: None,
             discarded: Vec::new(),
             notices: None,
             implied: Vec::new(),
@@ -174,14 +175,12 @@ impl<'a> Edit<'a> {
     /// The stamp and place of a change of a register whose last change was at `pending`.
     pub(super) fn next_change(&mut self, pending: Option<Place>) -> (Stamp, Place) {
         let seq = self.tree.ledger.next_place();
-        let pending = pending.filter(|_| !self.first_close);
-        (
-            self.stamp(),
-            Place {
-                seq,
-                first_seq: pending.map_or(seq, |place| place.first_seq),
-            },
-        )
+        self.in_use.places.gave(seq, Instant::now());
+        let first_seq = pending.map_or(seq, |place| {
+            let built_on = self.first_close.unwrap_or(0).min(seq);
+            place.first_seq.max(built_on)
+        });
+        (self.stamp(), Place { seq, first_seq })
     }
 
     /// Changes a register as a write of this machine, to be published.

@@ -38,9 +38,11 @@ mod edit;
 mod names;
 mod open;
 mod pending;
+mod places;
 mod rename;
 
 use edit::Edit;
+use places::RecentPlaces;
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -85,7 +87,7 @@ const META_CLOCK: &str = "clock";
 struct Pin {
     opens: u32,
     writers: u32,
-    /// Made by an open that has not been closed yet: nobody can have built on it.
+    /// Made by an open that is not known to be closed yet: if anybody built on it, then a moment ago.
     unmade: bool,
     /// A name it got while in use: saves looking for its names when it is closed.
     home: Option<(Ino, Vec<u8>)>,
@@ -104,6 +106,7 @@ struct InUse {
     /// Files that lost their last name, and when: a program that looked one up
     /// just before may still open it, as on a local disk.
     limbo: VecDeque<(Instant, Ino)>,
+    places: RecentPlaces,
 }
 
 /// The tree of one volume on one machine.

@@ -129,43 +129,38 @@ impl Tree {
         Ok(())
     }
 
-    /// Records what a close of a writer left. With `modified` it is the
-    /// moment at which the change of the file was made: its names get new stamps, and
-    /// those that another machine took meanwhile come back (law 5).
-    pub fn closed(&self, ino: Ino, size: u64, mtime: i64, modified: bool) -> Result<Vec<Notice>, TreeError> {
+    /// Records what a close of a writer left. It is the moment at which the change of the file is
+    /// made: its names get new stamps, and those that another machine took meanwhile come back
+    /// (law 5). Times are in nanoseconds since 1970.
+    pub fn closed(&self, ino: Ino, size: u64, mtime: i64, ctime: i64) -> Result<Vec<Notice>, TreeError> {
         let mut in_use = self.lock();
-        let shadowed: Vec<_> = if modified {
-            in_use
-                .shadowed
-                .extract_if(|_, shadowed| *shadowed == ino)
-                .map(|(name, _)| name)
-                .collect()
-        } else {
-            Vec::new()
-        };
+        let shadowed: Vec<_> = in_use
+            .shadowed
+            .extract_if(|_, shadowed| *shadowed == ino)
+            .map(|(name, _)| name)
+            .collect();
         let unmade = in_use
             .pins
             .get_mut(&ino)
             .is_some_and(|pin| std::mem::take(&mut pin.unmade));
         let mut edit = Edit::new(self, &mut in_use);
-        edit.first_close = unmade;
-        let now = edit.now;
+        if unmade {
+            edit.first_close = Some(edit.in_use.places.since(Instant::now()));
+        }
         let node = edit.node_mut(ino)?;
         node.size = size;
         node.mtime = mtime;
-        if modified {
-            node.ctime = now;
-            edit.restamp(ino)?;
-            for (parent, name) in &shadowed {
-                edit.own(*parent, name, NameState::Live(ino))?;
-            }
+        // What was shown while it was written stays.
+        node.ctime = node.ctime.max(ctime);
+        edit.restamp(ino)?;
+        for (parent, name) in &shadowed {
+            edit.own(*parent, name, NameState::Live(ino))?;
         }
-        edit.commit()?;
+        let (_, mut notices) = edit.commit()?;
         // The kernel knows what was written; only names that came back are news.
-        Ok(shadowed
-            .into_iter()
-            .map(|(parent, name)| Notice::Entry { parent, name })
-            .collect())
+        let back = shadowed.into_iter();
+        notices.extend(back.map(|(parent, name)| Notice::Entry { parent, name }));
+        Ok(notices)
     }
 
     /// Starts sealing; false when a writer has the file open or it is no longer `id`.

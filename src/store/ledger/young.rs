@@ -8,6 +8,7 @@
 //!
 //! # Invariants
 //!
+//! - Directories have numbers that [`Ledger::next_ino`](super::Ledger::next_ino) gave out.
 //! - A name that was ever put below a young directory is noted. A name that was taken away stays
 //!   noted, and one that was never there may seem to be: both cost a question.
 

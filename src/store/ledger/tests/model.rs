@@ -317,9 +317,18 @@ fn step() -> impl Strategy<Value = Step> {
 fn run(steps: Vec<Step>) {
     let (dir, mut ledger) = fresh();
     let mut model = Model::default();
+    let mut given = Ino::ROOT;
     for step in steps {
         match step {
             Step::Commit(changes) => {
+                // Names are put below directories whose numbers were given out.
+                for change in &changes {
+                    while let Change::PutName(row) = change
+                        && given < row.parent
+                    {
+                        given = ledger.next_ino();
+                    }
+                }
                 model.commit(&changes);
                 ledger.commit(changes).unwrap();
             }
