@@ -7,14 +7,14 @@ mod support;
 
 use std::{
     ffi::OsStr,
-    fs,
+    fs::{self, File},
     io::{Read, Seek, SeekFrom, Write},
     os::unix::{
         ffi::OsStrExt,
         fs::{MetadataExt, PermissionsExt, symlink},
     },
     path::Path,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use lab::{Lab, StoreKind};
@@ -39,6 +39,7 @@ on_both_stores!(
     a_machine_that_stopped_catches_up,
     a_directory_that_lived_on_for_a_file_goes_with_it,
     a_file_that_is_closed_after_its_directory_was_removed_brings_both_back,
+    the_times_of_a_directory_stay_when_its_last_file_is_closed_a_moment_later,
 );
 
 /// How long another machine may take when the test does not measure it.
@@ -438,4 +439,22 @@ fn a_file_that_is_closed_after_its_directory_was_removed_brings_both_back(kind: 
     drop(writer);
     until_content(&a, "dir/f", b"later");
     until_content(&b, "dir/f", b"later");
+}
+
+/// The daemon hears late of the close of a new file, perhaps after `cp -a` has set the times of
+/// its directory. Here it is closed late.
+fn the_times_of_a_directory_stay_when_its_last_file_is_closed_a_moment_later(kind: StoreKind) {
+    let lab = Lab::new(kind);
+    let (a, b) = (lab.machine("a"), lab.machine("b"));
+    fs::create_dir(a.path("dir")).unwrap();
+    let mut writer = File::create(a.path("dir/f")).unwrap();
+    writer.write_all(b"bytes").unwrap();
+    let then = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    File::open(a.path("dir")).unwrap().set_modified(then).unwrap();
+    drop(writer);
+    until_content(&b, "dir/f", b"bytes");
+    wait::until("the times of the directory are told", SOON, || {
+        (b.path("dir").metadata().unwrap().modified().unwrap() == then).then_some(())
+    });
+    assert_eq!(a.path("dir").metadata().unwrap().modified().unwrap(), then);
 }

@@ -1,6 +1,6 @@
 //! Attributes: mode, owner, times, extended attributes.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use super::{Edit, Tree};
 use crate::{
@@ -59,6 +59,9 @@ impl Tree {
         let row = edit.node(ino)?.ok_or(TreeError::NotFound)?;
         if change.is_told() && !edit.is_told_later(&row)? {
             edit.restamp(ino)?;
+            if row.dir.is_some() {
+                edit.in_use.places.told(ino, Instant::now());
+            }
         }
         let row = edit.node(ino)?.ok_or(TreeError::NotFound)?;
         edit.commit()?;

@@ -139,13 +139,15 @@ impl Tree {
             .extract_if(|_, shadowed| *shadowed == ino)
             .map(|(name, _)| name)
             .collect();
-        let unmade = in_use
-            .pins
-            .get_mut(&ino)
-            .is_some_and(|pin| std::mem::take(&mut pin.unmade));
+        // Of a file that is closed for the first time: where it is.
+        let made_in = in_use.pins.get_mut(&ino).and_then(|pin| {
+            let unmade = std::mem::take(&mut pin.unmade);
+            unmade.then(|| pin.home.as_ref().map(|(parent, _)| *parent))
+        });
         let mut edit = Edit::new(self, &mut in_use);
-        if unmade {
-            edit.first_close = Some(edit.in_use.places.since(Instant::now()));
+        let now = Instant::now();
+        if made_in.is_some() {
+            edit.first_close = Some(edit.in_use.places.since(now));
         }
         let node = edit.node_mut(ino)?;
         node.size = size;
@@ -155,6 +157,12 @@ impl Tree {
         edit.restamp(ino)?;
         for (parent, name) in &shadowed {
             edit.own(*parent, name, NameState::Live(ino))?;
+        }
+        if let Some(Some(dir)) = made_in
+            && edit.in_use.places.was_told(dir, now)
+        {
+            edit.first_close = None;
+            edit.restamp(dir)?;
         }
         let (_, mut notices) = edit.commit()?;
         // The kernel knows what was written; only names that came back are news.
