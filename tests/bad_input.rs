@@ -28,8 +28,10 @@ on_both_stores!(
     settings_that_mean_nothing,
 );
 
+type State = (Vec<(String, Vec<u8>)>, tree::Tree, Vec<std::path::PathBuf>);
+
 /// Everything that a refused mount could have changed.
-fn state(lab: &Lab) -> (Vec<(String, Vec<u8>)>, tree::Tree, Vec<std::path::PathBuf>) {
+fn state(lab: &Lab) -> State {
     let mut objects: Vec<_> = lab
         .objects()
         .into_iter()

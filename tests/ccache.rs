@@ -21,7 +21,7 @@ on_both_stores!(what_one_machine_compiled_the_other_finds);
 /// The least number of files that count as a real program.
 const MIN_SOURCES: usize = 100;
 
-/// C sources of the dependencies: SQLite, zstd, and the plain C part of AWS-LC.
+/// C sources of the dependencies: `SQLite`, zstd, and the plain C part of AWS-LC.
 fn sources() -> Vec<(PathBuf, Vec<String>)> {
     let include = |dir: &Path| format!("-I{}", dir.display());
     let mut sources = Vec::new();

@@ -325,19 +325,19 @@ fn renames_and_deletes_before_a_kill_stay_done(kind: StoreKind) {
                 }
                 3 | 4 => {
                     let result = fs::rename(a.path(&name), a.path(&other));
-                    match model.remove(&name) {
-                        Some(bytes) => {
-                            result.unwrap();
-                            model.insert(other, bytes);
-                        }
-                        None => assert_errno!(result, ENOENT),
+                    if let Some(bytes) = model.remove(&name) {
+                        result.unwrap();
+                        model.insert(other, bytes);
+                    } else {
+                        assert_errno!(result, ENOENT);
                     }
                 }
                 _ => {
                     let result = fs::remove_file(a.path(&name));
-                    match model.remove(&name) {
-                        Some(_) => result.unwrap(),
-                        None => assert_errno!(result, ENOENT),
+                    if model.remove(&name).is_some() {
+                        result.unwrap();
+                    } else {
+                        assert_errno!(result, ENOENT);
                     }
                 }
             }
@@ -398,6 +398,9 @@ fn a_dead_mount_point_is_taken_over_while_programs_hold_it() {
     a.unmount();
 }
 
+/// Number, and times of modification and change.
+type Inode = (u64, (i64, i64), (i64, i64));
+
 #[test]
 fn a_clean_stop_keeps_inode_numbers_and_times() {
     let lab = Lab::new(StoreKind::File);
@@ -406,7 +409,7 @@ fn a_clean_stop_keeps_inode_numbers_and_times() {
         fs::create_dir_all(a.path(format!("d{}", n % 5))).unwrap();
         file(&a.path(format!("d{}/f{n}", n % 5)), format!("{n}").as_bytes());
     }
-    let inodes = |a: &Machine| -> BTreeMap<PathBuf, (u64, (i64, i64), (i64, i64))> {
+    let inodes = |a: &Machine| -> BTreeMap<PathBuf, Inode> {
         let meta = |path: &PathBuf| fs::symlink_metadata(a.path(path)).unwrap();
         let tree = tree::read(a.root()).into_keys();
         tree.map(|path| {

@@ -23,7 +23,7 @@ fn names(dir: &Path) -> BTreeSet<OsString> {
     let mut names = BTreeSet::new();
     for entry in fs::read_dir(dir).unwrap() {
         let name = entry.unwrap().file_name();
-        assert!(names.insert(name.clone()), "listed twice: {name:?}");
+        assert!(names.insert(name.clone()), "listed twice: {}", name.display());
     }
     names
 }

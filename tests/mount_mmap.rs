@@ -27,7 +27,7 @@ fn a_mapping_shows_the_content() {
 #[test]
 fn stores_through_a_shared_mapping_reach_the_file() {
     let mut place = Place::new();
-    let path = file(&place.path("f"), &[b'.'; 100_000]);
+    let path = file(&place.path("f"), &vec![b'.'; 100_000]);
     for (round, at) in [(0_u8, 10_usize), (1, 50_000), (2, 99_000)] {
         let opened = rw(&path);
         let mapping = Mapping::new(&opened, 100_000, true, true).unwrap();
@@ -49,7 +49,7 @@ fn stores_through_a_shared_mapping_reach_the_file() {
 #[test]
 fn a_mapping_outlives_its_descriptor() {
     let place = Place::new();
-    let path = file(&place.path("f"), &[0; 50_000]);
+    let path = file(&place.path("f"), &vec![0; 50_000]);
     let mapping = Mapping::new(&rw(&path), 50_000, true, true).unwrap();
     // Closed: from here on only the mapping holds the file.
     mapping.write(100, b"after the close");
@@ -63,7 +63,7 @@ fn a_mapping_outlives_its_descriptor() {
 #[test]
 fn nothing_is_sealed_while_a_writable_mapping_lives() {
     let mut place = Place::new();
-    let path = file(&place.path("f"), &[1; 50_000]);
+    let path = file(&place.path("f"), &vec![1; 50_000]);
     let mapping = Mapping::new(&rw(&path), 50_000, true, true).unwrap();
     mapping.write(0, b"first");
     if let Some(machine) = place.machine() {
@@ -86,13 +86,13 @@ fn nothing_is_sealed_while_a_writable_mapping_lives() {
 #[test]
 fn stores_into_a_private_mapping_stay_private() {
     let place = Place::new();
-    let path = file(&place.path("f"), &[7; 20_000]);
+    let path = file(&place.path("f"), &vec![7; 20_000]);
     for sealed in [false, true] {
         let mapping = Mapping::new(&ro(&path), 20_000, true, false).unwrap();
         mapping.write(0, b"private");
         assert_eq!(&mapping.read()[..7], b"private");
         drop(mapping);
-        assert!(content(&path) == [7; 20_000], "sealed: {sealed}");
+        assert!(content(&path) == vec![7; 20_000], "sealed: {sealed}");
         place.seal();
     }
 }
@@ -100,7 +100,7 @@ fn stores_into_a_private_mapping_stay_private() {
 #[test]
 fn a_mapping_sees_what_is_written_beside_it() {
     let place = Place::new();
-    let path = file(&place.path("f"), &[b'a'; 10_000]);
+    let path = file(&place.path("f"), &vec![b'a'; 10_000]);
     for _ in 0..2 {
         let opened = rw(&path);
         let mapping = Mapping::new(&opened, 10_000, false, true).unwrap();
@@ -108,7 +108,7 @@ fn a_mapping_sees_what_is_written_beside_it() {
         opened.write_all_at(b"written", 5_000).unwrap();
         assert_eq!(&mapping.read()[5_000..5_007], b"written");
         drop((mapping, opened));
-        file(&path, &[b'a'; 10_000]);
+        file(&path, &vec![b'a'; 10_000]);
         place.seal();
     }
 }
@@ -116,7 +116,7 @@ fn a_mapping_sees_what_is_written_beside_it() {
 #[test]
 fn a_mapping_of_an_unlinked_file_works() {
     let place = Place::new();
-    let path = file(&place.path("f"), &[3; 10_000]);
+    let path = file(&place.path("f"), &vec![3; 10_000]);
     place.seal();
     let mapping = Mapping::new(&rw(&path), 10_000, true, true).unwrap();
     fs::remove_file(&path).unwrap();

@@ -264,10 +264,10 @@ fn renames_of_many_threads_lose_nothing() {
         }
     });
     for _ in 0..2 {
-        for thread in 0..4 {
+        for (thread, dir) in dirs.iter().enumerate() {
             for n in 0..60 {
                 let name = format!("{thread}-{n}");
-                assert_eq!(content(&dirs[thread].join(&name)), name.as_bytes());
+                assert_eq!(content(&dir.join(&name)), name.as_bytes());
             }
         }
         place.remount();

@@ -153,7 +153,7 @@ fn sealing_changes_no_time() {
 fn a_file_looks_the_same_right_after_its_close_and_later() {
     let place = Place::new();
     for round in 0..50 {
-        let path = file(&place.path(&format!("f{round}")), b"written");
+        let path = file(&place.path(format!("f{round}")), b"written");
         let (first, size) = (times(&path), fs::metadata(&path).unwrap().len());
         assert_eq!(size, 7);
         if round % 10 == 0 {
@@ -195,13 +195,13 @@ fn changing_names_moves_the_time_of_the_directory() {
     moved("symlink", &|| symlink("x", dir.join("l")).unwrap());
     moved("link", &|| fs::hard_link(dir.join("f"), dir.join("h")).unwrap());
     moved("rename within", &|| {
-        fs::rename(dir.join("h"), dir.join("i")).unwrap()
+        fs::rename(dir.join("h"), dir.join("i")).unwrap();
     });
     moved("rename away", &|| {
-        fs::rename(dir.join("i"), other.join("i")).unwrap()
+        fs::rename(dir.join("i"), other.join("i")).unwrap();
     });
     moved("rename here", &|| {
-        fs::rename(other.join("i"), dir.join("i")).unwrap()
+        fs::rename(other.join("i"), dir.join("i")).unwrap();
     });
     moved("unlink", &|| fs::remove_file(dir.join("i")).unwrap());
     moved("rmdir", &|| fs::remove_dir(dir.join("d")).unwrap());

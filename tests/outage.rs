@@ -275,15 +275,12 @@ fn bytes_that_do_not_match_are_never_served(kind: StoreKind) {
     // Damage at rest is mended by whoever still has the bytes, or by making them again.
     lab.tamper(&key, Some(bytes.clone()));
     wait::until("the mended blob is served", SOON, || {
-        match fs::read(b.path("damaged")) {
-            Ok(found) => {
-                assert!(found == bytes);
-                Some(())
-            }
-            Err(_) => {
-                let _ = fs::write(b.path("damaged"), &bytes);
-                None
-            }
+        if let Ok(found) = fs::read(b.path("damaged")) {
+            assert!(found == bytes);
+            Some(())
+        } else {
+            let _ = fs::write(b.path("damaged"), &bytes);
+            None
         }
     });
 }

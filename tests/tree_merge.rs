@@ -28,7 +28,9 @@ use casmount::{
 use proptest::prelude::*;
 
 /// What a user sees: for each path whether it is a directory, and its mode.
-type View = BTreeMap<Vec<u8>, (bool, u32)>;
+type View = BTreeMap<Vec<u8>, Shown>;
+/// Whether it is a directory, and its mode.
+type Shown = (bool, u32);
 
 /// One machine: a tree over a ledger of its own.
 struct Machine {
@@ -61,7 +63,7 @@ impl Machine {
         pending
             .into_iter()
             .map(|change| match change.readiness {
-                Readiness::Ready(change) => change,
+                Readiness::Ready(change) => *change,
                 other => panic!("empty files, links and directories are ready at once, not {other:?}"),
             })
             .collect()
@@ -226,7 +228,7 @@ fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
 
 /// The laws, read naively: what the set of all changes shows.
 fn lawful_view(changes: &[PathChange]) -> View {
-    let mut registers: BTreeMap<&[u8], (Stamp, Option<(bool, u32)>)> = BTreeMap::new();
+    let mut registers: BTreeMap<&[u8], (Stamp, Option<Shown>)> = BTreeMap::new();
     for change in changes {
         let value = change
             .entry

@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn counts_move_on_with_the_windows() {
-        let state = 7 << (2 * COUNT_BITS) | 3 << COUNT_BITS | 60;
+        let state = (7 << (2 * COUNT_BITS)) + (3 << COUNT_BITS) + 60;
         assert_eq!(counts_at(state, 7), (3, 60));
         assert_eq!(counts_at(state, 6), (3, 60));
         assert_eq!(counts_at(state, 8), (60, 0));

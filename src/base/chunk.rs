@@ -1,6 +1,6 @@
 //! Chunks: the unit of transfer, verification and residency.
 //!
-//! A blob is cut by content (FastCDC 2020, Xia et al., "The Design of Fast
+//! A blob is cut by content (`FastCDC` 2020, Xia et al., "The Design of Fast
 //! Content-Defined Chunking for Data Deduplication Based Storage Systems"), so
 //! that a change in the middle of a large file changes the chunks around it
 //! only. The parameters are the Remote Execution API's for `SplitBlob`: an

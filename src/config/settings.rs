@@ -181,8 +181,7 @@ mod tests {
                 uid: 1000,
             };
             Settings::load(sources, |name| match name {
-                "CASMOUNT_VOLUME" => Some("env".into()),
-                "CASMOUNT_REGION" => Some("env".into()),
+                "CASMOUNT_VOLUME" | "CASMOUNT_REGION" => Some("env".into()),
                 _ => None,
             })
             .unwrap()

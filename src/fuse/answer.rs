@@ -67,9 +67,10 @@ pub(super) fn create(reply: ReplyCreate, attr: &Attr, opened: &Opened) {
     // The name of a file that was created waits to be told anyway, so its last close, which
     // needs no answer, records soon enough what was written: one request less. A file that was
     // there is another matter: that it changed must not be missed, or the program be told.
-    let flags = match opened.created {
-        true => open_flags(opened) | FopenFlags::FOPEN_NOFLUSH,
-        false => open_flags(opened),
+    let flags = if opened.created {
+        open_flags(opened) | FopenFlags::FOPEN_NOFLUSH
+    } else {
+        open_flags(opened)
     };
     let attr = convert::attr(attr);
     match backing(opened) {

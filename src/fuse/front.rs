@@ -81,6 +81,7 @@ impl Front {
     }
 }
 
+#[derive(Clone, Copy)]
 struct NewObject<'a> {
     kind: NodeKind,
     mode: u32,
@@ -350,15 +351,15 @@ impl Filesystem for Front {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let resident = READ_BUFFER.with_borrow_mut(|buffer| {
-            let read = self.vfs.read_resident(fh.into(), offset, size as usize, buffer);
-            match read {
-                Ok(false) => Err(reply),
-                Ok(true) => Ok(answer::data(reply, Ok(buffer))),
-                Err(err) => Ok(answer::data(reply, Err::<&[u8], _>(err))),
+        let unanswered = READ_BUFFER.with_borrow_mut(|buffer| {
+            match self.vfs.read_resident(fh.into(), offset, size as usize, buffer) {
+                Ok(false) => return Some(reply),
+                Ok(true) => answer::data(reply, Ok(buffer)),
+                Err(err) => answer::data(reply, Err::<&[u8], _>(err)),
             }
+            None
         });
-        let Err(reply) = resident else { return };
+        let Some(reply) = unanswered else { return };
         let vfs = Arc::clone(&self.vfs);
         self.runtime.spawn(async move {
             answer::data(reply, vfs.read_fetching(fh.into(), offset, size as usize).await);

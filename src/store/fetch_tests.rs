@@ -120,9 +120,10 @@ async fn a_sequential_reader_is_fetched_ahead_of_in_parallel() {
             let offset = all.len() as u64;
             let mut buffer = Vec::new();
             let resident = fetcher.read_resident(&blob, &cursor, offset, 128 << 10, &mut buffer);
-            let read = match resident.unwrap() {
-                true => buffer.into(),
-                false => fetcher.read(&blob, &cursor, offset, 128 << 10).await.unwrap(),
+            let read = if resident.unwrap() {
+                buffer.into()
+            } else {
+                fetcher.read(&blob, &cursor, offset, 128 << 10).await.unwrap()
             };
             all.extend_from_slice(&read);
         }

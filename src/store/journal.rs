@@ -124,7 +124,7 @@ fn create_file(dir: &Path, number: u64) -> Result<(PathBuf, Arc<File>), StoreErr
 }
 
 impl Journal {
-    /// Starts a new file behind those that [`replay`] read; the next record is `seq + 1`.
+    /// Starts a new file behind those that [`replay()`] read; the next record is `seq + 1`.
     pub fn open(dir: &Path, seq: u64) -> Result<Self, StoreError> {
         let numbers = file_numbers(dir)?;
         let mut unsynced = Vec::new();

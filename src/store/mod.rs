@@ -113,6 +113,7 @@ impl Store {
     /// [`StoreError::Unusable`] when another daemon holds the directory, when
     /// it belongs to another store, or when it was written by a newer format;
     /// nothing is changed then.
+    #[expect(clippy::needless_pass_by_value, reason = "the store keeps both")]
     pub fn open(options: StoreOptions, store_id: StoreId, bucket: SharedBucket) -> Result<Self, StoreError> {
         match Self::open_once(&options, store_id, bucket.clone()) {
             // The daemon must come up on a full disk, or nothing would ever be evicted.

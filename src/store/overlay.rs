@@ -218,6 +218,7 @@ mod tests {
         store::rows::{NameState, Place},
     };
 
+    #[expect(clippy::unnecessary_wraps, reason = "as an overlay takes it")]
     fn name(name: &[u8], state: NameState, place: Option<u64>) -> Option<Arc<NameRow>> {
         Some(Arc::new(NameRow {
             parent: Ino::ROOT,

@@ -129,7 +129,7 @@ mod tests {
     fn a_frame_over_the_limit_is_refused_before_it_fills_memory() {
         let announced = encode(vec![0; 1 << 20].into(), true).bytes;
         let mut silent = Vec::new();
-        zstd::stream::copy_encode(&[0; 100_000][..], &mut silent, 1).unwrap();
+        zstd::stream::copy_encode(&vec![0; 100_000][..], &mut silent, 1).unwrap();
         for frame in [&announced[..], &silent[..]] {
             let error = decode("k", frame, 1000).unwrap_err().to_string();
             assert!(error.contains("more than 1000 bytes"), "{error}");

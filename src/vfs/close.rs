@@ -47,7 +47,7 @@ impl Vfs {
             }
             if state.handles == 0 {
                 self.drop_kept(node.ino, &state);
-                self.stop_serving(node, &mut state);
+                Self::stop_serving(node, &mut state);
             }
             recorded
         };
@@ -112,17 +112,16 @@ impl Vfs {
                 self.record(&handle.node, &mut state)?;
             }
             match &state.serving {
-                Serving::Nothing | Serving::Empty => (None, None),
                 Serving::Staging { id, file, .. } => (Some(Arc::clone(file)), Some(*id)),
                 Serving::Blob { blob, .. } if blob.is_whole() => (Some(Arc::new(blob.file()?)), None),
-                Serving::Blob { .. } => (None, None),
+                Serving::Nothing | Serving::Empty | Serving::Blob { .. } => (None, None),
             }
         };
         if let Some(file) = file {
             if data_only {
-                file.sync_data()?
+                file.sync_data()?;
             } else {
-                file.sync_all()?
+                file.sync_all()?;
             }
         }
         if let Some(id) = id {

@@ -145,7 +145,7 @@ impl Vfs {
     }
 
     /// Copies between two open files without the bytes passing through a
-    /// program (copy_file_range(2)); shares them where the disk's file system can.
+    /// program (`copy_file_range(2)`); shares them where the disk's file system can.
     pub fn copy_range(
         &self,
         from: u64,

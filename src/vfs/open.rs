@@ -264,7 +264,7 @@ impl Vfs {
         };
         if !matches!(served, Ok(Served::Now { .. })) {
             if first {
-                self.stop_serving(node, &mut state);
+                Self::stop_serving(node, &mut state);
             }
             return served;
         }
@@ -307,14 +307,14 @@ impl Vfs {
             }
             Content::Blob(digest) => {
                 let blob = self.open_blob(&digest, row)?;
-                if !blob.is_whole() {
+                if blob.is_whole() {
+                    let loan = lend.map_or(Ok(None), |lend| lend_blob(&blob, node.ino, lend))?;
+                    Serving::Blob { blob, loan }
+                } else {
                     if !blob.has(0, 1) && !brought.is_some_and(|missing| missing.is_of(&digest)) {
                         return Ok(Served::Fetch(Missing { blob, whole: false }));
                     }
                     Serving::Blob { blob, loan: None }
-                } else {
-                    let loan = lend.map_or(Ok(None), |lend| lend_blob(&blob, node.ino, lend))?;
-                    Serving::Blob { blob, loan }
                 }
             }
         };
@@ -372,7 +372,7 @@ impl Vfs {
                 if let Content::Staging(old) = row.content {
                     self.store.staging.remove_after_barrier(old);
                 }
-                self.give_back(node, state);
+                Self::give_back(node, state);
                 state.serving = Serving::Staging {
                     id,
                     file: Arc::new(file),
@@ -488,15 +488,15 @@ impl Vfs {
     }
 
     /// Ends the loan of a blob's file.
-    fn give_back(&self, node: &OpenNode, state: &OpenState) {
+    fn give_back(node: &OpenNode, state: &OpenState) {
         if let Serving::Blob { blob, loan: Some(_) } = &state.serving {
             blob.give_back(node.ino);
         }
     }
 
     /// Lets go of what served an inode, after its last close.
-    pub(super) fn stop_serving(&self, node: &OpenNode, state: &mut OpenState) {
-        self.give_back(node, state);
+    pub(super) fn stop_serving(node: &OpenNode, state: &mut OpenState) {
+        Self::give_back(node, state);
         state.serving = Serving::Nothing;
     }
 }

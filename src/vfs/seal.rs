@@ -200,11 +200,11 @@ impl Settling {
         }
     }
 
-    fn done(&self, ino: Ino, end: &End) {
+    fn done(&self, ino: Ino, end: End) {
         let mut state = self.lock();
         state.sealing.remove(&ino);
         state.hurried.remove(&ino);
-        if *end == End::Unquiet {
+        if end == End::Unquiet {
             state.unquiet.insert(ino);
         } else {
             state.unquiet.remove(&ino);
@@ -259,7 +259,7 @@ impl Vfs {
                             tracing::warn!(ino = ino.0, error = %chain(&err), "cannot seal a file, trying again");
                             End::Failed
                         });
-                        vfs.settling.done(ino, &end);
+                        vfs.settling.done(ino, end);
                         if vfs.options.activity.is_busy()
                             && vfs.settling.has_time()
                             && !vfs.store.ledger.is_disk_full()
@@ -280,7 +280,7 @@ impl Vfs {
                 match vfs.tree.sweep(LIMBO) {
                     Ok(staging) => vfs.discard(staging),
                     Err(err) => {
-                        tracing::warn!(error = %chain(&err), "cannot drop deleted files, trying again")
+                        tracing::warn!(error = %chain(&err), "cannot drop deleted files, trying again");
                     }
                 }
             }

@@ -37,7 +37,7 @@ macro_rules! on_both_stores {
 
 enum Store {
     File(PathBuf),
-    S3(TestServer),
+    S3(Box<TestServer>),
 }
 
 /// A place for a scenario: a directory, a store, and machines as they are made.
@@ -66,10 +66,10 @@ impl Lab {
                 let bodies = dir.path().join("bodies");
                 fs::create_dir(&bodies).expect("a directory can be made");
                 // Bodies in files: a test of gigabytes must not need their size in memory.
-                Store::S3(TestServer::start(ServerOptions {
+                Store::S3(Box::new(TestServer::start(ServerOptions {
                     dir: Some(bodies),
                     ..ServerOptions::default()
-                }))
+                })))
             }
         };
         Self { store, dir }

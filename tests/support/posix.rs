@@ -107,7 +107,8 @@ impl Mapping {
 
     pub fn sync(&self) -> io::Result<()> {
         // SAFETY: exactly the mapping.
-        Ok(unsafe { rustix::mm::msync(self.at.cast(), self.len, rustix::mm::MsyncFlags::SYNC)? })
+        let _: () = unsafe { rustix::mm::msync(self.at.cast(), self.len, rustix::mm::MsyncFlags::SYNC)? };
+        Ok(())
     }
 }
 

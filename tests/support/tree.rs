@@ -43,7 +43,8 @@ pub fn read(top: &Path) -> Tree {
             }
             assert!(
                 tree.insert(path.clone(), entry).is_none(),
-                "listed twice: {path:?}"
+                "listed twice: {}",
+                path.display()
             );
         }
     }

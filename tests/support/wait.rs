@@ -67,12 +67,11 @@ pub fn run(command: &mut Command, limit: Duration) -> Output {
     let id = child.id();
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || sender.send(child.wait_with_output()));
-    match receiver.recv_timeout(limit) {
-        Ok(output) => output.unwrap_or_else(|err| panic!("cannot wait for {shown}: {err}")),
-        Err(_) => {
-            kill(id);
-            panic!("still running after {limit:?}: {shown}");
-        }
+    if let Ok(output) = receiver.recv_timeout(limit) {
+        output.unwrap_or_else(|err| panic!("cannot wait for {shown}: {err}"))
+    } else {
+        kill(id);
+        panic!("still running after {limit:?}: {shown}");
     }
 }
 

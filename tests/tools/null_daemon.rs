@@ -289,16 +289,15 @@ impl Filesystem for NullFs {
             Ok((attr, node, File::from(file)))
         };
         match create() {
-            Ok((attr, node, file)) => match self.backing(&node, &file, |fd| reply.open_backing(fd)) {
-                Some(id) => {
+            Ok((attr, node, file)) => {
+                if let Some(id) = self.backing(&node, &file, |fd| reply.open_backing(fd)) {
                     let fh = self.keep(file, Some(Arc::clone(&id)));
                     reply.created_passthrough(&TTL, &attr, Generation(0), fh, FopenFlags::empty(), &id);
-                }
-                None => {
+                } else {
                     let fh = self.keep(file, None);
                     reply.created(&TTL, &attr, Generation(0), fh, FopenFlags::empty());
                 }
-            },
+            }
             Err(err) => reply.error(err.into()),
         }
     }

@@ -170,7 +170,7 @@ mod tests {
             let request = Request::Flush { deadline_millis: 5 };
             let mut progress = Vec::new();
             let reply = ask(dirs, mountpoint, &request, SECOND, |step| {
-                progress.push(step.dirty_blobs)
+                progress.push(step.dirty_blobs);
             })
             .unwrap();
             assert!(matches!(

@@ -447,7 +447,7 @@ mod tests {
                 .map(|(seq, (at, late, machine))| (key(T + at, machine, seq as u64), T + at + late))
                 .collect();
             let mut listings = listings;
-            listings.sort();
+            listings.sort_unstable();
             listings.push((3_700_000, true, false));
             let mut cursor = Cursor::default();
             let mut seen = Vec::new();

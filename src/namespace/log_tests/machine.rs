@@ -303,7 +303,7 @@ impl Source for Machine {
             } else {
                 let change = register.change.clone();
                 self.world.make_durable((change.path.clone(), change.stamp));
-                Readiness::Ready(change)
+                Readiness::Ready(Box::new(change))
             };
             pending.push(Pending {
                 parent: Ino::ROOT,

@@ -67,7 +67,7 @@ fn apply_one(edit: &mut Edit<'_>, change: PathChange) -> Result<(), TreeError> {
     let dir = old.as_ref().and_then(|old| old.dir);
     let state = match change.entry {
         None => NameState::Dead,
-        Some(entry) => NameState::Live(place(edit, parent, name, old_ino, dir, entry)?),
+        Some(entry) => NameState::Live(place(edit, parent, name, old_ino, dir, &entry)?),
     };
     if let Some(ino) = old_ino.filter(|&ino| state != NameState::Live(ino)) {
         shadow(edit.in_use, ino, parent, name);
@@ -118,7 +118,7 @@ fn place(
     name: &[u8],
     old: Option<Ino>,
     dir: Option<Ino>,
-    entry: Entry,
+    entry: &Entry,
 ) -> Result<Ino, TreeError> {
     if entry.kind == NodeKind::Dir {
         let seen = edit.visible(parent, name)?.map(|node| node.ino);
@@ -132,7 +132,7 @@ fn place(
                 new
             }
         };
-        describe(edit, ino, &entry)?;
+        describe(edit, ino, entry)?;
         return Ok(ino);
     }
     let content = match &entry.blob {
@@ -152,7 +152,7 @@ fn place(
             && node.target == entry.target
             && node.rdev == entry.rdev
         {
-            describe(edit, known, &entry)?;
+            describe(edit, known, entry)?;
             return Ok(known);
         }
     }
@@ -167,7 +167,7 @@ fn place(
         target: entry.target.clone(),
         ..NodeRow::new(ino, entry.kind, edit.now)
     });
-    describe(edit, ino, &entry)?;
+    describe(edit, ino, entry)?;
     if let Some(id) = entry.link_id {
         edit.remember_link_id(id, ino)?;
     }

@@ -1,6 +1,6 @@
 //! Attributes: mode, owner, times, extended attributes.
 
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 use super::{Edit, Tree};
 use crate::{
@@ -59,8 +59,12 @@ impl Tree {
         let row = edit.node(ino)?.ok_or(TreeError::NotFound)?;
         if change.is_told() && !edit.is_told_later(&row)? {
             edit.restamp(ino)?;
+            // Who sets the times of a directory when its last file is closed (`cp -a` does) shall have
+            // the last word, also when that close is recorded later.
             if row.dir.is_some() {
-                edit.in_use.places.told(ino, Instant::now());
+                for pin in edit.in_use.pins.values_mut() {
+                    pin.tell_dir |= pin.unmade && pin.home.as_ref().is_some_and(|(dir, _)| *dir == ino);
+                }
             }
         }
         let row = edit.node(ino)?.ok_or(TreeError::NotFound)?;

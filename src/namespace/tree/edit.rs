@@ -35,7 +35,7 @@ pub(super) struct Edit<'a> {
     extra: Vec<Change>,
     stamped: Option<Stamp>,
     /// The change made is the first close of a new file: it takes its place now, not at its
-    /// creation, but before what was made from this place on. See [`RecentPlaces`].
+    /// creation, but before what was made from this place on. See [`super::places`].
     pub(super) first_close: Option<u64>,
     /// Staging files that no file needs any more.
     discarded: Vec<StagingId>,
@@ -206,7 +206,7 @@ impl<'a> Edit<'a> {
         let node = self.node(ino)?.ok_or(TreeError::NotFound)?;
         if let Some(dir) = &node.dir {
             // One that was removed while a program holds it has no name to be told under.
-            if ino == Ino::ROOT || !self.tree.is_reachable(self, &node)? {
+            if ino == Ino::ROOT || !self.is_reachable(&node)? {
                 return Ok(());
             }
             let (up, name) = (dir.up, dir.name.clone());
@@ -216,6 +216,18 @@ impl<'a> Edit<'a> {
             self.own(row.parent, &row.name, row.state)?;
         }
         Ok(())
+    }
+
+    /// Whether a directory is still part of the tree a user sees.
+    pub(super) fn is_reachable(&self, dir: &NodeRow) -> Result<bool, TreeError> {
+        if dir.ino == Ino::ROOT {
+            return Ok(true);
+        }
+        let place = dir.dir.as_ref().ok_or(TreeError::NotDirectory)?;
+        let row = self.name(place.up, &place.name)?;
+        Ok(row.is_some_and(|row| {
+            row.dir == Some(dir.ino) && (live(row.state) == Some(dir.ino) || place.visible_children > 0)
+        }))
     }
 
     /// The registers that name a file.

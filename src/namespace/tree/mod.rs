@@ -89,6 +89,8 @@ struct Pin {
     writers: u32,
     /// Made by an open that is not known to be closed yet: if anybody built on it, then a moment ago.
     unmade: bool,
+    /// The directory it is in was told of since, and is to be told of again after the first close.
+    tell_dir: bool,
     /// A name it got while in use: saves looking for its names when it is closed.
     home: Option<(Ino, Vec<u8>)>,
 }
@@ -108,6 +110,9 @@ struct InUse {
     limbo: VecDeque<(Instant, Ino)>,
     places: RecentPlaces,
 }
+
+/// Names of a directory with what they show, and where to go on.
+pub type Listed = (Vec<(Vec<u8>, Arc<NodeRow>)>, Option<Vec<u8>>);
 
 /// The tree of one volume on one machine.
 pub struct Tree {
@@ -194,12 +199,7 @@ impl Tree {
     /// Up to `limit` names that a user sees in `dir` behind the name `after`.
     ///
     /// The second value is where to go on; `None` at the end.
-    pub fn list(
-        &self,
-        dir: Ino,
-        after: Option<&[u8]>,
-        limit: usize,
-    ) -> Result<(Vec<(Vec<u8>, Arc<NodeRow>)>, Option<Vec<u8>>), TreeError> {
+    pub fn list(&self, dir: Ino, after: Option<&[u8]>, limit: usize) -> Result<Listed, TreeError> {
         let rows = self.ledger.names_in(dir, after, limit)?;
         let next = if rows.len() == limit {
             rows.last().map(|row| row.name.clone())
@@ -241,7 +241,7 @@ impl Tree {
             .iter()
             .find(|row| row.parent != Ino::LINKS)
         {
-            Some(row) => join(self.dir_path(row.parent)?, &row.name),
+            Some(row) => Ok(join(self.dir_path(row.parent)?, &row.name)),
             None => Ok(Vec::new()),
         }
     }
@@ -266,12 +266,12 @@ impl Tree {
     }
 }
 
-fn join(mut path: Vec<u8>, name: &[u8]) -> Result<Vec<u8>, TreeError> {
+fn join(mut path: Vec<u8>, name: &[u8]) -> Vec<u8> {
     if !path.is_empty() {
         path.push(b'/');
     }
     path.extend_from_slice(name);
-    Ok(path)
+    path
 }
 
 /// What a user sees where a register names `own`, and `below` is known under it (law 2).

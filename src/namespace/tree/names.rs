@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Edit, Notice, Tree, check_name, edit::live};
+use super::{Edit, Notice, Tree, check_name};
 use crate::{
     base::digest::Digest,
     namespace::TreeError,
@@ -46,7 +46,7 @@ impl Tree {
         if above.kind != NodeKind::Dir {
             return Err(TreeError::NotDirectory);
         }
-        if !self.is_reachable(&edit, &above)? {
+        if !edit.is_reachable(&above)? {
             return Err(TreeError::NotFound);
         }
         if edit.visible(parent, name)?.is_some() {
@@ -115,7 +115,7 @@ impl Tree {
             return Err(TreeError::TooManyLinks);
         }
         let above = edit.node(parent)?.ok_or(TreeError::NotFound)?;
-        if !self.is_reachable(&edit, &above)? {
+        if !edit.is_reachable(&above)? {
             return Err(TreeError::NotFound);
         }
         if edit.visible(parent, name)?.is_some() {
@@ -164,18 +164,6 @@ impl Tree {
         edit.own(parent, name, NameState::Dead)?;
         let (discarded, notices) = edit.commit()?;
         Ok(Removed { discarded, notices })
-    }
-
-    /// Whether a directory is still part of the tree a user sees.
-    pub(super) fn is_reachable(&self, edit: &Edit<'_>, dir: &NodeRow) -> Result<bool, TreeError> {
-        if dir.ino == Ino::ROOT {
-            return Ok(true);
-        }
-        let place = dir.dir.as_ref().ok_or(TreeError::NotDirectory)?;
-        let row = edit.name(place.up, &place.name)?;
-        Ok(row.is_some_and(|row| {
-            row.dir == Some(dir.ino) && (live(row.state) == Some(dir.ino) || place.visible_children > 0)
-        }))
     }
 
     /// Marks a file as gone from the bucket: its names read as "no such file"

@@ -139,15 +139,15 @@ impl Tree {
             .extract_if(|_, shadowed| *shadowed == ino)
             .map(|(name, _)| name)
             .collect();
-        // Of a file that is closed for the first time: where it is.
-        let made_in = in_use.pins.get_mut(&ino).and_then(|pin| {
-            let unmade = std::mem::take(&mut pin.unmade);
-            unmade.then(|| pin.home.as_ref().map(|(parent, _)| *parent))
-        });
+        let (mut first, mut dir) = (false, None);
+        if let Some(pin) = in_use.pins.get_mut(&ino) {
+            first = std::mem::take(&mut pin.unmade);
+            let tell_dir = std::mem::take(&mut pin.tell_dir);
+            dir = pin.home.as_ref().filter(|_| tell_dir).map(|(dir, _)| *dir);
+        }
         let mut edit = Edit::new(self, &mut in_use);
-        let now = Instant::now();
-        if made_in.is_some() {
-            edit.first_close = Some(edit.in_use.places.since(now));
+        if first {
+            edit.first_close = Some(edit.in_use.places.since(Instant::now()));
         }
         let node = edit.node_mut(ino)?;
         node.size = size;
@@ -158,8 +158,8 @@ impl Tree {
         for (parent, name) in &shadowed {
             edit.own(*parent, name, NameState::Live(ino))?;
         }
-        if let Some(Some(dir)) = made_in
-            && edit.in_use.places.was_told(dir, now)
+        if let Some(dir) = dir
+            && edit.node(dir)?.is_some()
         {
             edit.first_close = None;
             edit.restamp(dir)?;

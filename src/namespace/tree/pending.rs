@@ -34,7 +34,7 @@ pub enum Readiness {
     Waiting,
     /// It never will be published (its blob was quarantined); nothing waits for it.
     Never,
-    Ready(PathChange),
+    Ready(Box<PathChange>),
 }
 
 impl Tree {
@@ -58,12 +58,12 @@ impl Tree {
 
     fn readiness(&self, row: &NameRow) -> Result<Readiness, TreeError> {
         let change = |entry| -> Result<Readiness, TreeError> {
-            let path = join(self.dir_path(row.parent)?, &row.name)?;
-            Ok(Readiness::Ready(PathChange {
+            let path = join(self.dir_path(row.parent)?, &row.name);
+            Ok(Readiness::Ready(Box::new(PathChange {
                 path,
                 stamp: row.stamp,
                 entry,
-            }))
+            })))
         };
         let ino = match row.state {
             NameState::Dead => return change(None),

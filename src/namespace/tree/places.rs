@@ -3,25 +3,18 @@
 //! The close of a file that was just created is told late: `close(2)` does not wait for it, to
 //! save a request. By the time it is recorded its program may have made the next file, which may
 //! build on the first. So the first close of a file counts as made before everything that got its
-//! place within the last moments, and a directory whose attributes were set in that time is told once
-//! more: `tar` and `cp -a` set its times when they have closed its last file, and must have the last word.
+//! place within the last moments.
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
-
-use crate::store::rows::Ino;
+use std::time::{Duration, Instant};
 
 /// How late the close of a file may be recorded. Mostly it takes well below a millisecond.
 const LATE: Duration = Duration::from_millis(50);
 
-/// The first places given out in two periods, each of [`LATE`] at most; and the directories told of.
+/// The first places given out in two periods, each of [`LATE`] at most.
 #[derive(Debug, Default)]
 pub(super) struct RecentPlaces {
     before: Option<(Instant, u64)>,
     now: Option<(Instant, u64)>,
-    dirs: VecDeque<(Instant, Ino)>,
 }
 
 impl RecentPlaces {
@@ -40,26 +33,6 @@ impl RecentPlaces {
             .filter(may_be_recent)
             .or(self.now.filter(may_be_recent))
             .map_or(u64::MAX, |(_, place)| place)
-    }
-}
-
-impl RecentPlaces {
-    /// Notes that the attributes of a directory were set, to be told to others.
-    pub(super) fn told(&mut self, dir: Ino, at: Instant) {
-        self.forget_dirs(at);
-        self.dirs.push_back((at, dir));
-    }
-
-    /// Whether they were within [`LATE`] before `at`.
-    pub(super) fn was_told(&mut self, dir: Ino, at: Instant) -> bool {
-        self.forget_dirs(at);
-        self.dirs.iter().any(|(_, told)| *told == dir)
-    }
-
-    fn forget_dirs(&mut self, at: Instant) {
-        while self.dirs.front().is_some_and(|(told, _)| at > *told + LATE) {
-            self.dirs.pop_front();
-        }
     }
 }
 
@@ -83,16 +56,5 @@ mod tests {
         assert_eq!(places.since(at(600)), u64::MAX);
         places.gave(41, at(1000));
         assert_eq!(places.since(at(1001)), 41);
-    }
-
-    #[test]
-    fn directories_are_remembered_for_a_moment() {
-        let start = Instant::now();
-        let mut places = RecentPlaces::default();
-        places.told(Ino(5), start);
-        places.told(Ino(6), start + LATE);
-        assert!(places.was_told(Ino(5), start + LATE) && !places.was_told(Ino(7), start + LATE));
-        let later = start + LATE + Duration::from_millis(1);
-        assert!(!places.was_told(Ino(5), later) && places.was_told(Ino(6), later));
     }
 }

@@ -35,17 +35,17 @@ impl Tree {
         let source = edit.visible(from.0, from.1)?.ok_or(TreeError::NotFound)?;
         let target = edit.visible(to.0, to.1)?;
         let above = edit.node(to.0)?.ok_or(TreeError::NotFound)?;
-        if !self.is_reachable(&edit, &above)? {
+        if !edit.is_reachable(&above)? {
             return Err(TreeError::NotFound);
         }
-        if source.kind == NodeKind::Dir && self.is_below(&edit, to.0, source.ino)? {
+        if source.kind == NodeKind::Dir && edit.is_below(to.0, source.ino)? {
             return Err(TreeError::BelowItself);
         }
         match (&target, mode) {
             (Some(_), RenameMode::NoReplace) => return Err(TreeError::Exists),
             (None, RenameMode::Exchange) => return Err(TreeError::NotFound),
             (Some(target), RenameMode::Exchange) => {
-                if target.kind == NodeKind::Dir && self.is_below(&edit, from.0, target.ino)? {
+                if target.kind == NodeKind::Dir && edit.is_below(from.0, target.ino)? {
                     return Err(TreeError::BelowItself);
                 }
                 if target.ino != source.ino {
@@ -73,9 +73,11 @@ impl Tree {
         let (discarded, notices) = edit.commit()?;
         Ok(Removed { discarded, notices })
     }
+}
 
+impl Edit<'_> {
     /// Whether `dir` is `above` or lies below it.
-    fn is_below(&self, edit: &Edit<'_>, dir: Ino, above: Ino) -> Result<bool, TreeError> {
+    fn is_below(&self, dir: Ino, above: Ino) -> Result<bool, TreeError> {
         let mut at = dir;
         loop {
             if at == above {
@@ -84,13 +86,11 @@ impl Tree {
             if at == Ino::ROOT {
                 return Ok(false);
             }
-            let node = edit.node(at)?.ok_or(TreeError::NotFound)?;
+            let node = self.node(at)?.ok_or(TreeError::NotFound)?;
             at = node.dir.as_ref().ok_or(TreeError::NotDirectory)?.up;
         }
     }
-}
 
-impl Edit<'_> {
     /// Moves what is seen at one name to another, whatever is there.
     fn relocate(&mut self, from: (Ino, &[u8]), to: (Ino, &[u8])) -> Result<(), TreeError> {
         let source = self.visible(from.0, from.1)?.ok_or(TreeError::NotFound)?;

@@ -20,11 +20,9 @@ fn append(journal: &Journal, value: u8) -> Result<u64, StoreError> {
 }
 
 /// What a replay after `absorbed` gives, and how it ends.
-fn replayed(
-    dir: &Path,
-    absorbed: u64,
-    power_lost: bool,
-) -> (Vec<(u64, Vec<Redo>)>, Result<Replayed, StoreError>) {
+type Records = Vec<(u64, Vec<Redo>)>;
+
+fn replayed(dir: &Path, absorbed: u64, power_lost: bool) -> (Records, Result<Replayed, StoreError>) {
     let mut found = Vec::new();
     let end = replay(dir, absorbed, power_lost, |seq, redos| {
         found.push((seq, redos));

@@ -38,7 +38,10 @@ fn commit_and_read() {
         ledger.commit(changes).unwrap();
         worst = worst.max(before.elapsed());
     }
-    let (each, own) = (start.elapsed() / FILES as u32, (computed() - cpu) / FILES as u32);
+    let (each, own) = (
+        start.elapsed() / FILES as u32,
+        computed().checked_sub(cpu).unwrap() / FILES as u32,
+    );
     println!(
         "commit of 3 rows: {each:?} each ({own:?} computed) with the absorber running, {worst:?} at the worst"
     );
@@ -47,7 +50,10 @@ fn commit_and_read() {
     let measure = |what: &str, count: u64, run: &dyn Fn(u64)| {
         let (start, cpu) = (Instant::now(), computed());
         (0..count).for_each(run);
-        let (each, own) = (start.elapsed() / count as u32, (computed() - cpu) / count as u32);
+        let (each, own) = (
+            start.elapsed() / count as u32,
+            computed().checked_sub(cpu).unwrap() / count as u32,
+        );
         println!("{what}: {each:?} each ({own:?} computed)");
     };
     ledger.core.layers.absorb_all().unwrap();
@@ -116,7 +122,10 @@ fn life_of_files() {
             ])
             .unwrap();
     }
-    let (each, own) = (start.elapsed() / FILES as u32, (computed() - cpu) / FILES as u32);
+    let (each, own) = (
+        start.elapsed() / FILES as u32,
+        computed().checked_sub(cpu).unwrap() / FILES as u32,
+    );
     println!("three commits of a file: {each:?} each ({own:?} computed)");
     let start = Instant::now();
     ledger.close().unwrap();
