@@ -63,7 +63,7 @@ impl Tree {
             // the last word, also when that close is recorded later.
             if row.dir.is_some() {
                 for pin in edit.in_use.pins.values_mut() {
-                    pin.tell_dir |= pin.unmade && pin.home.as_ref().is_some_and(|(dir, _)| *dir == ino);
+                    pin.tell_dir |= pin.writers > 0 && pin.home.as_ref().is_some_and(|(dir, _)| *dir == ino);
                 }
             }
         }
