@@ -3,6 +3,9 @@
 //! A volume is a set of registers, one a path; every machine appends its
 //! changes to the volume's log as *segments*, and every machine merges what it
 //! reads: the change with the greatest stamp wins ([`crate::base::clock::Stamp`]).
+//!
+//! The changes of this machine and those of the others obey one law, so they lie in one table
+//! ([`tree`]), each with its stamp; an own one also has its place in the order of what is to be published.
 
 mod background;
 pub mod change;
