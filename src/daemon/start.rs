@@ -2,6 +2,8 @@
 //! has changed nothing on this machine.
 
 use std::{
+    fs::DirBuilder,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicBool},
     time::{Duration, Instant},
@@ -15,7 +17,7 @@ use super::{
 };
 use crate::{
     base::id::{MachineId, StoreId},
-    config::{Budget, Settings, budget},
+    config::{Budget, Dirs, Settings, budget},
     fuse::{self, MountOptions},
     store::inspect,
     tier::{
@@ -150,6 +152,20 @@ fn known_store(dir: &Path) -> Result<Option<StoreId>, StartError> {
     })
 }
 
+/// Makes the folders above the store of a mount without settings. Those above any other store are
+/// not made: one that is missing is a disk that is not mounted, or a typing error.
+fn make_room_for_default_store(settings: &Settings) {
+    let Ok(own) = Dirs::of_this_process().default_store() else {
+        return;
+    };
+    if settings.store == format!("file://{}", own.display())
+        && let Some(above) = own.parent()
+    {
+        // What hinders it, the store itself will tell.
+        let _ = DirBuilder::new().recursive(true).mode(0o700).create(above);
+    }
+}
+
 /// Asks the store who it is. While it is away, a cache directory that was
 /// used before knows, and what is on it can be served.
 ///
@@ -165,6 +181,9 @@ async fn identify(
     } else {
         IfAbsent::Create
     };
+    if matches!(if_absent, IfAbsent::Create) {
+        make_room_for_default_store(settings);
+    }
     let answer = tokio::time::timeout(STORE_WITHIN, probe::open_store(bucket.as_ref(), if_absent))
         .await
         .unwrap_or_else(|_| {
