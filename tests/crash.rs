@@ -157,7 +157,7 @@ fn fifty_kills_during_a_copy_lose_and_tear_nothing(kind: StoreKind) {
             at = [0, 0];
         }
         let target = a.path(format!("pass{pass}"));
-        let delay = Duration::from_millis(20 + rng.below(500));
+        let delay = Duration::from_millis(20 + rng.below(250));
         std::thread::scope(|scope| {
             let copies: Vec<_> = (0..2)
                 .map(|n| {
