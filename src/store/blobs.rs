@@ -6,13 +6,13 @@
 //!
 //! # Invariants
 //!
-//! - However often a blob is open, there is one [`BlobFile`] of it.
+//! - However often a blob is open, there is one `BlobFile` of it.
 //! - A row is read, changed and committed under the lock of its shard. The
 //!   one row that others commit, that of a blob being sealed, nobody else changes meanwhile.
 //! - A row never says more than the file holds: it is committed after the bytes
 //!   were written, and taken back before the file leaves.
 //! - A file does not come back to a name before the row that gave up the last
-//!   one is on the disk ([`Shared::leaving`]): power loss could otherwise
+//!   one is on the disk (`Shared::leaving`): power loss could otherwise
 //!   marry the old row to the new file.
 
 use std::{

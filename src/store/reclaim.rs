@@ -2,7 +2,7 @@
 //!
 //! Two limits: blobs take at most `cache_size`, and `min_free` of the disk stays free, and never less
 //! than the index needs to set its reserve aside. When
-//! one is broken, blobs leave until it holds with [`SLACK`] to spare, so that
+//! one is broken, blobs leave until it holds with `SLACK` to spare, so that
 //! not every new blob costs an eviction, nor an eviction much of the cache.
 //!
 //! The same thread writes down, now and then, what the blobs keep in memory: uses and residency.

@@ -9,7 +9,7 @@
 //! # Locks
 //!
 //! Of the locks here one is held at a time, and the tree's may be taken under
-//! an [`handle::OpenNode`]'s, never the other way round.
+//! an `handle::OpenNode`'s, never the other way round.
 
 mod attr;
 mod close;

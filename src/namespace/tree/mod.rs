@@ -24,7 +24,7 @@
 //!
 //! Registers form a trie of directories with stable numbers: a row's `dir` is
 //! the node below which the registers of its children are kept, also when the
-//! name itself is dead or a file. Every change goes through an [`edit::Edit`],
+//! name itself is dead or a file. Every change goes through an `edit::Edit`,
 //! which keeps the counts of visible children and links, and is committed as one.
 //!
 //! # Locking
