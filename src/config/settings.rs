@@ -21,6 +21,8 @@ const READ_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct Settings {
     /// `s3://bucket[/prefix]` or `file:///dir`; read by the tier.
     pub store: String,
+    /// The directory of the store, when none was named.
+    pub default_store: Option<PathBuf>,
     pub volume: VolumeName,
     pub cache_dir: PathBuf,
     /// `None`: a share of the disk, see [`super::Budget`].
@@ -76,9 +78,12 @@ impl Settings {
 
     /// Fills in the defaults.
     pub fn resolve(layer: Layer, dirs: &Dirs, uid: u32) -> Result<Self, ConfigError> {
-        let store = match layer.store {
-            Some(url) => url,
-            None => format!("file://{}", dirs.default_store()?.display()),
+        let (store, default_store) = match layer.store {
+            Some(url) => (url, None),
+            None => {
+                let dir = dirs.default_store()?;
+                (format!("file://{}", dir.display()), Some(dir))
+            }
         };
         let volume = layer.volume.unwrap_or_default();
         let cache_dir = match layer.cache_dir {
@@ -87,6 +92,7 @@ impl Settings {
         };
         Ok(Self {
             store,
+            default_store,
             volume,
             cache_dir,
             cache_size: layer.cache_size,

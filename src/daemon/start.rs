@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     base::id::{MachineId, StoreId},
-    config::{Budget, Dirs, Settings, budget},
+    config::{Budget, Settings, budget},
     fuse::{self, MountOptions},
     store::inspect,
     tier::{
@@ -155,12 +155,7 @@ fn known_store(dir: &Path) -> Result<Option<StoreId>, StartError> {
 /// Makes the folders above the store of a mount without settings. Those above any other store are
 /// not made: one that is missing is a disk that is not mounted, or a typing error.
 fn make_room_for_default_store(settings: &Settings) {
-    let Ok(own) = Dirs::of_this_process().default_store() else {
-        return;
-    };
-    if settings.store == format!("file://{}", own.display())
-        && let Some(above) = own.parent()
-    {
+    if let Some(above) = settings.default_store.as_deref().and_then(Path::parent) {
         // What hinders it, the store itself will tell.
         let _ = DirBuilder::new().recursive(true).mode(0o700).create(above);
     }
