@@ -38,7 +38,15 @@ impl Default for Activity {
 impl Activity {
     /// Notes a request.
     pub fn note(&self) {
-        let window = self.window();
+        self.note_in(self.window());
+    }
+
+    /// Whether requests come in a stream.
+    pub fn is_busy(&self) -> bool {
+        self.is_busy_in(self.window())
+    }
+
+    fn note_in(&self, window: u64) {
         let count = |state| {
             let (before, now) = counts_at(state, window);
             Some(window << (2 * COUNT_BITS) | before << COUNT_BITS | (now + 1).min(COUNT_MASK))
@@ -47,9 +55,8 @@ impl Activity {
         let _ = self.state.fetch_update(Relaxed, Relaxed, count);
     }
 
-    /// Whether requests come in a stream.
-    pub fn is_busy(&self) -> bool {
-        let (before, now) = counts_at(self.state.load(Relaxed), self.window());
+    fn is_busy_in(&self, window: u64) -> bool {
+        let (before, now) = counts_at(self.state.load(Relaxed), window);
         before.max(now) >= STREAM
     }
 
@@ -72,23 +79,29 @@ fn counts_at(state: u64, window: u64) -> (u64, u64) {
 
 #[cfg(test)]
 mod tests {
-    use std::{thread::sleep, time::Duration};
-
     use super::*;
 
     #[test]
     fn a_stream_of_requests_counts_until_it_ends() {
         let activity = Activity::default();
-        assert!(!activity.is_busy());
-        activity.note();
-        assert!(!activity.is_busy(), "one request is no stream");
-        // The clock may move to the next window in between, once.
-        for _ in 0..2 * STREAM {
-            activity.note();
+        assert!(!activity.is_busy_in(1));
+        for count in 1..=STREAM {
+            activity.note_in(1);
+            assert_eq!(activity.is_busy_in(1), count == STREAM);
         }
-        assert!(activity.is_busy());
-        sleep(Duration::from_millis(3 * WINDOW_MILLIS));
-        assert!(!activity.is_busy());
+        assert!(activity.is_busy_in(2) && !activity.is_busy_in(3));
+        activity.note_in(2);
+        assert!(activity.is_busy_in(2), "it was one a moment ago");
+        activity.note_in(3);
+        assert!(!activity.is_busy_in(3));
+    }
+
+    #[test]
+    fn the_clock_moves_the_windows() {
+        let activity = Activity::default();
+        assert!(activity.window() >= 1 && !activity.is_busy());
+        activity.note();
+        assert_ne!(activity.state.load(Relaxed), 0);
     }
 
     #[test]

@@ -107,8 +107,8 @@ impl Mapping {
 
     pub fn sync(&self) -> io::Result<()> {
         // SAFETY: exactly the mapping.
-        let _: () = unsafe { rustix::mm::msync(self.at.cast(), self.len, rustix::mm::MsyncFlags::SYNC)? };
-        Ok(())
+        let synced = unsafe { rustix::mm::msync(self.at.cast(), self.len, rustix::mm::MsyncFlags::SYNC) };
+        synced.map_err(io::Error::from)
     }
 }
 
