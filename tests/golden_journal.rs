@@ -15,14 +15,16 @@ use casmount::{
     store::{
         cachedir::LastStop,
         ledger::{Ledger, LedgerOptions},
+        pack::PackPlace,
         rows::{
-            BlobRow, Change, Content, DirState, Durability, Ino, LinkId, NameRow, NameState, NodeKind,
-            NodeRow, Place, Residency, StagingId,
+            BlobRow, Change, ChunkRow, Content, DirState, Durability, Ino, LinkId, ListObject, NameRow,
+            NameState, NodeKind, NodeRow, Place, Residency, StagingId,
         },
     },
 };
 
 const GOLDEN: &str = include_str!("golden/journal-1.hex");
+const GOLDEN_PACKED: &str = include_str!("golden/journal-1-packed.hex");
 
 /// The size of a blob of two chunks.
 const LARGE: u64 = 3 << 20;
@@ -154,7 +156,14 @@ fn manifest() -> ChunkList {
     ])
 }
 
-/// Every kind of change once, and every form of a row.
+fn seen(place: Option<PackPlace>) -> ChunkRow {
+    ChunkRow {
+        confirmed_millis: 77,
+        place,
+    }
+}
+
+/// Every kind of change once, and every form of a row; without packs, which came later.
 fn commits() -> Vec<Vec<Change>> {
     let [file, dir, symlink] = nodes();
     let [live, dead] = names();
@@ -184,7 +193,7 @@ fn commits() -> Vec<Vec<Change>> {
             Change::PutName(dead),
             Change::DropName(Ino::ROOT, b"nothing".to_vec()),
             Change::DropBlob(Digest::of(b"nothing")),
-            Change::ConfirmChunk(Digest::of(b"first"), 77),
+            Change::PutChunk(Digest::of(b"first"), seen(None)),
             Change::PutMeta("cursor".to_owned(), b"\x00\x01".to_vec()),
             Change::PutNode(staged),
             Change::SyncedStaging(StagingId(5)),
@@ -192,11 +201,28 @@ fn commits() -> Vec<Vec<Change>> {
     ]
 }
 
-#[test]
-fn the_journal_is_written_as_ever() {
+/// What chunks in packs added.
+fn packed_commits() -> Vec<Vec<Change>> {
+    let place = PackPlace {
+        pack: Digest::of(b"pack"),
+        offset: 92,
+        stored_len: 300,
+        zstd: true,
+    };
+    let list = ListObject {
+        digest: Digest::of(b"list"),
+        size: 80,
+    };
+    vec![vec![
+        Change::PutChunk(Digest::of(b"first"), seen(Some(place))),
+        Change::PutList(Digest::of(b"large"), list),
+    ]]
+}
+
+fn assert_written_as(commits: Vec<Vec<Change>>, golden: &str) {
     let dir = tempfile::tempdir().unwrap();
     let ledger = open(dir.path());
-    for changes in commits() {
+    for changes in commits {
         ledger.commit(changes).unwrap();
     }
     drop(ledger);
@@ -205,19 +231,43 @@ fn the_journal_is_written_as_ever() {
         let end = if at % 40 == 39 { "\n" } else { "" };
         write!(hex, "{byte:02x}{end}").unwrap();
     }
-    assert!(hex.trim() == GOLDEN.trim(), "the journal is now\n{hex}");
+    assert!(hex.trim() == golden.trim(), "the journal is now\n{hex}");
 }
 
-#[test]
-fn a_journal_of_version_1_is_replayed() {
+/// Opens a ledger over a journal that is there already.
+fn replayed(golden: &str) -> (tempfile::TempDir, Ledger) {
     let dir = tempfile::tempdir().unwrap();
-    let digits: Vec<u8> = GOLDEN.bytes().filter(u8::is_ascii_hexdigit).collect();
+    let digits: Vec<u8> = golden.bytes().filter(u8::is_ascii_hexdigit).collect();
     let bytes = digits
         .chunks(2)
         .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap());
     fs::create_dir(dir.path().join("journal")).unwrap();
     fs::write(dir.path().join("journal/0"), bytes.collect::<Vec<u8>>()).unwrap();
     let ledger = open(dir.path());
+    (dir, ledger)
+}
+
+#[test]
+fn the_journal_is_written_as_ever() {
+    assert_written_as(commits(), GOLDEN);
+    assert_written_as(packed_commits(), GOLDEN_PACKED);
+}
+
+#[test]
+fn a_journal_with_packs_is_replayed() {
+    let (_dir, ledger) = replayed(GOLDEN_PACKED);
+    for change in packed_commits().concat() {
+        match change {
+            Change::PutChunk(digest, row) => assert_eq!(ledger.chunk(&digest).unwrap(), Some(row)),
+            Change::PutList(blob, list) => assert_eq!(ledger.list_of(&blob).unwrap(), Some(list)),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_journal_of_version_1_is_replayed() {
+    let (_dir, ledger) = replayed(GOLDEN);
     for row in nodes() {
         assert_eq!(ledger.node(row.ino).unwrap().as_deref(), Some(&row));
     }
@@ -234,7 +284,7 @@ fn a_journal_of_version_1_is_replayed() {
         ledger.node(Ino(10)).unwrap().unwrap().content,
         Content::Staging(StagingId(5))
     );
-    assert_eq!(ledger.chunk_confirmed(&Digest::of(b"first")).unwrap(), Some(77));
+    assert_eq!(ledger.chunk(&Digest::of(b"first")).unwrap(), Some(seen(None)));
     assert_eq!(ledger.meta("cursor").unwrap().as_deref(), Some(&b"\x00\x01"[..]));
     // The ceilings of the first record: numbers given out by then are not given out again.
     assert!(ledger.next_ino() > Ino(1 << 16) && ledger.next_place() > 1 << 16);

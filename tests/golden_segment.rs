@@ -20,7 +20,10 @@ use casmount::{
         change::{Entry, EntryBlob, EntryChunks, PathChange},
         segment::{self, Head},
     },
-    store::rows::{LinkId, NodeKind},
+    store::{
+        pack::PackPlace,
+        rows::{LinkId, NodeKind},
+    },
 };
 
 const MACHINE: MachineId = MachineId(0x0123_4567_89ab_cdef);
@@ -55,6 +58,7 @@ fn file(size: u64, chunks: EntryChunks) -> Entry {
             digest: Digest::of(b"the whole"),
             size,
             chunks,
+            places: Vec::new(),
         }),
         ..entry(NodeKind::File)
     }
@@ -209,6 +213,28 @@ fn a_compressed_segment_is_read_for_ever() {
     assert_eq!(decoded.head, head());
     assert_eq!(decoded.changes, all);
     assert!(decoded.skipped.is_empty());
+}
+
+#[test]
+fn places_in_packs_have_the_same_bytes_for_ever() {
+    let place = |offset, zstd| {
+        Some(PackPlace {
+            pack: Digest::of(b"pack"),
+            offset,
+            stored_len: 500_000,
+            zstd,
+        })
+    };
+    let mut changes = everything()[2..4].to_vec();
+    let places = [vec![place(92, false)], vec![None, place(500_092, true)]];
+    for (change, places) in changes.iter_mut().zip(places) {
+        let blob = change.entry.as_mut().and_then(|entry| entry.blob.as_mut());
+        blob.unwrap().places = places;
+    }
+    let today = encode(&changes);
+    let golden = golden("segment-1.0-packed.bin", &today);
+    assert!(golden == today, "today's writer makes other bytes");
+    assert_eq!(segment::decode(&golden).unwrap().changes, changes);
 }
 
 /// A protobuf varint (protobuf.dev, "Encoding").

@@ -11,8 +11,8 @@ use bytes::Bytes;
 /// Buffers kept, of at most [`MAX_KEPT_BYTES`] each.
 const MAX_KEPT: usize = 16;
 
-/// The longest chunk is half of this, see [`super::chunk`].
-const MAX_KEPT_BYTES: usize = 4 << 20;
+/// A pack of chunks with its head; the longest chunk is half of it, see [`super::chunk`].
+const MAX_KEPT_BYTES: usize = (4 << 20) + (64 << 10);
 
 /// Smaller ones are left to the allocator, which is quick at them.
 const MIN_BYTES: usize = 64 << 10;

@@ -41,6 +41,14 @@ impl<K: Eq + Hash + Clone, V: Clone> Flights<K, V> {
         cell.get_or_init(|| job).await.clone()
     }
 
+    /// Whether a run of `key` is under way.
+    pub fn is_under_way(&self, key: &K) -> bool {
+        let under_way = self.under_way.lock();
+        under_way
+            .expect("no code panics while it holds the table")
+            .contains_key(key)
+    }
+
     fn board(&self, key: &K) -> Arc<OnceCell<V>> {
         let mut under_way = self
             .under_way

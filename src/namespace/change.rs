@@ -2,7 +2,10 @@
 
 use crate::{
     base::{chunk::ChunkList, clock::Stamp, digest::Digest},
-    store::rows::{LinkId, NodeKind},
+    store::{
+        pack::PackPlace,
+        rows::{LinkId, NodeKind},
+    },
 };
 
 /// The newest state of one path, as the machine in `stamp` made it.
@@ -43,6 +46,9 @@ pub struct EntryBlob {
     pub digest: Digest,
     pub size: u64,
     pub chunks: EntryChunks,
+    /// Where packs have the chunks, in their order; empty: each is an object of its own. Those of
+    /// a listed blob are in its list.
+    pub places: Vec<Option<PackPlace>>,
 }
 
 /// How the chunks of a blob are known.

@@ -39,7 +39,8 @@
 //!                    bytes target = 8;  // of a symbolic link, and of nothing else
 //!                    repeated Xattr xattrs = 9; LinkId link_id = 10; }
 //! message Blob     { bytes digest = 1; uint64 size = 2;
-//!                    oneof chunks { bytes inline = 3; Listed listed = 4; } }  // none: one chunk, or empty
+//!                    oneof chunks { bytes inline = 3; Listed listed = 4; }    // none: one chunk, or empty
+//!                    bytes places = 5; }  // in packs, see `store::pack`; not of a listed blob
 //! message Listed   { bytes digest = 1; uint64 size = 2; }
 //! message Xattr    { bytes name = 1; bytes value = 2; }
 //! message LinkId   { fixed64 machine = 1; uint64 ino = 2; }
@@ -57,8 +58,8 @@
 //!
 //! A reader refuses a greater major version with an error of its own (the
 //! operator upgrades), and ignores fields it does not know. So a minor version
-//! may add what an old reader can leave out and still see the same tree: where
-//! a blob lies in a pack, when an entry expires. New numbers in `what` (a
+//! may add what an old reader can leave out and still see the same tree: when
+//! an entry expires, say. New numbers in `what` (a
 //! preset, say) read as a change that says nothing, and are skipped.
 //!
 //! # Damage
@@ -81,7 +82,10 @@ use crate::{
         digest::Digest,
         id::MachineId,
     },
-    store::rows::{LinkId, NodeKind},
+    store::{
+        pack,
+        rows::{LinkId, NodeKind},
+    },
 };
 
 const MAGIC: [u8; 8] = *b"casmseg\n";
@@ -355,7 +359,7 @@ fn to_wire(change: &PathChange, machine: MachineId) -> wire::Change {
 fn blob_to_wire(blob: &EntryBlob) -> wire::Blob {
     let chunks = match &blob.chunks {
         EntryChunks::Single => None,
-        EntryChunks::Inline(list) => Some(wire::Chunks::Inline(pack(list))),
+        EntryChunks::Inline(list) => Some(wire::Chunks::Inline(packed(list))),
         EntryChunks::Listed { digest, size } => Some(wire::Chunks::Listed(wire::Listed {
             digest: digest.as_bytes().to_vec(),
             size: *size,
@@ -365,10 +369,11 @@ fn blob_to_wire(blob: &EntryBlob) -> wire::Blob {
         digest: blob.digest.as_bytes().to_vec(),
         size: blob.size,
         chunks,
+        places: pack::encode_places(&blob.places),
     }
 }
 
-fn pack(list: &ChunkList) -> Vec<u8> {
+fn packed(list: &ChunkList) -> Vec<u8> {
     let mut packed = Vec::with_capacity(list.chunks().len() * PACKED_BYTES);
     for chunk in list.chunks() {
         packed.extend_from_slice(chunk.digest.as_bytes());
@@ -471,10 +476,18 @@ fn blob_from_wire(blob: wire::Blob) -> Result<EntryBlob, &'static str> {
     {
         return Err("its chunks do not add up to its size");
     }
+    let count = match &chunks {
+        EntryChunks::Single => usize::from(blob.size > 0),
+        EntryChunks::Inline(list) => list.chunks().len(),
+        EntryChunks::Listed { .. } => 0,
+    };
+    let places =
+        pack::decode_places(&blob.places, count).map_err(|_| "its places in packs are not readable")?;
     Ok(EntryBlob {
         digest,
         size: blob.size,
         chunks,
+        places,
     })
 }
 

@@ -11,7 +11,7 @@ use super::{
     StoreError,
     blob_file::BlobFile,
     blobs::{Blob, Blobs, Shared, now_secs},
-    rows::{BlobRow, Change, Durability, Residency},
+    rows::{BlobRow, Change, ChunkRow, Durability, Residency},
 };
 use crate::base::{clock::local_millis, digest::Digest, durable::remove_if_there};
 
@@ -125,16 +125,26 @@ impl Blobs {
         let digest = blob.digest();
         let _shard = self.shared.shard(&digest);
         let mut changes = Vec::new();
-        if chunk != digest {
-            changes.push(Change::ConfirmChunk(chunk, 0));
+        if chunk != digest || self.shared.ledger.chunk(&chunk)?.is_some() {
+            changes.push(Change::PutChunk(
+                chunk,
+                ChunkRow {
+                    confirmed_millis: 0,
+                    place: None,
+                },
+            ));
         }
-        if let Some(row) = self.shared.ledger.blob(&digest)?
-            && let Durability::Durable { .. } = row.durability
+        let row = match self.shared.ledger.blob(&digest)? {
+            Some(row) => (*row).clone(),
+            // What is resident is saved later, and must not bring the word of now with it.
+            None => new_row(digest, blob.size()),
+        };
+        if let Durability::Durable { .. } = row.durability
             && !self.shared.staging.is_sealing(&digest)
         {
             changes.push(Change::PutBlob(BlobRow {
                 durability: Durability::Durable { confirmed_millis: 0 },
-                ..(*row).clone()
+                ..row
             }));
         }
         if changes.is_empty() {

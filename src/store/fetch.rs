@@ -1,7 +1,7 @@
 //! Fault-in: bringing chunks from the bucket, verified before a byte is served.
 //!
-//! This file turns reads into chunks; `fetch_chunk` brings one, `readahead` decides which to
-//! bring before they are asked for. What is resident never waits for the bucket.
+//! This file turns reads into chunks; `fetch_chunk` brings one, `fetch_run` several by one request, and
+//! `readahead` decides which to bring before they are asked for. What is resident never waits for the bucket.
 
 use std::{
     ops::Range,
@@ -15,16 +15,20 @@ use tokio::{runtime::Handle, task::JoinSet};
 use super::{
     StoreError,
     blobs::{Blob, Blobs},
+    error::chain,
     fetch_chunk::ChunkFetcher,
     ledger::Ledger,
     manifest,
-    readahead::{MAX_WINDOW, Readahead},
+    readahead::Readahead,
     reclaim::Reclaimer,
-    rows::Change,
+    rows::{Change, ListObject},
 };
 use crate::{base::digest::Digest, tier::SharedBucket};
 
 pub use super::fetch_chunk::FetchStatus;
+
+/// Requests under way at once for a blob that is fetched whole.
+const MAX_RUNS: usize = 8;
 
 /// Where a reader is in a blob: lets the fetcher see a sequential reader and
 /// fetch ahead of it. One for each open handle.
@@ -50,7 +54,13 @@ impl Fetcher {
         read_timeout: Duration,
     ) -> Self {
         Self {
-            chunks: Arc::new(ChunkFetcher::new(bucket, blobs, reclaimer, read_timeout)),
+            chunks: Arc::new(ChunkFetcher::new(
+                bucket,
+                Arc::clone(&ledger),
+                blobs,
+                reclaimer,
+                read_timeout,
+            )),
             ledger,
             runtime: OnceLock::new(),
         }
@@ -158,17 +168,13 @@ impl Fetcher {
     pub async fn ensure_whole(&self, blob: &Arc<Blob>) -> Result<(), StoreError> {
         self.runtime.get_or_init(Handle::current);
         let mut under_way = JoinSet::new();
-        for index in 0..blob.chunks().chunks().len() {
-            if blob.has_chunk(index) {
-                continue;
-            }
-            if under_way.len() >= MAX_WINDOW
+        for run in self.chunks.runs(blob, 0..blob.chunks().chunks().len())? {
+            if under_way.len() >= MAX_RUNS
                 && let Some(done) = under_way.join_next().await
             {
                 done.expect("fetching does not panic")?;
             }
-            let (chunks, blob) = (Arc::clone(&self.chunks), Arc::clone(blob));
-            under_way.spawn(async move { chunks.chunk(&blob, index, chunks.deadline()).await.map(drop) });
+            under_way.spawn(Arc::clone(&self.chunks).run(Arc::clone(blob), run));
         }
         while let Some(done) = under_way.join_next().await {
             done.expect("fetching does not panic")?;
@@ -193,8 +199,15 @@ impl Fetcher {
         }
         let bytes = self.chunks.object(list, list_size, blob).await?;
         match manifest::decode(&bytes) {
-            Ok(chunks) if chunks.size() == size => {
-                self.ledger.commit(vec![Change::PutManifest(blob, chunks)])
+            Ok((chunks, places)) if chunks.size() == size => {
+                let mut changes = self.ledger.told_places(&chunks, &places)?;
+                let object = ListObject {
+                    digest: list,
+                    size: list_size,
+                };
+                changes.push(Change::PutList(blob, object));
+                changes.push(Change::PutManifest(blob, chunks));
+                self.ledger.commit(changes)
             }
             wrong => {
                 tracing::warn!(%blob, %list, problem = ?wrong.err(), "a chunk list is not that of its blob");
@@ -218,9 +231,17 @@ impl Fetcher {
             .lock()
             .expect("no code panics while it holds the cursor")
             .advance(blob.chunks(), offset, len);
-        for index in ahead.filter(|&index| !blob.has_chunk(index)) {
-            let (chunks, blob) = (Arc::clone(&self.chunks), Arc::clone(blob));
-            runtime.spawn(async move { chunks.chunk_ahead(blob, index).await });
+        if ahead.is_empty() {
+            return;
+        }
+        match self.chunks.runs_ahead(blob, ahead) {
+            Ok(runs) => {
+                for run in runs {
+                    runtime.spawn(Arc::clone(&self.chunks).run_ahead(Arc::clone(blob), run));
+                }
+            }
+            // Whoever reads them will be told.
+            Err(err) => tracing::debug!(error = %chain(&err), "cannot read ahead"),
         }
     }
 }

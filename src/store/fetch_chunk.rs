@@ -1,4 +1,5 @@
 //! One chunk from the bucket into a blob's file: single flight, verified, bounded in time and memory.
+//! `fetch_run` brings several by one request.
 //!
 //! # Invariants
 //!
@@ -35,15 +36,18 @@ use super::{
     StoreError,
     blobs::{Blob, Blobs},
     error::chain,
+    fetch_run::Brought,
+    ledger::Ledger,
+    pack::PackPlace,
     reclaim::Reclaimer,
 };
 use crate::{
     base::{digest::Digest, flight::Flights, retry::Backoff},
-    tier::{SharedBucket, TierError, layout},
+    tier::{SharedBucket, TierError, body, layout},
 };
 
-/// Requests under way at once. Enough to fill a 10 Gbit/s line at 20 ms a
-/// request, and 64 MiB of memory when every chunk is as long as can be.
+/// Chunks under way at once; a run of them counts as one for each 2 MiB. Enough to fill a 10 Gbit/s
+/// line at 20 ms a request, and 64 MiB of memory when every chunk is as long as can be.
 const MAX_REQUESTS: usize = 32;
 
 /// Of these, how many readahead may hold: a reader that waits never queues behind guesses only.
@@ -101,7 +105,7 @@ struct Counters {
 
 /// Why a chunk did not come; cloned for all who waited.
 #[derive(Clone, Debug)]
-enum Failure {
+pub(super) enum Failure {
     Missing,
     Corrupt,
     Unreachable(Arc<TierError>),
@@ -110,7 +114,7 @@ enum Failure {
 }
 
 impl Failure {
-    fn of_blob(self, blob: Digest) -> StoreError {
+    pub(super) fn of_blob(self, blob: Digest) -> StoreError {
         match self {
             Self::Missing => StoreError::Missing { blob },
             Self::Corrupt => StoreError::Corrupt { blob },
@@ -132,13 +136,15 @@ struct Arrived {
 
 #[derive(Debug)]
 pub(super) struct ChunkFetcher {
-    bucket: SharedBucket,
-    blobs: Arc<Blobs>,
-    reclaimer: Arc<Reclaimer>,
+    pub(super) bucket: SharedBucket,
+    pub(super) ledger: Arc<Ledger>,
+    pub(super) disk: Disk,
     read_timeout: Duration,
-    requests: Arc<Semaphore>,
-    ahead: Semaphore,
-    fills: Flights<(Digest, usize), Result<Bytes, Failure>>,
+    pub(super) requests: Arc<Semaphore>,
+    pub(super) ahead: Semaphore,
+    pub(super) fills: Flights<(Digest, usize), Result<Bytes, Failure>>,
+    /// By the blob and the first and last of its chunks.
+    pub(super) runs: Flights<(Digest, usize, usize), Brought>,
     gets: Flights<Digest, Result<Arrived, Failure>>,
     unkept: Mutex<LruCache<Digest, Bytes>>,
     full_at: Mutex<Option<Instant>>,
@@ -148,18 +154,20 @@ pub(super) struct ChunkFetcher {
 impl ChunkFetcher {
     pub(super) fn new(
         bucket: SharedBucket,
+        ledger: Arc<Ledger>,
         blobs: Arc<Blobs>,
         reclaimer: Arc<Reclaimer>,
         read_timeout: Duration,
     ) -> Self {
         Self {
             bucket,
-            blobs,
-            reclaimer,
+            ledger,
+            disk: Disk { blobs, reclaimer },
             read_timeout,
             requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
             ahead: Semaphore::new(MAX_AHEAD),
             fills: Flights::default(),
+            runs: Flights::default(),
             gets: Flights::default(),
             unkept: Mutex::new(LruCache::new(UNKEPT_CHUNKS)),
             full_at: Mutex::default(),
@@ -232,7 +240,7 @@ impl ChunkFetcher {
         }
     }
 
-    async fn fill(
+    pub(super) async fn fill(
         &self,
         blob: &Arc<Blob>,
         index: usize,
@@ -249,12 +257,12 @@ impl ChunkFetcher {
             .run(chunk, self.get_verified(chunk, len, deadline))
             .await;
         if let Err(Failure::Missing) = &arrived
-            && let Err(err) = self.blobs.note_missing(blob, chunk)
+            && let Err(err) = self.disk.blobs.note_missing(blob, chunk)
         {
             return Err(Failure::Index(Arc::new(err)));
         }
         let arrived = arrived?;
-        self.keep(blob, index, chunk, &arrived).await;
+        self.keep(blob, index, &arrived).await;
         Ok(arrived.bytes)
     }
 
@@ -264,7 +272,7 @@ impl ChunkFetcher {
         if !resident && !blob.file.doubts_chunk(index) {
             return Ok(None);
         }
-        let blobs = Arc::clone(&self.blobs);
+        let blobs = Arc::clone(&self.disk.blobs);
         let blob = Arc::clone(blob);
         let look = blocking(move || {
             let bytes = blob.read_unverified(index)?;
@@ -288,34 +296,19 @@ impl ChunkFetcher {
     }
 
     /// Writes a chunk to its place. That it cannot is no reason not to serve it.
-    async fn keep(&self, blob: &Arc<Blob>, index: usize, chunk: Digest, arrived: &Arrived) {
-        let blobs = Arc::clone(&self.blobs);
-        let reclaimer = Arc::clone(&self.reclaimer);
-        let (stored_in, to_store) = (Arc::clone(blob), arrived.clone());
-        let store = blocking(move || {
-            let bytes = &to_store.bytes;
-            // What the index's reserve gave is not for what can be fetched again.
-            let first = if blobs.is_disk_full() {
-                Err(StoreError::Full)
-            } else {
-                blobs.store_chunk(&stored_in, index, bytes)
-            };
-            match first {
-                Err(StoreError::Full) => {
-                    reclaimer.make_room(bytes.len() as u64);
-                    if blobs.is_disk_full() {
-                        return Err(StoreError::Full);
-                    }
-                    blobs.store_chunk(&stored_in, index, bytes)
-                }
-                stored => stored,
-            }
-        });
-        let stored = store.await;
+    async fn keep(&self, blob: &Arc<Blob>, index: usize, arrived: &Arrived) {
+        let (disk, stored_in, to_store) = (self.disk.clone(), Arc::clone(blob), arrived.clone());
+        let stored = blocking(move || disk.store(&stored_in, index, &to_store.bytes)).await;
+        self.note_kept(blob, index, &arrived.bytes, stored);
+    }
+
+    /// Takes in how storing a chunk ended.
+    pub(super) fn note_kept(&self, blob: &Blob, index: usize, bytes: &Bytes, stored: Result<(), StoreError>) {
         // Neither does a quarantined file take it, nor one that was taken over meanwhile.
         if !blob.has_chunk(index) {
             self.counters.unkept.fetch_add(1, Ordering::Relaxed);
-            self.unkept().put(chunk, arrived.bytes.clone());
+            let chunk = blob.chunks().chunks()[index].digest;
+            self.unkept().put(chunk, bytes.clone());
         }
         if let Err(err) = stored {
             *self
@@ -328,20 +321,28 @@ impl ChunkFetcher {
         }
     }
 
+    /// Where the bucket has a chunk: in a pack, or as an object of its own.
+    pub(super) fn place(&self, chunk: &Digest) -> Result<Option<PackPlace>, Failure> {
+        let row = self.ledger.chunk(chunk);
+        let row = row.map_err(|err| Failure::Index(Arc::new(err)))?;
+        Ok(row.and_then(|row| row.place))
+    }
+
     async fn get_verified(&self, name: Digest, len: u64, deadline: Instant) -> Result<Arrived, Failure> {
-        let key = layout::blob(&name);
-        let attempt_time = (self.read_timeout / 3).max(MIN_ATTEMPT);
+        let mut place = self.place(&name)?;
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
         let mut wrong = 0;
         loop {
+            let key = place.map_or_else(|| layout::blob(&name), |place| layout::pack(&place.pack));
+            let range = place.map(|place| place.range());
             let permit = Arc::clone(&self.requests)
                 .acquire_owned()
                 .await
                 .expect("nobody closes it");
-            let failure = match timeout(attempt_time, self.bucket.get(&key, None, len)).await {
+            let failure = match timeout(self.attempt_time(), self.bucket.get(&key, range, len)).await {
                 Ok(Ok(Some(object))) => {
                     let transferred = object.transferred_bytes;
-                    if let Some(bytes) = verified(object.bytes, name, len).await {
+                    if let Some(bytes) = verified(object.bytes, place, name, len).await {
                         self.count_arrival(len, transferred);
                         return Ok(Arrived {
                             bytes,
@@ -350,6 +351,8 @@ impl ChunkFetcher {
                     }
                     Failure::Corrupt
                 }
+                // It may have an object of its own beside.
+                Ok(Ok(None)) if place.take().is_some() => continue,
                 Ok(Ok(None)) => {
                     self.counters.missing.fetch_add(1, Ordering::Relaxed);
                     return Err(Failure::Missing);
@@ -362,8 +365,7 @@ impl ChunkFetcher {
             drop(permit);
             if matches!(failure, Failure::Corrupt) {
                 wrong += 1;
-                self.counters.wrong_answers.fetch_add(1, Ordering::Relaxed);
-                warn!(%key, attempt = wrong, "the bucket answered with wrong bytes");
+                self.wrong_answer(&key, wrong);
                 if wrong == WRONG_ATTEMPTS {
                     return Err(failure);
                 }
@@ -377,7 +379,17 @@ impl ChunkFetcher {
         }
     }
 
-    fn count_arrival(&self, len: u64, transferred: u64) {
+    pub(super) fn wrong_answer(&self, key: &str, attempt: u32) {
+        self.counters.wrong_answers.fetch_add(1, Ordering::Relaxed);
+        warn!(%key, attempt, "the bucket answered with wrong bytes");
+    }
+
+    /// How long one request may take.
+    pub(super) fn attempt_time(&self) -> Duration {
+        (self.read_timeout / 3).max(MIN_ATTEMPT)
+    }
+
+    pub(super) fn count_arrival(&self, len: u64, transferred: u64) {
         let counters = &self.counters;
         counters.chunks.fetch_add(1, Ordering::Relaxed);
         counters.bytes.fetch_add(len, Ordering::Relaxed);
@@ -390,7 +402,7 @@ impl ChunkFetcher {
             .expect("no code panics while it holds it") = None;
     }
 
-    fn was_full_lately(&self) -> bool {
+    pub(super) fn was_full_lately(&self) -> bool {
         let full_at = *self
             .full_at
             .lock()
@@ -398,7 +410,7 @@ impl ChunkFetcher {
         full_at.is_some_and(|at| at.elapsed() < FULL_PAUSE)
     }
 
-    fn report(&self, error: &StoreError) {
+    pub(super) fn report(&self, error: &StoreError) {
         let words = chain(error);
         if self.may_log() {
             warn!(error = %words, "a read failed");
@@ -451,15 +463,56 @@ impl ChunkFetcher {
 }
 
 /// Hashes on a thread that may be busy: half a millisecond is long for those that poll.
-async fn verified(bytes: Bytes, name: Digest, len: u64) -> Option<Bytes> {
-    if bytes.len() as u64 != len {
-        return None;
+async fn verified(bytes: Bytes, place: Option<PackPlace>, name: Digest, len: u64) -> Option<Bytes> {
+    blocking(move || unpacked_and_checked(bytes, place, name, len)).await
+}
+
+/// The chunk that an answer of the bucket holds; `None` for anything else.
+pub(super) fn unpacked_and_checked(
+    stored: Bytes,
+    place: Option<PackPlace>,
+    name: Digest,
+    len: u64,
+) -> Option<Bytes> {
+    let bytes = match place {
+        Some(place) if stored.len() != place.stored_len as usize => return None,
+        Some(place) if place.zstd => body::decode("", &stored, len).ok()?,
+        _ => stored,
+    };
+    (bytes.len() as u64 == len && Digest::of(&bytes) == name).then_some(bytes)
+}
+
+/// What takes chunks in.
+#[derive(Clone, Debug)]
+pub(super) struct Disk {
+    blobs: Arc<Blobs>,
+    reclaimer: Arc<Reclaimer>,
+}
+
+impl Disk {
+    /// Writes a verified chunk to its place, evicting others for it if need be.
+    pub(super) fn store(&self, blob: &Blob, index: usize, bytes: &[u8]) -> Result<(), StoreError> {
+        // What the index's reserve gave is not for what can be fetched again.
+        let first = if self.blobs.is_disk_full() {
+            Err(StoreError::Full)
+        } else {
+            self.blobs.store_chunk(blob, index, bytes)
+        };
+        match first {
+            Err(StoreError::Full) => {
+                self.reclaimer.make_room(bytes.len() as u64);
+                if self.blobs.is_disk_full() {
+                    return Err(StoreError::Full);
+                }
+                self.blobs.store_chunk(blob, index, bytes)
+            }
+            stored => stored,
+        }
     }
-    blocking(move || (Digest::of(&bytes) == name).then_some(bytes)).await
 }
 
 /// Runs `job` on a thread that may block.
-async fn blocking<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static) -> T {
+pub(super) async fn blocking<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static) -> T {
     match spawn_blocking(job).await {
         Ok(done) => done,
         Err(err) if err.is_panic() => std::panic::resume_unwind(err.into_panic()),

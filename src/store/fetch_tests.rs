@@ -10,7 +10,7 @@ use super::{
     StoreError,
     fetch::ReadCursor,
     manifest,
-    rows::{BlobRow, Change, Durability, Residency},
+    rows::{BlobRow, Change, ChunkRow, Durability, Residency},
     testing::{Fault, READ_TIMEOUT, Rig, eventually_async, noise},
 };
 use crate::{
@@ -182,6 +182,15 @@ async fn wrong_bytes_once_are_asked_for_again() {
 
 #[tokio::test]
 async fn a_blob_gone_from_the_bucket_is_missing_and_is_uploaded_when_it_is_created_again() {
+    gone_and_created_again(true).await;
+}
+
+#[tokio::test]
+async fn so_is_one_that_no_row_tells_of_yet() {
+    gone_and_created_again(false).await;
+}
+
+async fn gone_and_created_again(saved: bool) {
     let rig = Rig::new();
     let bytes = noise(LARGE, 8);
     let sliced = rig.publish(&bytes);
@@ -190,7 +199,10 @@ async fn a_blob_gone_from_the_bucket_is_missing_and_is_uploaded_when_it_is_creat
     let blob = rig.open(&sliced);
     fetcher.ensure_first(&blob).await.unwrap();
     assert!(blob.has(0, 1));
-    rig.blobs.save(false).unwrap();
+    if saved {
+        rig.blobs.save(false).unwrap();
+    }
+    assert_eq!(rig.row(&sliced).is_some(), saved);
     let read = fetcher
         .read(&blob, &ReadCursor::default(), sliced.chunks.start(3), 10)
         .await;
@@ -204,10 +216,11 @@ async fn a_blob_gone_from_the_bucket_is_missing_and_is_uploaded_when_it_is_creat
     rig.seal(&bytes);
     assert_eq!(rig.durability(&sliced), Some(Durability::Dirty));
     assert_eq!(
-        rig.ledger
-            .chunk_confirmed(&sliced.chunks.chunks()[3].digest)
-            .unwrap(),
-        Some(0)
+        rig.ledger.chunk(&sliced.chunks.chunks()[3].digest).unwrap(),
+        Some(ChunkRow {
+            confirmed_millis: 0,
+            place: None
+        })
     );
 }
 
@@ -403,7 +416,7 @@ async fn a_chunk_list_is_verified_and_makes_its_blob_known() {
     let bytes = noise(LARGE, 17);
     let sliced = rig.bucket.fill(&bytes);
     let size = sliced.chunks.size();
-    let list = manifest::encode(&sliced.chunks);
+    let list = manifest::encode(&sliced.chunks, &[]);
     let (name, len) = (Digest::of(&list), list.len() as u64);
     let fetcher = rig.fetcher();
     let fetch = |size| fetcher.fetch_manifest(name, len, sliced.digest, size);

@@ -50,8 +50,9 @@ use self::{
 use super::{
     StoreError,
     journal::{Journal, RECORD_HEADER_BYTES},
+    pack::PackPlace,
     record::{self, Redo},
-    rows::{BlobRow, Change, Ino, NameRow, NameState, NodeRow},
+    rows::{BlobRow, Change, ChunkRow, Ino, ListObject, NameRow, NameState, NodeRow},
 };
 use crate::base::{chunk::ChunkList, digest::Digest};
 
@@ -268,12 +269,42 @@ impl Ledger {
         self.core.layers.victims(limit)
     }
 
-    /// When the bucket was last known to hold a chunk, by its clock.
-    pub fn chunk_confirmed(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
+    /// Where the bucket has a chunk, and when it was last seen to.
+    pub fn chunk(&self, digest: &Digest) -> Result<Option<ChunkRow>, StoreError> {
         let known = self.core.layers.memory().chunk(digest);
         match known {
-            Some(millis) => Ok(Some(millis)),
+            Some(row) => Ok(Some(row)),
             None => self.core.layers.index.read(|index| index.chunk(digest)),
+        }
+    }
+
+    /// The changes that take over where another machine says that packs have the chunks of
+    /// `list`. What this machine saw in the bucket itself is not changed.
+    pub fn told_places(
+        &self,
+        list: &ChunkList,
+        places: &[Option<PackPlace>],
+    ) -> Result<Vec<Change>, StoreError> {
+        let mut changes = Vec::with_capacity(places.len());
+        for (chunk, place) in list.chunks().iter().zip(places) {
+            let known = self.chunk(&chunk.digest)?;
+            if place.is_some() && known.is_none_or(|row| row.confirmed_millis == 0 && row.place != *place) {
+                let row = ChunkRow {
+                    confirmed_millis: 0,
+                    place: *place,
+                };
+                changes.push(Change::PutChunk(chunk.digest, row));
+            }
+        }
+        Ok(changes)
+    }
+
+    /// The object that carries the chunk list of a blob.
+    pub fn list_of(&self, blob: &Digest) -> Result<Option<ListObject>, StoreError> {
+        let known = self.core.layers.memory().list(blob);
+        match known {
+            Some(list) => Ok(Some(list)),
+            None => self.core.layers.index.read(|index| index.list(blob)),
         }
     }
 

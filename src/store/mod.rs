@@ -19,6 +19,9 @@ pub mod cachedir;
 pub mod error;
 pub mod fetch;
 mod fetch_chunk;
+mod fetch_run;
+#[cfg(test)]
+mod fetch_run_tests;
 #[cfg(test)]
 mod fetch_tests;
 mod index;
@@ -30,6 +33,7 @@ pub mod ledger;
 pub mod manifest;
 mod orphans;
 mod overlay;
+pub mod pack;
 mod readahead;
 pub mod reclaim;
 #[cfg(test)]

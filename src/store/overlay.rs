@@ -17,7 +17,9 @@ use std::{
 use super::{
     ledger::Totals,
     record::Ceilings,
-    rows::{BlobRow, Durability, Ino, NameRow, NameState, NodeRow, Residency, StagingId},
+    rows::{
+        BlobRow, ChunkRow, Durability, Ino, ListObject, NameRow, NameState, NodeRow, Residency, StagingId,
+    },
 };
 use crate::base::{chunk::ChunkList, digest::Digest};
 
@@ -64,7 +66,8 @@ pub struct Overlay {
     pub blobs: HashMap<Digest, Option<BlobEntry>>,
     dirty: BTreeSet<(u64, Digest)>,
     pub manifests: HashMap<Digest, Arc<ChunkList>>,
-    pub chunks: HashMap<Digest, u64>,
+    pub lists: HashMap<Digest, ListObject>,
+    pub chunks: HashMap<Digest, ChunkRow>,
     pub meta: HashMap<String, Vec<u8>>,
     /// The record that made them so, or `None` when they are settled.
     pub unsettled: BTreeMap<Unsettled, Option<u64>>,
@@ -146,9 +149,14 @@ impl Overlay {
         self.manifests.insert(digest, chunks);
     }
 
-    pub fn put_chunk(&mut self, digest: Digest, millis: u64) {
+    pub fn put_list(&mut self, blob: Digest, list: ListObject) {
         self.bytes += ROW_BYTES / 2;
-        self.chunks.insert(digest, millis);
+        self.lists.insert(blob, list);
+    }
+
+    pub fn put_chunk(&mut self, digest: Digest, row: ChunkRow) {
+        self.bytes += ROW_BYTES / 2;
+        self.chunks.insert(digest, row);
     }
 
     pub fn put_meta(&mut self, key: String, value: Vec<u8>) {

@@ -7,7 +7,7 @@
 //! ```text
 //! Record   1 repeated Redo
 //! Redo     one of: 1 Node  2 drop_node uint64  3 Name  4 DropName  5 Blob  6 drop_blob bytes  7 Manifest
-//!          8 Confirm  9 Meta  10 synced_staging uint64  11 Ceilings  12 doubt_staging uint64
+//!          8 Chunk  9 Meta  10 synced_staging uint64  11 Ceilings  12 doubt_staging uint64  13 List
 //! Node     1 ino uint64  2 kind uint32 (1 file 2 dir 3 symlink 4 fifo 5 socket 6 character 7 block device)
 //!          3 perm  4 uid  5 gid  6 rdev uint32  7 size uint64  8 atime  9 mtime  10 ctime sfixed64
 //!          11 nlink uint32  12 content: blob bytes  13 content: staging uint64  14 content: lost bytes
@@ -23,7 +23,9 @@
 //!          5 durability uint32 (0 dirty 1 durable 2 quarantined)  6 confirmed_millis uint64
 //!          7 used_secs uint64  8 pinned bool  9 doubted bool
 //! Manifest 1 digest bytes  2 chunks bytes: 36 for each chunk, its digest and its length (4 bytes, little endian)
-//! Confirm  1 digest bytes  2 millis uint64
+//! Chunk    1 digest bytes  2 millis uint64  3 pack bytes (absent: an object of its own)  4 offset uint32
+//!          5 stored_len uint32  6 zstd bool
+//! List     1 blob bytes  2 digest bytes  3 size uint64
 //! Meta     1 key string  2 value bytes
 //! Ceilings 1 ino uint64  2 place uint64
 //! ```
@@ -36,7 +38,10 @@ mod wire;
 use prost::Message;
 
 use self::wire::{BlobWire, NameWire, NodeWire};
-use super::rows::{BlobRow, Change, Ino, NameRow, NodeRow, StagingId};
+use super::{
+    pack::{self, PackPlace},
+    rows::{BlobRow, Change, ChunkRow, Ino, ListObject, NameRow, NodeRow, StagingId},
+};
 use crate::base::{
     chunk::{Chunk, ChunkList},
     digest::Digest,
@@ -92,11 +97,29 @@ struct ManifestWire {
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct ConfirmWire {
+struct ChunkWire {
     #[prost(bytes = "vec", tag = "1")]
     digest: Vec<u8>,
     #[prost(uint64, tag = "2")]
     millis: u64,
+    #[prost(bytes = "vec", tag = "3")]
+    pack: Vec<u8>,
+    #[prost(uint32, tag = "4")]
+    offset: u32,
+    #[prost(uint32, tag = "5")]
+    stored_len: u32,
+    #[prost(bool, tag = "6")]
+    zstd: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct ListWire {
+    #[prost(bytes = "vec", tag = "1")]
+    blob: Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    digest: Vec<u8>,
+    #[prost(uint64, tag = "3")]
+    size: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -123,7 +146,7 @@ struct RecordWire {
 
 #[derive(Clone, PartialEq, Message)]
 struct RedoWire {
-    #[prost(oneof = "RedoKind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
+    #[prost(oneof = "RedoKind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13")]
     kind: Option<RedoKind>,
 }
 
@@ -144,7 +167,7 @@ enum RedoKind {
     #[prost(message, tag = "7")]
     Manifest(ManifestWire),
     #[prost(message, tag = "8")]
-    Confirm(ConfirmWire),
+    Chunk(ChunkWire),
     #[prost(message, tag = "9")]
     Meta(MetaWire),
     #[prost(uint64, tag = "10")]
@@ -153,6 +176,8 @@ enum RedoKind {
     Ceilings(CeilingsWire),
     #[prost(uint64, tag = "12")]
     DoubtStaging(u64),
+    #[prost(message, tag = "13")]
+    List(ListWire),
 }
 
 /// Appends the record of `redos` to `out`. The record of two lists is that of
@@ -223,12 +248,62 @@ pub fn decode_chunks(bytes: &[u8]) -> Result<ChunkList, BadRow> {
     Ok(ChunkList::new(chunks))
 }
 
+pub fn decode_digest(bytes: &[u8]) -> Result<Digest, BadRow> {
+    digest_of(bytes)
+}
+
 fn digest_of(bytes: &[u8]) -> Result<Digest, BadRow> {
     Digest::from_slice(bytes).ok_or(BadRow("a digest of another length than 32"))
 }
 
 fn vec_of(digest: &Digest) -> Vec<u8> {
     digest.as_bytes().to_vec()
+}
+
+fn chunk_wire(digest: &Digest, row: &ChunkRow) -> ChunkWire {
+    let wire = ChunkWire {
+        digest: vec_of(digest),
+        millis: row.confirmed_millis,
+        ..ChunkWire::default()
+    };
+    match row.place {
+        None => wire,
+        Some(place) => ChunkWire {
+            pack: vec_of(&place.pack),
+            offset: place.offset,
+            stored_len: place.stored_len,
+            zstd: place.zstd,
+            ..wire
+        },
+    }
+}
+
+fn chunk_row(wire: &ChunkWire) -> Result<ChunkRow, BadRow> {
+    let place = if wire.pack.is_empty() {
+        None
+    } else {
+        Some(PackPlace {
+            pack: digest_of(&wire.pack)?,
+            offset: wire.offset,
+            stored_len: wire.stored_len,
+            zstd: wire.zstd,
+        })
+    };
+    Ok(ChunkRow {
+        confirmed_millis: wire.millis,
+        place,
+    })
+}
+
+/// The place of one chunk, as the index keeps it; `None`: an object of its own.
+pub fn encode_place(place: Option<PackPlace>) -> Option<Vec<u8>> {
+    place.map(|place| pack::encode_places(&[Some(place)]))
+}
+
+pub fn decode_place(bytes: Option<&[u8]>) -> Result<Option<PackPlace>, BadRow> {
+    let places = pack::decode_places(bytes.unwrap_or_default(), 1);
+    let places = places.map_err(|_| BadRow("another form than a place"))?;
+    Ok(places.first().copied().flatten())
 }
 
 impl From<&Redo> for RedoKind {
@@ -247,9 +322,11 @@ impl From<&Redo> for RedoKind {
                 digest: vec_of(digest),
                 chunks: encode_chunks(chunks),
             }),
-            Redo::Change(Change::ConfirmChunk(digest, millis)) => Self::Confirm(ConfirmWire {
-                digest: vec_of(digest),
-                millis: *millis,
+            Redo::Change(Change::PutChunk(digest, row)) => Self::Chunk(chunk_wire(digest, row)),
+            Redo::Change(Change::PutList(blob, list)) => Self::List(ListWire {
+                blob: vec_of(blob),
+                digest: vec_of(&list.digest),
+                size: list.size,
             }),
             Redo::Change(Change::PutMeta(key, value)) => Self::Meta(MetaWire {
                 key: key.clone(),
@@ -279,7 +356,14 @@ impl TryFrom<RedoKind> for Redo {
             RedoKind::Manifest(wire) => {
                 Change::PutManifest(digest_of(&wire.digest)?, decode_chunks(&wire.chunks)?)
             }
-            RedoKind::Confirm(wire) => Change::ConfirmChunk(digest_of(&wire.digest)?, wire.millis),
+            RedoKind::Chunk(wire) => Change::PutChunk(digest_of(&wire.digest)?, chunk_row(&wire)?),
+            RedoKind::List(wire) => Change::PutList(
+                digest_of(&wire.blob)?,
+                ListObject {
+                    digest: digest_of(&wire.digest)?,
+                    size: wire.size,
+                },
+            ),
             RedoKind::Meta(wire) => Change::PutMeta(wire.key, wire.value),
             RedoKind::SyncedStaging(id) => Change::SyncedStaging(StagingId(id)),
             RedoKind::Ceilings(CeilingsWire { ino, place }) => {

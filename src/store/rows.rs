@@ -3,6 +3,7 @@
 //! A row is a value. Whoever changes one commits the whole new row to the
 //! ledger ([`super::ledger`]); nothing is ever changed in place.
 
+use super::pack::PackPlace;
 use crate::base::{chunk::ChunkList, clock::Stamp, digest::Digest, id::MachineId};
 
 /// The number of a file or directory on this machine, kept across restarts and never used again.
@@ -184,6 +185,22 @@ pub struct BlobRow {
     pub doubted: bool,
 }
 
+/// What is known of a chunk in the bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChunkRow {
+    /// When the bucket was last seen to hold it, by its clock; 0: told by others only, or found missing.
+    pub confirmed_millis: u64,
+    /// `None`: an object of its own.
+    pub place: Option<PackPlace>,
+}
+
+/// The chunk list of a long blob, as an object of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListObject {
+    pub digest: Digest,
+    pub size: u64,
+}
+
 /// One change of one row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
@@ -195,8 +212,9 @@ pub enum Change {
     DropBlob(Digest),
     /// The chunks of a blob of more than one; immutable.
     PutManifest(Digest, ChunkList),
-    /// The bucket has this chunk, confirmed at this time of its clock.
-    ConfirmChunk(Digest, u64),
+    PutChunk(Digest, ChunkRow),
+    /// The bucket has the chunk list of this blob as that object.
+    PutList(Digest, ListObject),
     PutMeta(String, Vec<u8>),
     /// The bytes of this staging file reached the disk (`fdatasync` returned before the
     /// commit), or their doubt was dealt with. Place it behind the `PutNode` of one commit.

@@ -26,6 +26,7 @@ use super::{
     fetch::Fetcher,
     ingest,
     ledger::{Ledger, LedgerOptions},
+    pack,
     reclaim::{ReclaimOptions, Reclaimer},
     rows::{BlobRow, Change, Durability, Residency, StagingId},
     staging::Staging,
@@ -249,12 +250,15 @@ impl Bucket for MemoryBucket {
         range: Option<Range<u64>>,
         max_bytes: u64,
     ) -> BoxFuture<'a, Result<Option<Object>, TierError>> {
-        assert!(range.is_none(), "nobody asks for ranges yet");
         Box::pin(async move {
             let fault = self.enter("get", key).await?;
             let Some(mut bytes) = self.object(key) else {
                 return Ok(None);
             };
+            if let Some(range) = range {
+                let end = (range.end as usize).min(bytes.len());
+                bytes = bytes.slice(range.start as usize..end);
+            }
             if fault == Some(Fault::WrongBytes) {
                 let mut wrong = bytes.to_vec();
                 wrong[0] ^= 1;
@@ -447,6 +451,31 @@ impl Rig {
             self.ledger.commit(vec![manifest]).unwrap();
         }
         sliced
+    }
+
+    /// The same with its chunks in packs; returns their keys, too.
+    pub(crate) fn publish_packed(&self, bytes: &[u8]) -> (Sliced, Vec<String>) {
+        let sliced = slice(bytes).unwrap();
+        let list = &sliced.chunks;
+        let mut keys = Vec::new();
+        let mut places = vec![None; list.chunks().len()];
+        for group in pack::group(list) {
+            let mut builder = pack::Builder::new(group.len(), 0);
+            for &index in &group {
+                let (start, end) = (list.start(index) as usize, list.start(index + 1) as usize);
+                builder.add(list.chunks()[index], &bytes[start..end], false);
+            }
+            let pack = builder.finish();
+            for (index, (_, place)) in group.into_iter().zip(&pack.members) {
+                places[index] = Some(*place);
+            }
+            keys.push(layout::pack(&pack.name));
+            self.bucket.insert(layout::pack(&pack.name), pack.object);
+        }
+        let mut changes = self.ledger.told_places(list, &places).unwrap();
+        changes.push(Change::PutManifest(sliced.digest, list.clone()));
+        self.ledger.commit(changes).unwrap();
+        (sliced, keys)
     }
 
     pub(crate) fn open(&self, sliced: &Sliced) -> Arc<Blob> {

@@ -26,7 +26,7 @@ thread_local! {
 /// Hashes the bytes that will be sent. Takes a few milliseconds for the largest chunk.
 #[must_use]
 pub fn encode(raw: Bytes, compress: bool) -> Body {
-    match compress.then(|| pack(&raw)).flatten() {
+    match compress.then(|| compressed(&raw)).flatten() {
         Some(packed) => packed_body(packed),
         None => Body::raw(raw),
     }
@@ -36,7 +36,7 @@ pub fn encode(raw: Bytes, compress: bool) -> Body {
 /// saves hashing them a second time when they are sent raw.
 #[must_use]
 pub fn encode_known(raw: Bytes, digest: Digest, compress: bool) -> Body {
-    match compress.then(|| pack(&raw)).flatten() {
+    match compress.then(|| compressed(&raw)).flatten() {
         Some(packed) => packed_body(packed),
         None => Body {
             bytes: raw,
@@ -54,8 +54,9 @@ fn packed_body(packed: Vec<u8>) -> Body {
     }
 }
 
-/// Compresses, or returns `None` when it does not pay.
-fn pack(raw: &[u8]) -> Option<Vec<u8>> {
+/// Compresses, or returns `None` when that saves less than a tenth.
+#[must_use]
+pub fn compressed(raw: &[u8]) -> Option<Vec<u8>> {
     if raw.len() < MIN_BYTES {
         return None;
     }

@@ -3,6 +3,7 @@
 //! ```text
 //! casmount.json                                   format version, store id, chunking
 //! blobs/sha256/<2 hex>/<64 hex>                   a chunk, a blob of one chunk, or a chunk list
+//! packs/<2 hex>/<64 hex>                          many chunks, named by the SHA-256 of their digests
 //! volumes/<name>/log/<yyyymmddThhmm>/<ms>-<machine>-<seq>   segments, immutable
 //! probe/<machine>-<random>                        of the first use; removed again
 //! ```
@@ -31,6 +32,12 @@ pub const PROBE_PREFIX: &str = "probe/";
 #[must_use]
 pub fn blob(digest: &Digest) -> String {
     format!("blobs/sha256/{}/{digest}", digest.shard())
+}
+
+/// The object of a pack.
+#[must_use]
+pub fn pack(name: &Digest) -> String {
+    format!("packs/{}/{name}", name.shard())
 }
 
 /// What all segments of a volume start with.

@@ -33,6 +33,10 @@ use crate::base::{BoxFuture, buffers, clock::ServerClock, digest::Digest, retry:
 /// How often a conditional write that met another one is repeated.
 const CONFLICT_ATTEMPTS: u32 = 5;
 
+/// Servers exist that answer with the whole object when a range is asked for: a longer one is not read. Twice
+/// the longest object that parts are asked of.
+const MAX_UNASKED_BYTES: u64 = 8 << 20;
+
 /// Frames from this size on are unpacked away from the runtime's workers.
 const UNPACK_ASIDE_BYTES: usize = 32 << 10;
 
@@ -99,18 +103,19 @@ impl S3Bucket {
             Ok(reply) => reply,
             Err(error) => return refusal(error, &ask).missing_is(None, &ask),
         };
+        // Some servers answer with the whole object.
+        let whole = range.is_some() && reply.content_range().is_none();
+        if whole
+            && reply
+                .content_length()
+                .is_none_or(|len| len as u64 > MAX_UNASKED_BYTES)
+        {
+            return Err(TierError::Unsupported {
+                why: format!("the server of {} ignores ranges", self.url()),
+            });
+        }
         let limit = match &range {
-            Some(range) if reply.content_range().is_none() => {
-                // Some servers answer with the whole object; that is right only if it is what was asked for.
-                let whole =
-                    range.start == 0 && reply.content_length().is_some_and(|len| len as u64 <= range.end);
-                if !whole {
-                    return Err(TierError::Unsupported {
-                        why: format!("the server of {} ignores ranges", self.url()),
-                    });
-                }
-                range.end.min(max_bytes)
-            }
+            Some(_) if whole => MAX_UNASKED_BYTES,
             Some(range) => (range.end - range.start).min(max_bytes),
             None => max_bytes,
         };
@@ -121,10 +126,13 @@ impl S3Bucket {
             Err(elapsed) => return Err(ask.unavailable(elapsed)),
         };
         let transferred_bytes = bytes.len() as u64;
-        let bytes = if packed {
-            unpack(key, bytes, max_bytes).await?
-        } else {
-            bytes
+        let bytes = match range {
+            None if packed => unpack(key, bytes, max_bytes).await?,
+            Some(range) if whole => {
+                let end = range.end.min(transferred_bytes) as usize;
+                bytes.slice((range.start as usize).min(end)..end)
+            }
+            _ => bytes,
         };
         Ok(Some(Object {
             bytes,

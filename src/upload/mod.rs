@@ -13,6 +13,7 @@
 //!   logged once a minute.
 //! - A blob that cannot be read from this disk waits by itself and holds up no other.
 
+mod chunks;
 mod status;
 mod task;
 

@@ -3,7 +3,7 @@
 use std::{fs::File, io::Write, time::Duration};
 
 use crate::{
-    base::id::StoreId,
+    base::{chunk::Chunk, id::StoreId},
     store::{
         Store, StoreOptions,
         fetch::ReadCursor,
@@ -45,6 +45,9 @@ async fn what_is_sealed_is_uploaded_and_is_here_after_a_restart_and_there_for_an
     let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
     assert_eq!(uploader.wait_clean(deadline).await, 0);
     uploader.shutdown().await;
+    let place = |chunk: &Chunk| store.ledger.chunk(&chunk.digest).unwrap().unwrap().place;
+    let places: Vec<_> = sliced.chunks.chunks().iter().map(place).collect();
+    assert!(places.iter().any(Option::is_some));
     std::sync::Arc::into_inner(store)
         .expect("nothing else holds it")
         .close()
@@ -70,7 +73,9 @@ async fn what_is_sealed_is_uploaded_and_is_here_after_a_restart_and_there_for_an
     );
 
     let store = open(&there);
-    store.ledger.commit(vec![manifest]).unwrap();
+    let mut told = store.ledger.told_places(&sliced.chunks, &places).unwrap();
+    told.push(manifest);
+    store.ledger.commit(told).unwrap();
     let blob = store
         .blobs
         .open(&sliced.digest, sliced.chunks.size())

@@ -267,19 +267,22 @@ async fn bytes_that_were_damaged_on_the_way_are_refused_by_the_server() {
 }
 
 #[tokio::test]
-async fn a_server_that_ignores_ranges_is_found_out() {
+async fn a_range_is_cut_out_of_a_whole_answer_unless_that_is_large() {
     let fixture = Fixture::s3().await;
     fixture
         .bucket
         .put_new("a", Body::raw("0123456789"))
         .await
         .unwrap();
+    let large = Body::raw(vec![7; 9 << 20]);
+    fixture.bucket.put_new("large", large).await.unwrap();
     fixture
         .server()
         .set_faults(always(|faults| faults.ignore_ranges = true));
-    let error = fixture.bucket.get("a", Some(2..4), MAX).await.unwrap_err();
+    for (range, bytes) in [(2..4, "23"), (0..10, "0123456789"), (8..20, "89"), (20..30, "")] {
+        let part = fixture.bucket.get("a", Some(range), MAX).await.unwrap();
+        assert_eq!(part.unwrap().bytes, bytes);
+    }
+    let error = fixture.bucket.get("large", Some(2..4), MAX).await.unwrap_err();
     assert!(matches!(error, TierError::Unsupported { .. }), "{error:?}");
-    // The whole is what was asked for here.
-    let whole = fixture.bucket.get("a", Some(0..10), MAX).await.unwrap();
-    assert_eq!(whole.unwrap().bytes, "0123456789");
 }

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::store::pack::PackPlace;
 
 const MACHINE: MachineId = MachineId(0xab);
 
@@ -61,21 +62,29 @@ fn any_blob() -> impl Strategy<Value = EntryBlob> {
         .prop_filter("more than one chunk", |list| {
             list.size() > u64::from(MAX_CHUNK_BYTES)
         });
+    let blob = |digest, size, chunks| EntryBlob {
+        digest,
+        size,
+        chunks,
+        places: Vec::new(),
+    };
     prop_oneof![
-        Just(EntryBlob {
-            digest: Digest::EMPTY,
-            size: 0,
-            chunks: EntryChunks::Single
+        Just(blob(Digest::EMPTY, 0, EntryChunks::Single)),
+        (any_digest(), 1..=u64::from(MAX_CHUNK_BYTES), any_place()).prop_map(move |(digest, size, place)| {
+            EntryBlob {
+                places: place.map(|place| vec![Some(place)]).unwrap_or_default(),
+                ..blob(digest, size, EntryChunks::Single)
+            }
         }),
-        (any_digest(), 1..=u64::from(MAX_CHUNK_BYTES)).prop_map(|(digest, size)| EntryBlob {
-            digest,
-            size,
-            chunks: EntryChunks::Single
-        }),
-        (any_digest(), inline).prop_map(|(digest, list)| EntryBlob {
-            digest,
-            size: list.size(),
-            chunks: EntryChunks::Inline(list),
+        (any_digest(), inline, prop::array::uniform3(any_place())).prop_map(move |(digest, list, some)| {
+            let mut places: Vec<_> = (0..list.chunks().len()).map(|index| some[index % 3]).collect();
+            if places.iter().all(Option::is_none) {
+                places.clear();
+            }
+            EntryBlob {
+                places,
+                ..blob(digest, list.size(), EntryChunks::Inline(list))
+            }
         }),
         (
             any_digest(),
@@ -83,15 +92,27 @@ fn any_blob() -> impl Strategy<Value = EntryBlob> {
             any_digest(),
             any::<u64>()
         )
-            .prop_map(|(digest, size, list, list_size)| EntryBlob {
-                digest,
-                size,
-                chunks: EntryChunks::Listed {
+            .prop_map(move |(digest, size, list, list_size)| {
+                let chunks = EntryChunks::Listed {
                     digest: list,
-                    size: list_size
-                },
+                    size: list_size,
+                };
+                blob(digest, size, chunks)
             }),
     ]
+}
+
+fn any_place() -> impl Strategy<Value = Option<PackPlace>> {
+    prop::option::of(
+        (any_digest(), 0u32..1 << 30, 1..=MAX_CHUNK_BYTES, any::<bool>()).prop_map(
+            |(pack, offset, stored_len, zstd)| PackPlace {
+                pack,
+                offset,
+                stored_len,
+                zstd,
+            },
+        ),
+    )
 }
 
 fn any_entry() -> impl Strategy<Value = Entry> {
@@ -231,6 +252,7 @@ fn an_entry_that_contradicts_itself_is_skipped() {
         digest: vec![1; 32],
         size,
         chunks,
+        places: Vec::new(),
     };
     let file = |blob: wire::Blob| wire::Entry {
         kind: 1,

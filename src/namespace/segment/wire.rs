@@ -87,6 +87,8 @@ pub struct Blob {
     pub size: u64,
     #[prost(oneof = "Chunks", tags = "3, 4")]
     pub chunks: Option<Chunks>,
+    #[prost(bytes = "vec", tag = "5")]
+    pub places: Vec<u8>,
 }
 
 /// The chunks of a blob of more than one.

@@ -2,7 +2,7 @@
 
 use super::{Edit, InUse, Tree, edit::live};
 use crate::{
-    base::clock::Stamp,
+    base::{chunk::ChunkList, clock::Stamp},
     namespace::{
         TreeError,
         change::{Entry, EntryChunks, PathChange},
@@ -29,10 +29,12 @@ impl Tree {
     /// thread of its own, and the staging files that no file needs any more.
     pub fn apply(&self, changes: Vec<PathChange>) -> Result<Applied, TreeError> {
         let mut applied = Applied::default();
+        let mut told = self.told_places(&changes)?;
         let mut changes = changes.into_iter().peekable();
         while changes.peek().is_some() {
             let mut in_use = self.lock();
             let mut edit = Edit::unasked(self, &mut in_use);
+            edit.also(told.drain(..));
             for change in changes.by_ref().take(BATCH) {
                 apply_one(&mut edit, change)?;
             }
@@ -41,6 +43,26 @@ impl Tree {
             applied.discarded.extend(discarded);
         }
         Ok(applied)
+    }
+
+    /// Where packs have the chunks of the blobs that `changes` name.
+    fn told_places(&self, changes: &[PathChange]) -> Result<Vec<Change>, TreeError> {
+        let mut told = Vec::new();
+        for blob in changes
+            .iter()
+            .filter_map(|change| change.entry.as_ref()?.blob.as_ref())
+            .filter(|blob| !blob.places.is_empty())
+        {
+            told.extend(match &blob.chunks {
+                EntryChunks::Inline(list) => self.ledger.told_places(list, &blob.places)?,
+                EntryChunks::Single => {
+                    let list = ChunkList::single(blob.digest, blob.size);
+                    self.ledger.told_places(&list, &blob.places)?
+                }
+                EntryChunks::Listed { .. } => Vec::new(),
+            });
+        }
+        Ok(told)
     }
 }
 

@@ -2,14 +2,19 @@
 
 use super::{Tree, join};
 use crate::{
-    base::{chunk::MAX_CHUNK_BYTES, clock::Stamp, digest::Digest},
+    base::{
+        chunk::{ChunkList, MAX_CHUNK_BYTES},
+        clock::Stamp,
+        digest::Digest,
+    },
     namespace::{
         TreeError,
         change::{Entry, EntryBlob, EntryChunks, PathChange},
     },
     store::{
         manifest,
-        rows::{Content, Durability, Ino, NameRow, NameState, NodeRow, Place},
+        pack::PackPlace,
+        rows::{Content, Durability, Ino, ListObject, NameRow, NameState, NodeRow, Place},
     },
 };
 
@@ -88,36 +93,56 @@ impl Tree {
             Content::Blob(digest) => match self.ledger.blob(&digest)?.map(|blob| blob.durability) {
                 Some(Durability::Dirty) => Ok(Readiness::Waiting),
                 Some(Durability::Quarantined) => Ok(Readiness::Never),
-                Some(Durability::Durable { .. }) | None => match self.chunks_of(digest, node.size)? {
-                    Some(chunks) => change(Some(entry(
-                        &node,
-                        Some(EntryBlob {
-                            digest,
-                            size: node.size,
-                            chunks,
-                        }),
-                    ))),
+                Some(Durability::Durable { .. }) | None => match self.blob_of(digest, node.size)? {
+                    Some(blob) => change(Some(entry(&node, Some(blob)))),
                     None => Ok(Readiness::Never),
                 },
             },
         }
     }
 
-    fn chunks_of(&self, digest: Digest, size: u64) -> Result<Option<EntryChunks>, TreeError> {
-        if size <= u64::from(MAX_CHUNK_BYTES) {
-            return Ok(Some(EntryChunks::Single));
-        }
+    /// What an entry says of a blob that the bucket has; `None` when its chunks are not known.
+    fn blob_of(&self, digest: Digest, size: u64) -> Result<Option<EntryBlob>, TreeError> {
         let Some(list) = self.ledger.manifest(&digest, size)? else {
             return Ok(None);
         };
-        if list.chunks().len() <= manifest::MAX_INLINE_CHUNKS {
-            return Ok(Some(EntryChunks::Inline((*list).clone())));
+        let (chunks, places) = if list.chunks().len() > manifest::MAX_INLINE_CHUNKS {
+            (self.listed(&digest, &list)?, Vec::new())
+        } else if size <= u64::from(MAX_CHUNK_BYTES) {
+            (EntryChunks::Single, self.places_of(&list)?)
+        } else {
+            (EntryChunks::Inline((*list).clone()), self.places_of(&list)?)
+        };
+        Ok(Some(EntryBlob {
+            digest,
+            size,
+            chunks,
+            places,
+        }))
+    }
+
+    fn listed(&self, digest: &Digest, list: &ChunkList) -> Result<EntryChunks, TreeError> {
+        if let Some(ListObject { digest, size }) = self.ledger.list_of(digest)? {
+            return Ok(EntryChunks::Listed { digest, size });
         }
-        let bytes = manifest::encode(&list);
-        Ok(Some(EntryChunks::Listed {
+        // It was uploaded before chunks went into packs.
+        let bytes = manifest::encode(list, &[]);
+        Ok(EntryChunks::Listed {
             digest: Digest::of(&bytes),
             size: bytes.len() as u64,
-        }))
+        })
+    }
+
+    /// Where packs have the chunks of a list.
+    fn places_of(&self, list: &ChunkList) -> Result<Vec<Option<PackPlace>>, TreeError> {
+        let mut places = Vec::with_capacity(list.chunks().len());
+        for chunk in list.chunks() {
+            places.push(self.ledger.chunk(&chunk.digest)?.and_then(|row| row.place));
+        }
+        if places.iter().all(Option::is_none) {
+            places.clear();
+        }
+        Ok(places)
     }
 
     /// Marks changes as published, unless the name changed again since.

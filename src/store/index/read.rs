@@ -11,7 +11,7 @@ use crate::{
         StoreError,
         overlay::{BlobEntry, Unsettled},
         record::{self, BadRow},
-        rows::{Ino, NameRow, NodeRow, StagingId},
+        rows::{ChunkRow, Ino, ListObject, NameRow, NodeRow, StagingId},
     },
 };
 
@@ -90,10 +90,24 @@ impl IndexReader {
         })
     }
 
-    pub fn chunk(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
-        let sql = "SELECT confirmed FROM chunk WHERE digest = ?";
+    pub fn chunk(&self, digest: &Digest) -> Result<Option<ChunkRow>, StoreError> {
+        let sql = "SELECT confirmed, place FROM chunk WHERE digest = ?";
         self.one(sql, [&digest.as_bytes()[..]], |row| {
-            Ok(Ok(row.get::<_, i64>(0)? as u64))
+            let confirmed_millis = row.get::<_, i64>(0)? as u64;
+            let place = record::decode_place(row.get_ref(1)?.as_blob_or_null()?);
+            Ok(place.map(|place| ChunkRow {
+                confirmed_millis,
+                place,
+            }))
+        })
+    }
+
+    pub fn list(&self, blob: &Digest) -> Result<Option<ListObject>, StoreError> {
+        let sql = "SELECT digest, size FROM list WHERE blob = ?";
+        self.one(sql, [&blob.as_bytes()[..]], |row| {
+            let size = row.get::<_, i64>(1)? as u64;
+            let digest = record::decode_digest(row.get_ref(0)?.as_blob()?);
+            Ok(digest.map(|digest| ListObject { digest, size }))
         })
     }
 

@@ -1,4 +1,4 @@
-//! The tables of the index (version 1), and how a database is recognised.
+//! The tables of the index (version 2), and how a database is recognised.
 //!
 //! `row` columns hold whole rows as [`crate::store::record`] encodes them; the columns beside them are
 //! only what queries select and sort by, derived from the row when it is written.
@@ -9,10 +9,13 @@
 //! | `name` | names, dead ones too; `ino` while live, `place` while not published |
 //! | `blob` | blobs; `dirty_since` while dirty, `victim_used` while it may be evicted |
 //! | `manifest` | chunk lists, 36 bytes for each chunk |
-//! | `chunk` | when the bucket was last known to hold a chunk |
+//! | `list` | the object of a chunk list that is one |
+//! | `chunk` | when the bucket was last seen to hold a chunk; its `place` in a pack, if it is in one |
 //! | `meta` | what callers keep |
 //! | `unsettled` | bytes that the next power loss could take: 0 blob, 1 staging file; 2 staging file doubted since the last one |
 //! | `ledger` | numbers: `absorbed`, `barrier`, ceilings, sums |
+//!
+//! Version 1 had no packs: neither `list` nor `place`. It is brought up to date when it is opened.
 
 use std::path::Path;
 
@@ -22,7 +25,7 @@ use super::{StoreError, failed};
 
 /// `casm`, so that `file(1)` and a wrong path are told apart.
 const APPLICATION_ID: i64 = 0x6361_736d;
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 
 const TABLES: &str = "
 CREATE TABLE node (ino INTEGER PRIMARY KEY, staging INTEGER, nameless INTEGER, row BLOB NOT NULL);
@@ -37,11 +40,18 @@ CREATE TABLE blob (digest BLOB PRIMARY KEY, dirty_since INTEGER, victim_used INT
 CREATE INDEX blob_dirty ON blob(dirty_since) WHERE dirty_since IS NOT NULL;
 CREATE INDEX blob_victim ON blob(victim_used) WHERE victim_used IS NOT NULL;
 CREATE TABLE manifest (digest BLOB PRIMARY KEY, chunks BLOB NOT NULL);
-CREATE TABLE chunk (digest BLOB PRIMARY KEY, confirmed INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE list (blob BLOB PRIMARY KEY, digest BLOB NOT NULL, size INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE chunk (digest BLOB PRIMARY KEY, confirmed INTEGER NOT NULL, place BLOB) WITHOUT ROWID;
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE unsettled (kind INTEGER NOT NULL, id BLOB NOT NULL, seq INTEGER NOT NULL,
     PRIMARY KEY (kind, id)) WITHOUT ROWID;
 CREATE TABLE ledger (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+";
+
+/// What version 2 added.
+const FROM_1: &str = "
+CREATE TABLE list (blob BLOB PRIMARY KEY, digest BLOB NOT NULL, size INTEGER NOT NULL) WITHOUT ROWID;
+ALTER TABLE chunk ADD COLUMN place BLOB;
 ";
 
 /// Pages of the write-ahead log (4 KiB each) after which a commit folds it
@@ -89,11 +99,42 @@ pub fn prepare(connection: &Connection, path: &Path) -> Result<(), StoreError> {
     connection
         .pragma_update(None, "synchronous", "normal")
         .map_err(failed("set up"))?;
-    if version == 0 {
-        let version = format!("PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION};");
+    let change = match version {
+        0 => TABLES,
+        1 => FROM_1,
+        _ => return Ok(()),
+    };
+    let version = format!("PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION};");
+    connection
+        .execute_batch(&format!("BEGIN IMMEDIATE; {change} {version} COMMIT;"))
+        .map_err(failed("make the tables of"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_of_version_1_is_brought_up_to_date() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("index.db");
+        let connection = Connection::open(&path).unwrap();
+        prepare(&connection, &path).unwrap();
         connection
-            .execute_batch(&format!("BEGIN IMMEDIATE; {TABLES} {version} COMMIT;"))
-            .map_err(failed("make the tables of"))?;
+            .execute_batch(
+                "DROP TABLE list; ALTER TABLE chunk DROP COLUMN place; PRAGMA user_version = 1;
+                 INSERT INTO chunk (digest, confirmed) VALUES (x'01', 77);",
+            )
+            .unwrap();
+        drop(connection);
+        let connection = Connection::open(&path).unwrap();
+        prepare(&connection, &path).unwrap();
+        prepare(&connection, &path).unwrap();
+        let kept = connection.query_row("SELECT confirmed, place FROM chunk", [], |row| {
+            Ok((row.get::<_, i64>(0)?, row.get::<_, Option<Vec<u8>>>(1)?))
+        });
+        assert_eq!(kept.unwrap(), (77, None));
+        let lists = connection.query_row("SELECT count(*) FROM list", [], |row| row.get::<_, i64>(0));
+        assert_eq!(lists.unwrap(), 0);
     }
-    Ok(())
 }

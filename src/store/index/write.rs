@@ -171,10 +171,19 @@ fn put_others(transaction: &Transaction<'_>, batch: &Overlay) -> rusqlite::Resul
     for (digest, chunks) in sorted(&batch.manifests) {
         manifest.execute(params![bytes(&digest), record::encode_chunks(chunks)])?;
     }
-    let mut chunk =
-        transaction.prepare_cached("INSERT OR REPLACE INTO chunk (digest, confirmed) VALUES (?, ?)")?;
-    for (digest, millis) in sorted(&batch.chunks) {
-        chunk.execute(params![bytes(&digest), *millis as i64])?;
+    let mut list =
+        transaction.prepare_cached("INSERT OR REPLACE INTO list (blob, digest, size) VALUES (?, ?, ?)")?;
+    for (blob, object) in sorted(&batch.lists) {
+        list.execute(params![bytes(&blob), bytes(&object.digest), object.size as i64])?;
+    }
+    let mut chunk = transaction
+        .prepare_cached("INSERT OR REPLACE INTO chunk (digest, confirmed, place) VALUES (?, ?, ?)")?;
+    for (digest, row) in sorted(&batch.chunks) {
+        chunk.execute(params![
+            bytes(&digest),
+            row.confirmed_millis as i64,
+            record::encode_place(row.place)
+        ])?;
     }
     let mut meta = transaction.prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)")?;
     for (key, value) in &batch.meta {

@@ -16,7 +16,10 @@ use crate::{
     store::{
         overlay::{BlobEntry, Overlay, Unsettled},
         record::{Ceilings, Redo},
-        rows::{BlobRow, Change, Content, Durability, Ino, NameRow, NodeRow, Residency, StagingId},
+        rows::{
+            BlobRow, Change, ChunkRow, Content, Durability, Ino, ListObject, NameRow, NodeRow, Residency,
+            StagingId,
+        },
     },
 };
 
@@ -145,9 +148,14 @@ impl Memory {
         find!(self, manifests, manifests, digest)
     }
 
-    pub fn chunk(&self, digest: &Digest) -> Option<u64> {
+    pub fn chunk(&self, digest: &Digest) -> Option<ChunkRow> {
         self.overlays()
             .find_map(|overlay| overlay.chunks.get(digest).copied())
+    }
+
+    pub fn list(&self, blob: &Digest) -> Option<ListObject> {
+        self.overlays()
+            .find_map(|overlay| overlay.lists.get(blob).copied())
     }
 
     pub fn meta(&self, key: &str) -> Option<Vec<u8>> {
@@ -233,7 +241,8 @@ impl Memory {
                 self.active.put_manifest(digest, Arc::clone(&chunks));
                 self.manifests.put(digest, chunks);
             }
-            Change::ConfirmChunk(digest, millis) => self.active.put_chunk(digest, millis),
+            Change::PutChunk(digest, row) => self.active.put_chunk(digest, row),
+            Change::PutList(blob, list) => self.active.put_list(blob, list),
             Change::PutMeta(key, value) => self.active.put_meta(key, value),
             Change::SyncedStaging(id) => self.settle_staging(id),
         }

@@ -254,7 +254,7 @@ fn a_database_of_something_else_is_refused_unchanged() {
     for (pragma, why) in [
         ("application_id = 77", "another program"),
         (
-            "application_id = 1667330925; PRAGMA user_version = 2",
+            "application_id = 1667330925; PRAGMA user_version = 3",
             "newer casmount",
         ),
     ] {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::base::chunk::Chunk;
+use crate::{base::chunk::Chunk, store::pack::PackPlace};
 
 /// The size of a blob of four chunks.
 const LARGE: u64 = 8 << 20;
@@ -29,7 +29,8 @@ struct Model {
     blobs: BTreeMap<Digest, BlobRow>,
     /// The commit that made a blob dirty.
     dirty_since: BTreeMap<Digest, u64>,
-    chunks: BTreeMap<Digest, u64>,
+    chunks: BTreeMap<Digest, ChunkRow>,
+    lists: BTreeMap<Digest, ListObject>,
     meta: BTreeMap<String, Vec<u8>>,
     evicted: (u64, u64),
     commits: u64,
@@ -81,7 +82,8 @@ impl Model {
                     self.dirty_since.remove(&digest);
                     self.blobs.remove(&digest);
                 }
-                Change::ConfirmChunk(digest, millis) => drop(self.chunks.insert(digest, millis)),
+                Change::PutChunk(digest, row) => drop(self.chunks.insert(digest, row)),
+                Change::PutList(blob, list) => drop(self.lists.insert(blob, list)),
                 Change::PutMeta(key, value) => drop(self.meta.insert(key, value)),
                 Change::PutManifest(..) | Change::SyncedStaging(_) => {}
             }
@@ -177,7 +179,9 @@ impl Model {
         );
         for of in 0..3 {
             let known = self.chunks.get(&digest(of)).copied();
-            assert_eq!(ledger.chunk_confirmed(&digest(of)).unwrap(), known);
+            assert_eq!(ledger.chunk(&digest(of)).unwrap(), known);
+            let known = self.lists.get(&digest(of)).copied();
+            assert_eq!(ledger.list_of(&digest(of)).unwrap(), known);
             let key = format!("k{of}");
             assert_eq!(ledger.meta(&key).unwrap().as_ref(), self.meta.get(&key));
         }
@@ -286,6 +290,20 @@ fn blob_changes() -> impl Strategy<Value = Vec<Change>> {
     })
 }
 
+fn chunk_row() -> impl Strategy<Value = ChunkRow> {
+    (0u64..9, prop::option::of((0u64..3, 0u32..9, any::<bool>()))).prop_map(|(confirmed_millis, place)| {
+        ChunkRow {
+            confirmed_millis,
+            place: place.map(|(pack, offset, zstd)| PackPlace {
+                pack: digest(pack),
+                offset,
+                stored_len: 7,
+                zstd,
+            }),
+        }
+    })
+}
+
 fn changes() -> impl Strategy<Value = Vec<Change>> {
     let one = |change: Change| vec![change];
     let some = prop_oneof![
@@ -295,7 +313,11 @@ fn changes() -> impl Strategy<Value = Vec<Change>> {
         2 => (1u64..3, name_text()).prop_map(move |(parent, name)| one(Change::DropName(Ino(parent), name.into_bytes()))),
         4 => blob_changes(),
         1 => (0u64..6).prop_map(move |of| one(Change::DropBlob(digest(of)))),
-        1 => (0u64..3, 0u64..9).prop_map(move |(of, millis)| one(Change::ConfirmChunk(digest(of), millis))),
+        1 => (0u64..3, chunk_row()).prop_map(move |(of, row)| one(Change::PutChunk(digest(of), row))),
+        1 => (0u64..3, 0u64..9).prop_map(move |(of, size)| {
+            let list = ListObject { digest: digest(of + size), size };
+            one(Change::PutList(digest(of), list))
+        }),
         1 => (0u8..3).prop_map(move |key| one(Change::PutMeta(format!("k{key}"), vec![key; 3]))),
         1 => (2u64..4).prop_map(move |id| one(Change::SyncedStaging(StagingId(id)))),
     ];

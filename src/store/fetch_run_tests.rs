@@ -1,0 +1,182 @@
+//! Tests of fault-in from packs: how few requests a reader costs, and what trouble with a pack does.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{
+    StoreError,
+    fetch::{Fetcher, ReadCursor},
+    testing::{Fault, READ_TIMEOUT, Rig, eventually_async, noise},
+};
+use crate::{base::chunk::Sliced, tier::layout};
+
+const LARGE: usize = 24 << 20;
+
+/// Reads all of a blob as the kernel does for a sequential reader.
+async fn read_through(fetcher: &Fetcher, rig: &Rig, sliced: &Sliced) -> Result<Vec<u8>, StoreError> {
+    let (blob, cursor) = (rig.open(sliced), ReadCursor::default());
+    fetcher.ensure_first(&blob).await?;
+    let mut all = Vec::new();
+    let mut buffer = Vec::new();
+    while (all.len() as u64) < sliced.chunks.size() {
+        let offset = all.len() as u64;
+        if fetcher.read_resident(&blob, &cursor, offset, 128 << 10, &mut buffer)? {
+            all.extend_from_slice(&buffer);
+        } else {
+            all.extend_from_slice(&fetcher.read(&blob, &cursor, offset, 128 << 10).await?);
+        }
+    }
+    Ok(all)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sequential_reader_gets_many_chunks_by_one_request() {
+    let rig = Rig::new();
+    let bytes = noise(LARGE, 1);
+    let (sliced, packs) = rig.publish_packed(&bytes);
+    let fetcher = rig.fetcher();
+    assert!(read_through(&fetcher, &rig, &sliced).await.unwrap() == bytes);
+    let (gets, chunks) = (rig.bucket.requests("get").len(), sliced.chunks.chunks().len());
+    assert!(
+        gets < chunks / 2,
+        "{gets} requests for {chunks} chunks in {} packs",
+        packs.len()
+    );
+    // A chunk may be asked for by itself in the moment in which a run begins that has it.
+    let transferred = fetcher.status().transferred_bytes;
+    assert!(transferred < LARGE as u64 + (2 << 20), "{transferred} bytes");
+    assert!(rig.open(&sliced).is_whole());
+    assert!(std::fs::read(rig.path(&sliced.digest)).unwrap() == bytes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_whole_blob_is_fetched_by_few_requests() {
+    let rig = Rig::new();
+    let bytes = noise(LARGE, 2);
+    let (sliced, packs) = rig.publish_packed(&bytes);
+    let fetcher = rig.fetcher();
+    let blob = rig.open(&sliced);
+    fetcher.ensure_whole(&blob).await.unwrap();
+    assert!(blob.is_whole());
+    assert_eq!(rig.bucket.requests("get").len(), packs.len());
+    assert!(blob.read(0, LARGE).unwrap() == bytes);
+}
+
+#[tokio::test]
+async fn a_small_read_fetches_its_chunk_only() {
+    let rig = Rig::new();
+    let bytes = noise(LARGE, 3);
+    let (sliced, _) = rig.publish_packed(&bytes);
+    let fetcher = rig.fetcher();
+    let offset = sliced.chunks.start(7) + 100;
+    let read = fetcher
+        .read(&rig.open(&sliced), &ReadCursor::default(), offset, 10)
+        .await
+        .unwrap();
+    assert_eq!(read, bytes[offset as usize..][..10]);
+    let len = u64::from(sliced.chunks.chunks()[7].len);
+    assert_eq!(fetcher.status().transferred_bytes, len);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_wants_a_chunk_of_a_run_under_way_waits_for_it() {
+    let rig = Rig::new();
+    let bytes = noise(LARGE, 4);
+    let (sliced, packs) = rig.publish_packed(&bytes);
+    let fetcher = Arc::new(rig.fetcher_with(READ_TIMEOUT * 10, rig.reclaimer(u64::MAX)));
+    rig.bucket.hold();
+    let (whole, blob) = (Arc::clone(&fetcher), rig.open(&sliced));
+    let all = tokio::spawn(async move { whole.ensure_whole(&blob).await });
+    let wanted = packs.len().min(8);
+    eventually_async("the runs are under way", || rig.bucket.under_way() == wanted).await;
+    let (one, blob) = (Arc::clone(&fetcher), rig.open(&sliced));
+    let read = tokio::spawn(async move { one.read(&blob, &ReadCursor::default(), 0, 10).await });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(rig.bucket.under_way(), wanted, "no request of its own");
+    rig.bucket.open();
+    assert_eq!(read.await.unwrap().unwrap(), bytes[..10]);
+    all.await.unwrap().unwrap();
+    assert_eq!(rig.bucket.requests("get").len(), packs.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_in_different_places_share_what_is_under_way() {
+    let rig = Rig::new();
+    let bytes = noise(LARGE, 8);
+    let (sliced, _) = rig.publish_packed(&bytes);
+    let fetcher = Arc::new(rig.fetcher_with(READ_TIMEOUT * 10, rig.reclaimer(u64::MAX)));
+    let count = sliced.chunks.chunks().len();
+    let readers: Vec<_> = (0..12)
+        .map(|reader| {
+            let (fetcher, blob) = (Arc::clone(&fetcher), rig.open(&sliced));
+            tokio::spawn(async move {
+                let (cursor, mut at) = (ReadCursor::default(), blob.chunks().start(reader % 5));
+                while at < blob.size() {
+                    let read = fetcher.read(&blob, &cursor, at, 300_000).await.unwrap();
+                    at += read.len() as u64;
+                }
+            })
+        })
+        .collect();
+    for reader in readers {
+        reader.await.unwrap();
+    }
+    let blob = rig.open(&sliced);
+    assert!(blob.is_whole() && blob.read(0, LARGE).unwrap() == bytes);
+    assert!(rig.bucket.requests("get").len() < count);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_with_wrong_bytes_is_brought_chunk_by_chunk() {
+    let rig = Rig::new();
+    let bytes = noise(LARGE, 5);
+    let (sliced, _) = rig.publish_packed(&bytes);
+    let mut first = true;
+    rig.bucket
+        .fail(move |_, _| std::mem::take(&mut first).then_some(Fault::WrongBytes));
+    let fetcher = rig.fetcher();
+    let blob = rig.open(&sliced);
+    fetcher.ensure_whole(&blob).await.unwrap();
+    assert!(blob.read(0, LARGE).unwrap() == bytes);
+    assert_eq!(fetcher.status().wrong_answers, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chunk_that_its_pack_lost_is_looked_for_as_an_object() {
+    let rig = Rig::new();
+    let bytes = noise(LARGE, 6);
+    let (sliced, packs) = rig.publish_packed(&bytes);
+    rig.bucket.remove(&packs[1]);
+    let fetcher = rig.fetcher();
+    let lost = read_through(&fetcher, &rig, &sliced).await;
+    assert!(matches!(lost, Err(StoreError::Missing { blob }) if blob == sliced.digest));
+    // What is missing is no longer believed to be anywhere, and found where it is now.
+    rig.bucket.fill(&bytes);
+    assert!(read_through(&fetcher, &rig, &sliced).await.unwrap() == bytes);
+    assert!(
+        rig.bucket
+            .requests("get")
+            .contains(&layout::blob(&sliced.chunks.chunks().last().unwrap().digest))
+            || packs.len() > 2
+    );
+}
+
+#[tokio::test]
+async fn a_place_that_lies_is_found_out() {
+    let rig = Rig::new();
+    let bytes = noise(LARGE, 7);
+    let (sliced, _) = rig.publish_packed(&bytes);
+    let chunks = sliced.chunks.chunks();
+    let other = rig.ledger.chunk(&chunks[2].digest).unwrap().unwrap();
+    let lie = crate::store::rows::Change::PutChunk(chunks[1].digest, other);
+    rig.ledger.commit(vec![lie]).unwrap();
+    let fetcher = rig.fetcher();
+    let read = fetcher
+        .read(
+            &rig.open(&sliced),
+            &ReadCursor::default(),
+            sliced.chunks.start(1),
+            10,
+        )
+        .await;
+    assert!(matches!(read, Err(StoreError::Corrupt { .. })), "{read:?}");
+}
