@@ -2,6 +2,8 @@
 //!
 //! A daemon that was upgraded replays what the old one wrote. When this fails, the format changed: give it
 //! a new version, keep this file's bytes readable, and add a golden of the new one.
+//!
+//! `journal-1-layer.hex` has the one field that version 1 got later: the layer of a name.
 
 use std::{fmt::Write, fs, path::Path};
 
@@ -17,12 +19,13 @@ use casmount::{
         ledger::{Ledger, LedgerOptions},
         rows::{
             BlobRow, Change, Content, DirState, Durability, Ino, LinkId, NameRow, NameState, NodeKind,
-            NodeRow, Place, Residency, StagingId,
+            NodeRow, Place, Residency, StagingId, TreeLayer,
         },
     },
 };
 
 const GOLDEN: &str = include_str!("golden/journal-1.hex");
+const GOLDEN_LAYER: &str = include_str!("golden/journal-1-layer.hex");
 
 /// The size of a blob of two chunks.
 const LARGE: u64 = 3 << 20;
@@ -89,6 +92,7 @@ fn names() -> [NameRow; 2] {
     let live = NameRow {
         parent: Ino::ROOT,
         name: b"name".to_vec(),
+        layer: TreeLayer::TOP,
         stamp: Stamp {
             millis: 1_700_000_000_000,
             counter: 9,
@@ -192,6 +196,35 @@ fn commits() -> Vec<Vec<Change>> {
     ]
 }
 
+/// A name that comes from the lowest layer that there can be.
+fn name_of_a_layer_below() -> NameRow {
+    let [_, dead] = names();
+    NameRow {
+        layer: TreeLayer::new(TreeLayer::MAX_BELOW.into()).unwrap(),
+        ..dead
+    }
+}
+
+fn hex_of(journal: &Path) -> String {
+    let mut hex = String::new();
+    for (at, byte) in fs::read(journal).unwrap().iter().enumerate() {
+        let end = if at % 40 == 39 { "\n" } else { "" };
+        write!(hex, "{byte:02x}{end}").unwrap();
+    }
+    hex
+}
+
+/// Makes a directory whose journal is `hex`, and opens it.
+fn replay(dir: &Path, hex: &str) -> Ledger {
+    let digits: Vec<u8> = hex.bytes().filter(u8::is_ascii_hexdigit).collect();
+    let bytes = digits
+        .chunks(2)
+        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap());
+    fs::create_dir(dir.join("journal")).unwrap();
+    fs::write(dir.join("journal/0"), bytes.collect::<Vec<u8>>()).unwrap();
+    open(dir)
+}
+
 #[test]
 fn the_journal_is_written_as_ever() {
     let dir = tempfile::tempdir().unwrap();
@@ -200,24 +233,31 @@ fn the_journal_is_written_as_ever() {
         ledger.commit(changes).unwrap();
     }
     drop(ledger);
-    let mut hex = String::new();
-    for (at, byte) in fs::read(dir.path().join("journal/0")).unwrap().iter().enumerate() {
-        let end = if at % 40 == 39 { "\n" } else { "" };
-        write!(hex, "{byte:02x}{end}").unwrap();
-    }
+    let hex = hex_of(&dir.path().join("journal/0"));
     assert!(hex.trim() == GOLDEN.trim(), "the journal is now\n{hex}");
+}
+
+#[test]
+fn the_layer_of_a_name_is_written_as_ever_and_replayed() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = open(dir.path());
+    ledger
+        .commit(vec![Change::PutName(name_of_a_layer_below())])
+        .unwrap();
+    drop(ledger);
+    let hex = hex_of(&dir.path().join("journal/0"));
+    assert!(hex.trim() == GOLDEN_LAYER.trim(), "the journal is now\n{hex}");
+
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = replay(dir.path(), GOLDEN_LAYER);
+    let row = name_of_a_layer_below();
+    assert_eq!(ledger.name(row.parent, &row.name).unwrap().as_deref(), Some(&row));
 }
 
 #[test]
 fn a_journal_of_version_1_is_replayed() {
     let dir = tempfile::tempdir().unwrap();
-    let digits: Vec<u8> = GOLDEN.bytes().filter(u8::is_ascii_hexdigit).collect();
-    let bytes = digits
-        .chunks(2)
-        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap());
-    fs::create_dir(dir.path().join("journal")).unwrap();
-    fs::write(dir.path().join("journal/0"), bytes.collect::<Vec<u8>>()).unwrap();
-    let ledger = open(dir.path());
+    let ledger = replay(dir.path(), GOLDEN);
     for row in nodes() {
         assert_eq!(ledger.node(row.ino).unwrap().as_deref(), Some(&row));
     }

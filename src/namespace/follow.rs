@@ -311,7 +311,7 @@ impl Sink for Home {
         let staging = self.store.staging.clone();
         let tell_kernel = Arc::clone(&self.tell_kernel);
         Box::pin(blocking(move || {
-            let applied = tree.apply(changes)?;
+            let applied = tree.apply(crate::store::rows::TreeLayer::TOP, changes)?;
             for id in applied.discarded {
                 staging.remove_after_barrier(id);
             }
