@@ -38,3 +38,4 @@ pub mod serving;
 pub mod start;
 pub mod stop;
 pub mod users;
+pub mod volumes;
