@@ -37,6 +37,9 @@ type Shown = (bool, u32);
 /// A change, and the volume that it was made in.
 type Told = (usize, PathChange);
 
+/// The greater one counts (law 1).
+type Rank = (Reverse<TreeLayer>, Stamp);
+
 /// One machine: a tree over a ledger of its own.
 struct Machine {
     tree: Arc<Tree>,
@@ -252,7 +255,7 @@ fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
 
 /// The laws, read naively: what the set of all changes shows.
 fn lawful_view(changes: &[(TreeLayer, PathChange)]) -> View {
-    let mut registers: BTreeMap<&[u8], ((Reverse<TreeLayer>, Stamp), Option<Shown>)> = BTreeMap::new();
+    let mut registers: BTreeMap<&[u8], (Rank, Option<Shown>)> = BTreeMap::new();
     for (layer, change) in changes {
         let value = change
             .entry

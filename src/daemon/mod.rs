@@ -25,6 +25,7 @@ pub mod control;
 pub mod detach;
 pub mod drain;
 pub mod error;
+pub mod fork;
 pub mod layers;
 pub mod log;
 pub mod mountinfo;
