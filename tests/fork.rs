@@ -8,6 +8,7 @@ mod support;
 use std::{
     collections::BTreeMap,
     fs,
+    io::Write,
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     process::Output,
@@ -18,7 +19,7 @@ use lab::{Lab, StoreKind};
 use serde_json::Value;
 use support::{
     machine::{Machine, MachineSpec},
-    posix::{content, file},
+    posix::{content, file, rw},
     tempdir, tree, wait,
 };
 
@@ -27,6 +28,7 @@ on_both_stores!(
     what_the_parent_changes_later_shows_where_the_fork_said_nothing,
     a_tree_of_the_parent_is_renamed_and_removed_in_the_fork_alone,
     names_of_one_file_stay_one_in_the_fork,
+    a_file_that_is_written_in_the_fork_while_the_parent_replaces_it_is_the_forks,
     a_fork_of_now_stays_as_it_was,
     a_fork_of_a_fork_shows_all_below_it,
     a_second_machine_on_the_fork_sees_what_the_first_one_did,
@@ -268,6 +270,27 @@ fn names_of_one_file_stay_one_in_the_fork(kind: StoreKind) {
     until_caught_up(&parent);
     assert_eq!(content(&parent.path("kept")), b"kept");
     assert_eq!(fs::metadata(parent.path("kept")).unwrap().nlink(), 2);
+}
+
+fn a_file_that_is_written_in_the_fork_while_the_parent_replaces_it_is_the_forks(kind: StoreKind) {
+    let lab = Lab::new(kind);
+    let parent = parent(&lab);
+    fork(&lab, "fork", "main", &[]);
+    let fork = machine(&lab, "fork", "fork");
+    // Written late: a process that is started meanwhile closes its copy of the descriptor, which tells of a change.
+    let mut writer = rw(&fork.path("kept"));
+    file(&parent.path("kept"), b"of the parent");
+    parent.flush();
+    until_content(&fork, "kept", b"of the parent");
+    writer.write_all(b"mine").unwrap();
+    drop(writer);
+    until_content(&fork, "kept", b"mine");
+    fork.flush();
+    file(&parent.path("kept"), b"once more");
+    parent.flush();
+    until_caught_up(&fork);
+    assert_eq!(content(&fork.path("kept")), b"mine");
+    assert_eq!(content(&parent.path("kept")), b"once more");
 }
 
 fn a_fork_of_now_stays_as_it_was(kind: StoreKind) {

@@ -178,7 +178,8 @@ async fn run<S: Sink>(
             _ = stop.changed() => break,
         };
         let done = reader.as_mut().map(Reader::take_done).unwrap_or_default();
-        let settled = reader.as_ref().is_some_and(Reader::is_settled);
+        // Not before the cursor is kept, or the next start would not know.
+        let settled = result.is_ok() && reader.as_ref().is_some_and(Reader::is_settled);
         note(&mut shared.status(), &done, settled, result.as_ref().err());
         let failed = result.is_err();
         let wait = if failed {

@@ -12,7 +12,8 @@
 //! 1. Of two changes of one path, that of the upper layer counts; within a layer the one with
 //!    the greater stamp. A deletion is such a change. A register that nobody wrote, which is
 //!    there for those below it, says nothing, and yields to any layer. A layer never takes
-//!    back what it said: whatever the layers below say of that path later stays unseen.
+//!    back what it said: whatever the layers below say of that path later stays unseen. (So
+//!    a tombstone of a fork must outlive what it hides below.)
 //! 2. A path is a directory if its register says so, *or* if anything below it
 //!    can be seen: a live child keeps its ancestors alive, also below a path
 //!    that another machine deleted or made a file. Such a directory has mode
