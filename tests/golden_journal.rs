@@ -2,6 +2,8 @@
 //!
 //! A daemon that was upgraded replays what the old one wrote. When this fails, the format changed: give it
 //! a new version, keep this file's bytes readable, and add a golden of the new one.
+//!
+//! `journal-1-layer.hex` has the one field that version 1 got later: the layer of a name.
 
 use std::{fmt::Write, fs, path::Path};
 
@@ -18,13 +20,14 @@ use casmount::{
         pack::PackPlace,
         rows::{
             BlobRow, Change, ChunkRow, Content, DirState, Durability, Ino, LinkId, ListObject, NameRow,
-            NameState, NodeKind, NodeRow, Place, Residency, StagingId,
+            NameState, NodeKind, NodeRow, Place, Residency, StagingId, TreeLayer,
         },
     },
 };
 
 const GOLDEN: &str = include_str!("golden/journal-1.hex");
 const GOLDEN_PACKED: &str = include_str!("golden/journal-1-packed.hex");
+const GOLDEN_LAYER: &str = include_str!("golden/journal-1-layer.hex");
 
 /// The size of a blob of two chunks.
 const LARGE: u64 = 3 << 20;
@@ -91,6 +94,7 @@ fn names() -> [NameRow; 2] {
     let live = NameRow {
         parent: Ino::ROOT,
         name: b"name".to_vec(),
+        layer: TreeLayer::TOP,
         stamp: Stamp {
             millis: 1_700_000_000_000,
             counter: 9,
@@ -219,6 +223,15 @@ fn packed_commits() -> Vec<Vec<Change>> {
     ]]
 }
 
+/// A name that comes from the lowest layer that there can be.
+fn name_of_a_layer_below() -> NameRow {
+    let [_, dead] = names();
+    NameRow {
+        layer: TreeLayer::new(TreeLayer::MAX_BELOW.into()).unwrap(),
+        ..dead
+    }
+}
+
 fn assert_written_as(commits: Vec<Vec<Change>>, golden: &str) {
     let dir = tempfile::tempdir().unwrap();
     let ledger = open(dir.path());
@@ -251,6 +264,8 @@ fn replayed(golden: &str) -> (tempfile::TempDir, Ledger) {
 fn the_journal_is_written_as_ever() {
     assert_written_as(commits(), GOLDEN);
     assert_written_as(packed_commits(), GOLDEN_PACKED);
+    let layer = vec![vec![Change::PutName(name_of_a_layer_below())]];
+    assert_written_as(layer, GOLDEN_LAYER);
 }
 
 #[test]
@@ -263,6 +278,13 @@ fn a_journal_with_packs_is_replayed() {
             other => panic!("{other:?}"),
         }
     }
+}
+
+#[test]
+fn the_layer_of_a_name_is_replayed() {
+    let (_dir, ledger) = replayed(GOLDEN_LAYER);
+    let row = name_of_a_layer_below();
+    assert_eq!(ledger.name(row.parent, &row.name).unwrap().as_deref(), Some(&row));
 }
 
 #[test]

@@ -2,9 +2,11 @@
 //!
 //! Several machines change their trees and hear of each other's changes late,
 //! twice and out of order. In the end every tree must show exactly what a
-//! naive reading of the laws makes of the set of all changes.
+//! naive reading of the laws makes of the set of all changes. So must the trees
+//! of machines whose volume lies over others.
 
 use std::{
+    cmp::Reverse,
     collections::BTreeMap,
     sync::{
         Arc,
@@ -16,13 +18,13 @@ use casmount::{
     base::{clock::Stamp, id::MachineId},
     namespace::{
         TreeError,
-        change::PathChange,
+        change::{Entry, PathChange},
         tree::{AttrChange, NewNode, Readiness, RenameMode, Tree},
     },
     store::{
         cachedir::LastStop,
         ledger::{Ledger, LedgerOptions},
-        rows::{Ino, NodeKind, NodeRow},
+        rows::{Ino, NodeKind, NodeRow, TreeLayer},
     },
 };
 use proptest::prelude::*;
@@ -32,28 +34,58 @@ type View = BTreeMap<Vec<u8>, Shown>;
 /// Whether it is a directory, and its mode.
 type Shown = (bool, u32);
 
+/// A change, and the volume that it was made in.
+type Told = (usize, PathChange);
+
+/// The greater one counts (law 1).
+type Rank = (Reverse<TreeLayer>, Stamp);
+
 /// One machine: a tree over a ledger of its own.
 struct Machine {
+    id: MachineId,
     tree: Arc<Tree>,
+    /// The volume it has mounted, and those below.
+    stack: &'static [usize],
     _dir: tempfile::TempDir,
 }
 
 impl Machine {
-    fn new(number: u64, clock: &Arc<AtomicU64>) -> Self {
+    fn new(number: u64, stack: &'static [usize], clock: &Arc<AtomicU64>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (ledger, _) = Ledger::open(dir.path(), LastStop::Clean, &LedgerOptions::default()).unwrap();
         let ledger = Arc::new(ledger);
         let clock = Arc::clone(clock);
         // Clocks of machines differ by up to a few ticks, and stand still at times.
         let time = Arc::new(move || 1_000_000 + clock.load(Ordering::Relaxed) / 3 + number % 3);
+        let id = MachineId(number);
         Self {
-            tree: Tree::open(ledger, MachineId(number), time).unwrap(),
+            id,
+            tree: Tree::open(ledger, id, time).unwrap(),
+            stack,
             _dir: dir,
         }
     }
 
+    /// Hears of changes, of its volume and of those below, but not of its own.
+    fn hear(&self, changes: &[Told]) {
+        let mut layered = self.layered(changes);
+        layered.retain(|(_, change)| change.stamp.machine != self.id);
+        for batch in layered.chunk_by(|one, next| one.0 == next.0) {
+            let changes = batch.iter().map(|(_, change)| change.clone());
+            self.tree.apply(batch[0].0, changes.collect()).unwrap();
+        }
+    }
+
+    /// The changes that concern it, each with its layer here.
+    fn layered(&self, changes: &[Told]) -> Vec<(TreeLayer, PathChange)> {
+        let layer = |volume| self.stack.iter().position(|below| *below == volume);
+        let told = changes.iter();
+        told.filter_map(|(volume, change)| Some((TreeLayer::new(layer(*volume)? as u64)?, change.clone())))
+            .collect()
+    }
+
     /// Everything it has to tell, in order.
-    fn publish(&self) -> Vec<PathChange> {
+    fn publish(&self) -> Vec<Told> {
         let pending = self.tree.pending(10_000).unwrap();
         let done: Vec<_> = pending
             .iter()
@@ -63,7 +95,7 @@ impl Machine {
         pending
             .into_iter()
             .map(|change| match change.readiness {
-                Readiness::Ready(change) => *change,
+                Readiness::Ready(change) => (self.stack[0], *change),
                 other => panic!("empty files, links and directories are ready at once, not {other:?}"),
             })
             .collect()
@@ -187,34 +219,35 @@ enum Step {
 enum Event {
     Act(usize, Step),
     Publish(usize),
-    /// A machine hears of some of what was published, in any order.
+    /// A machine hears of some of what was published, in any order. Of another volume it hears nothing.
     Hear(usize, Vec<prop::sample::Index>),
 }
 
-/// Paths of up to three names out of three: collisions are what is looked for.
-fn path() -> impl Strategy<Value = Vec<u8>> {
-    prop::collection::vec(prop::sample::select(vec!["a", "b", "c"]), 1..4)
-        .prop_map(|names| names.join("/").into_bytes())
+/// Names in the paths of a history: few, because collisions are what is looked for.
+type Names = &'static [&'static str];
+
+/// Paths of up to three names.
+fn path(names: Names) -> impl Strategy<Value = Vec<u8>> {
+    prop::collection::vec(prop::sample::select(names), 1..4).prop_map(|names| names.join("/").into_bytes())
 }
 
-fn step() -> impl Strategy<Value = Step> {
+fn step(names: Names) -> impl Strategy<Value = Step> {
     // Root-owned directories that live on for their children show 0755: other modes tell them apart.
     let perm = prop::sample::select(vec![0o600, 0o640, 0o711, 0o777]);
     prop_oneof![
-        4 => (path(), any::<bool>(), perm.clone()).prop_map(|(path, dir, perm)| Step::Make { path, dir, perm }),
-        2 => path().prop_map(|path| Step::Remove { path }),
-        2 => (path(), path(), prop::bool::weighted(0.2)).prop_map(|(from, to, exchange)| Step::Rename { from, to, exchange }),
-        1 => (path(), perm).prop_map(|(path, perm)| Step::Mode { path, perm }),
+        4 => (path(names), any::<bool>(), perm.clone()).prop_map(|(path, dir, perm)| Step::Make { path, dir, perm }),
+        2 => path(names).prop_map(|path| Step::Remove { path }),
+        2 => (path(names), path(names), prop::bool::weighted(0.2)).prop_map(|(from, to, exchange)| Step::Rename { from, to, exchange }),
+        1 => (path(names), perm).prop_map(|(path, perm)| Step::Mode { path, perm }),
     ]
 }
 
-const MACHINES: usize = 3;
-
-fn event() -> impl Strategy<Value = Event> {
+fn event(machines: usize, names: Names) -> impl Strategy<Value = Event> {
+    let which = prop::collection::vec(any::<prop::sample::Index>(), 1..8);
     prop_oneof![
-        6 => (0..MACHINES, step()).prop_map(|(machine, step)| Event::Act(machine, step)),
-        2 => (0..MACHINES).prop_map(Event::Publish),
-        2 => (0..MACHINES, prop::collection::vec(any::<prop::sample::Index>(), 1..6)).prop_map(|(machine, which)| Event::Hear(machine, which)),
+        6 => (0..machines, step(names)).prop_map(|(machine, step)| Event::Act(machine, step)),
+        2 => (0..machines).prop_map(Event::Publish),
+        3 => (0..machines, which).prop_map(|(machine, which)| Event::Hear(machine, which)),
     ]
 }
 
@@ -227,16 +260,17 @@ fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
 }
 
 /// The laws, read naively: what the set of all changes shows.
-fn lawful_view(changes: &[PathChange]) -> View {
-    let mut registers: BTreeMap<&[u8], (Stamp, Option<Shown>)> = BTreeMap::new();
-    for change in changes {
+fn lawful_view(changes: &[(TreeLayer, PathChange)]) -> View {
+    let mut registers: BTreeMap<&[u8], (Rank, Option<Shown>)> = BTreeMap::new();
+    for (layer, change) in changes {
         let value = change
             .entry
             .as_ref()
             .map(|entry| (entry.kind == NodeKind::Dir, entry.perm));
-        let register = registers.entry(&change.path).or_insert((change.stamp, value));
-        if change.stamp > register.0 {
-            *register = (change.stamp, value);
+        let rank = (Reverse(*layer), change.stamp);
+        let register = registers.entry(&change.path).or_insert((rank, value));
+        if rank > register.0 {
+            *register = (rank, value);
         }
     }
     let mut view = View::new();
@@ -254,43 +288,123 @@ fn lawful_view(changes: &[PathChange]) -> View {
     view
 }
 
+/// Lets a history happen on machines with these stacks, and compares every tree with the laws.
+fn assert_lawful(stacks: &[&'static [usize]], events: &[Event]) -> Result<(), TestCaseError> {
+    let clock = Arc::new(AtomicU64::new(0));
+    let numbered = stacks.iter().zip(1..);
+    let machines: Vec<Machine> = numbered
+        .map(|(stack, number)| Machine::new(number, stack, &clock))
+        .collect();
+    let mut log: Vec<Told> = Vec::new();
+    for event in events {
+        clock.fetch_add(1, Ordering::Relaxed);
+        match event {
+            // What a program may not do is refused; the refusals are another test's.
+            Event::Act(machine, step) => drop(machines[*machine].act(step)),
+            Event::Publish(machine) => log.extend(machines[*machine].publish()),
+            Event::Hear(machine, which) => {
+                if !log.is_empty() {
+                    let heard = which.iter().map(|index| log[index.index(log.len())].clone());
+                    machines[*machine].hear(&heard.collect::<Vec<_>>());
+                }
+            }
+        }
+        // Counts and paths hold at every moment.
+        for machine in &machines {
+            machine.view();
+        }
+    }
+    for machine in &machines {
+        log.extend(machine.publish());
+    }
+    for (number, machine) in machines.iter().enumerate() {
+        let mut rest = log.clone();
+        if number % 2 == 1 {
+            rest.reverse();
+        }
+        machine.hear(&rest);
+        prop_assert_eq!(
+            machine.view(),
+            lawful_view(&machine.layered(&log)),
+            "machine {}",
+            number
+        );
+    }
+    Ok(())
+}
+
+/// Registers of three layers as they may be in the buckets, and an order in which they arrive.
+fn registers() -> impl Strategy<Value = Vec<(TreeLayer, PathChange)>> {
+    let perm = prop::sample::select(vec![0o600, 0o640, 0o711, 0o777]);
+    let register = (
+        0u64..3,
+        path(&["a", "b", "c"]),
+        prop::option::weighted(0.7, (any::<bool>(), perm)),
+    );
+    prop::collection::vec(register, 1..40)
+        .prop_map(|registers| {
+            let told = registers.into_iter().zip(1..);
+            told.map(|((layer, path, what), millis)| {
+                let entry = what.map(|(dir, perm)| Entry {
+                    kind: if dir { NodeKind::Dir } else { NodeKind::Fifo },
+                    perm,
+                    uid: 0,
+                    gid: 0,
+                    rdev: 0,
+                    mtime: 0,
+                    blob: None,
+                    target: Vec::new(),
+                    xattrs: Vec::new(),
+                    link_id: None,
+                });
+                let stamp = Stamp {
+                    millis,
+                    counter: 0,
+                    machine: MachineId(layer + 1),
+                };
+                let change = PathChange { path, stamp, entry };
+                (TreeLayer::new(layer).unwrap(), change)
+            })
+            .collect::<Vec<_>>()
+        })
+        .prop_shuffle()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 192, max_shrink_iters: 2000, ..ProptestConfig::default() })]
 
     #[test]
-    fn every_machine_shows_what_the_laws_make_of_all_changes(events in prop::collection::vec(event(), 1..60)) {
-        let clock = Arc::new(AtomicU64::new(0));
-        let machines: Vec<Machine> = (0..MACHINES).map(|number| Machine::new(number as u64 + 1, &clock)).collect();
-        let mut log: Vec<PathChange> = Vec::new();
-        for event in &events {
-            clock.fetch_add(1, Ordering::Relaxed);
-            match event {
-                // What a program may not do is refused; the refusals are another test's.
-                Event::Act(machine, step) => drop(machines[*machine].act(step)),
-                Event::Publish(machine) => log.extend(machines[*machine].publish()),
-                Event::Hear(machine, which) => {
-                    if !log.is_empty() {
-                        let heard = which.iter().map(|index| log[index.index(log.len())].clone()).collect();
-                        machines[*machine].tree.apply(heard).unwrap();
-                    }
-                }
+    fn every_machine_shows_what_the_laws_make_of_all_changes(events in prop::collection::vec(event(3, &["a", "b", "c"]), 1..60)) {
+        assert_lawful(&[&[0], &[0], &[0]], &events)?;
+    }
+
+    /// Two machines on a fork of a fork, and one on each volume below, which never sees what is above it.
+    #[test]
+    fn every_machine_shows_what_the_laws_make_of_its_stack(events in prop::collection::vec(event(4, &["a", "b"]), 1..100)) {
+        assert_lawful(&[&[0, 1, 2], &[0, 1, 2], &[1, 2], &[2]], &events)?;
+    }
+
+    #[test]
+    fn registers_of_several_layers_show_the_same_in_any_order_and_in_any_batches(
+        registers in registers(),
+        batches in prop::collection::vec(1usize..8, 1..40),
+    ) {
+        let machine = Machine::new(9, &[0], &Arc::new(AtomicU64::new(0)));
+        let mut rest = registers.as_slice();
+        for size in batches.into_iter().chain([usize::MAX]) {
+            let (batch, later) = rest.split_at(size.min(rest.len()));
+            for layer in (0..3).filter_map(TreeLayer::new) {
+                let of_layer = batch.iter().filter(|(of, _)| *of == layer);
+                machine.tree.apply(layer, of_layer.map(|(_, change)| change.clone()).collect()).unwrap();
             }
-            // Counts and paths hold at every moment.
-            for machine in &machines {
-                machine.view();
+            // Some of it comes twice.
+            let (layer, change) = registers[size % registers.len()].clone();
+            if !later.iter().any(|(_, to_come)| to_come.stamp == change.stamp) {
+                machine.tree.apply(layer, vec![change]).unwrap();
             }
+            rest = later;
+            machine.view();
         }
-        for machine in &machines {
-            log.extend(machine.publish());
-        }
-        let lawful = lawful_view(&log);
-        for (number, machine) in machines.iter().enumerate() {
-            let mut rest = log.clone();
-            if number % 2 == 1 {
-                rest.reverse();
-            }
-            machine.tree.apply(rest).unwrap();
-            prop_assert_eq!(machine.view(), lawful.clone(), "machine {}", number);
-        }
+        prop_assert_eq!(machine.view(), lawful_view(&registers));
     }
 }

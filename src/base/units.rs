@@ -94,6 +94,29 @@ pub fn format_size(bytes: u64) -> String {
     }
 }
 
+/// Turns days since 1970 into a date (Hinnant, "chrono-Compatible Low-Level Date Algorithms").
+#[must_use]
+pub fn civil_date(days: u64) -> (u64, u64, u64) {
+    let z = days + 719_468;
+    let era = z / 146_097;
+    let doe = z % 146_097;
+    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
+    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
+    let mp = (5 * doy + 2) / 153;
+    let day = doy - (153 * mp + 2) / 5 + 1;
+    let month = if mp < 10 { mp + 3 } else { mp - 9 };
+    (yoe + era * 400 + u64::from(month <= 2), month, day)
+}
+
+/// `2026-01-01 00:00:00 UTC`, of milliseconds since 1970.
+#[must_use]
+pub fn format_moment(millis: u64) -> String {
+    let seconds = millis / 1000;
+    let (year, month, day) = civil_date(seconds / 86_400);
+    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -136,5 +159,11 @@ mod tests {
     fn sizes_print_with_the_unit_that_suits_them() {
         assert_eq!(format_size(1023), "1023 B");
         assert_eq!(format_size(3 << 29), "1.5 GiB");
+    }
+
+    #[test]
+    fn moments_are_those_of_the_calendar() {
+        assert_eq!(format_moment(0), "1970-01-01 00:00:00 UTC");
+        assert_eq!(format_moment(951_827_696_789), "2000-02-29 12:34:56 UTC");
     }
 }

@@ -15,19 +15,12 @@ use crate::{
     daemon::mountpoint,
 };
 
-/// Which store, which volume, which cache.
+/// Which store, and how it is reached.
 #[derive(Clone, Debug, Default, Args)]
-pub struct StoreArgs {
+pub struct BucketArgs {
     /// Where blobs are kept for all machines: s3://bucket[/prefix] or file:///dir [default: a directory of this user]
     #[arg(long, value_name = "URL")]
     pub store: Option<String>,
-    /// The shared tree in the store [default: main]
-    #[arg(long, value_name = "NAME")]
-    pub volume: Option<VolumeName>,
-    /// Where blobs are kept on this machine; for one volume and one daemon [default: one for each volume, below
-    /// the user's cache directory]
-    #[arg(long, value_name = "DIR")]
-    pub cache_dir: Option<PathBuf>,
     /// The S3 server, when it is not AWS: http://host:port
     #[arg(long, value_name = "URL")]
     pub endpoint_url: Option<String>,
@@ -39,16 +32,39 @@ pub struct StoreArgs {
     pub config: Option<PathBuf>,
 }
 
-impl StoreArgs {
+impl BucketArgs {
     /// What these flags say, as the uppermost layer of settings.
     pub fn layer(&self) -> Layer {
         Layer {
             store: self.store.clone(),
-            volume: self.volume.clone(),
-            cache_dir: self.cache_dir.clone(),
             endpoint_url: self.endpoint_url.clone(),
             region: self.region.clone(),
             ..Layer::default()
+        }
+    }
+}
+
+/// Which store, which volume, which cache.
+#[derive(Clone, Debug, Default, Args)]
+pub struct StoreArgs {
+    #[command(flatten)]
+    pub bucket: BucketArgs,
+    /// The shared tree in the store [default: main]
+    #[arg(long, value_name = "NAME")]
+    pub volume: Option<VolumeName>,
+    /// Where blobs are kept on this machine; for one volume and one daemon [default: one for each volume, below
+    /// the user's cache directory]
+    #[arg(long, value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+}
+
+impl StoreArgs {
+    /// What these flags say, as the uppermost layer of settings.
+    pub fn layer(&self) -> Layer {
+        Layer {
+            volume: self.volume.clone(),
+            cache_dir: self.cache_dir.clone(),
+            ..self.bucket.layer()
         }
     }
 }

@@ -12,6 +12,7 @@ pub mod asking;
 pub mod doctor;
 pub mod failure;
 pub mod flush;
+pub mod fork;
 pub mod ls;
 pub mod mount;
 pub mod output;
@@ -49,6 +50,7 @@ enum Command {
     Mount(mount::MountArgs),
     Unmount(unmount::UnmountArgs),
     Flush(flush::FlushArgs),
+    Fork(fork::ForkArgs),
     Status(status::StatusArgs),
     Ls(ls::LsArgs),
     Doctor(doctor::DoctorArgs),
@@ -67,6 +69,7 @@ pub fn run() -> ExitCode {
         Command::Mount(args) => mount::run(&args),
         Command::Unmount(args) => unmount::run(&args),
         Command::Flush(args) => flush::run(&args),
+        Command::Fork(args) => fork::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Doctor(args) => doctor::run(&args),

@@ -149,7 +149,7 @@ pub fn run(args: &MountArgs) -> Result<(), Failure> {
 }
 
 fn prepare(args: &MountArgs, dirs: &Dirs) -> Result<Plan, Failure> {
-    let mut settings = args::settings(args.layer(), args.store.config.as_deref(), dirs)?;
+    let mut settings = args::settings(args.layer(), args.store.bucket.config.as_deref(), dirs)?;
     // A wrong URL is a wrong command, whatever else is wrong.
     crate::daemon::bucket::parse_url(&settings.store)?;
     let mountpoint = mountpoint::canonical(&args.mountpoint)?;

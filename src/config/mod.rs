@@ -23,11 +23,11 @@ pub mod error;
 pub mod file;
 pub mod layer;
 pub mod settings;
-pub mod volume;
 
 pub use budget::Budget;
 pub use dirs::Dirs;
 pub use error::ConfigError;
 pub use layer::{Layer, OwnerMode};
 pub use settings::Settings;
-pub use volume::VolumeName;
+
+pub use crate::base::volume::VolumeName;

@@ -78,12 +78,11 @@ impl Settings {
 
     /// Fills in the defaults.
     pub fn resolve(layer: Layer, dirs: &Dirs, uid: u32) -> Result<Self, ConfigError> {
-        let (store, default_store) = match layer.store {
-            Some(url) => (url, None),
-            None => {
-                let dir = dirs.default_store()?;
-                (format!("file://{}", dir.display()), Some(dir))
-            }
+        let (store, default_store) = if let Some(url) = layer.store {
+            (url, None)
+        } else {
+            let dir = dirs.default_store()?;
+            (format!("file://{}", dir.display()), Some(dir))
         };
         let volume = layer.volume.unwrap_or_default();
         let cache_dir = match layer.cache_dir {

@@ -1,5 +1,7 @@
 //! Reaching the store that the settings name.
 
+use std::time::Duration;
+
 use crate::{
     config::Settings,
     daemon::error::StartError,
@@ -27,6 +29,15 @@ pub async fn connect(settings: &Settings) -> Result<SharedBucket, StartError> {
     url::connect(&store, &options)
         .await
         .map_err(|err| failed(settings, err))
+}
+
+/// The store took too long to answer.
+pub fn no_answer(key: &str, within: Duration) -> TierError {
+    TierError::Unavailable {
+        verb: "read",
+        key: key.to_owned(),
+        source: format!("no answer within {} s", within.as_secs()).into(),
+    }
 }
 
 pub fn failed(settings: &Settings, cause: TierError) -> StartError {

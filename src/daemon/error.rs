@@ -4,7 +4,12 @@
 use std::{error::Error, io, path::PathBuf};
 
 use super::mountpoint::MountpointError;
-use crate::{config::ConfigError, namespace::TreeError, store::StoreError, tier::TierError};
+use crate::{
+    config::ConfigError,
+    namespace::{TreeError, stack::StackError},
+    store::StoreError,
+    tier::TierError,
+};
 
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -22,6 +27,18 @@ pub enum StartError {
     Refused { store: String, why: String },
     #[error("cannot use the cache directory {}", path.display())]
     Cache { path: PathBuf, source: StoreError },
+    #[error(
+        "the cache directory {} belongs to volume {bound}, not to volume {wanted}: use another --cache-dir",
+        dir.display()
+    )]
+    OtherVolume {
+        dir: PathBuf,
+        bound: String,
+        wanted: String,
+    },
+    /// What the volume lies over cannot be known.
+    #[error(transparent)]
+    Volume { source: StackError },
     #[error("cannot read the tree of the volume from the index")]
     Tree { source: TreeError },
     #[error("cannot go on with the files that the last stop left unsealed")]
@@ -49,6 +66,8 @@ impl StartError {
             | Self::Bucket { .. }
             | Self::Refused { .. }
             | Self::Cache { .. }
+            | Self::OtherVolume { .. }
+            | Self::Volume { .. }
             | Self::Tree { .. }
             | Self::Files { .. }
             | Self::Mount { .. }

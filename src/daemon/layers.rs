@@ -8,10 +8,10 @@ use std::{
 use tokio::{runtime::Handle, time::Instant};
 
 use crate::{
-    base::{activity::Activity, id::StoreId},
+    base::{activity::Activity, id::StoreId, volume::Stack},
     config::{Budget, OwnerMode, Settings},
     namespace::{
-        follow::{self, FollowerHandle},
+        follow::{self, StackFollowerHandle},
         publish::{self, PublisherHandle},
         tree::{TellKernel, Tree},
     },
@@ -21,7 +21,7 @@ use crate::{
     vfs::{Owner, Vfs, VfsOptions},
 };
 
-use super::error::StartError;
+use super::{error::StartError, volumes};
 
 /// Uploads under way at once: enough to fill a 10 Gbit/s link with chunks of
 /// half a megabyte at S3's usual 20 to 30 ms, few enough to hold in memory.
@@ -35,7 +35,7 @@ pub struct Layers {
     pub vfs: Arc<Vfs>,
     pub uploader: UploaderHandle,
     pub publisher: PublisherHandle,
-    pub follower: Arc<FollowerHandle>,
+    pub follower: Arc<StackFollowerHandle>,
 }
 
 impl Layers {
@@ -46,8 +46,9 @@ impl Layers {
         settings: &Settings,
         budget: Budget,
         store_id: StoreId,
+        stack: &Stack,
         bucket: &SharedBucket,
-        tell_kernel: TellKernel,
+        tell_kernel: &TellKernel,
         runtime: &Handle,
     ) -> Result<Self, StartError> {
         let options = StoreOptions {
@@ -56,11 +57,20 @@ impl Layers {
             min_free: budget.min_free,
             read_timeout: settings.read_timeout,
         };
-        let store =
+        let mut store =
             Store::open(options, store_id, Arc::clone(bucket)).map_err(|source| StartError::Cache {
                 path: settings.cache_dir.clone(),
                 source,
             })?;
+        if let Err(refused) = volumes::bind(&mut store, stack) {
+            if let Err(err) = store.close() {
+                tracing::warn!(
+                    err = super::error::chain(&err),
+                    "the cache directory was not closed cleanly"
+                );
+            }
+            return Err(refused);
+        }
         let store = Arc::new(store);
         tracing::info!(recovery = ?store.recovery, machine = %store.machine, "opened the cache directory");
         let clock = Arc::clone(bucket);
@@ -70,7 +80,6 @@ impl Layers {
             Arc::new(move || clock.clock().now_millis()),
         )
         .map_err(|source| StartError::Tree { source })?;
-        let volume = settings.volume.to_string();
         let activity = Arc::new(Activity::default());
         let uploader = upload::spawn(
             runtime,
@@ -82,14 +91,7 @@ impl Layers {
                 activity: Arc::clone(&activity),
             },
         );
-        let follower = Arc::new(follow::spawn(
-            runtime,
-            volume.clone(),
-            Arc::clone(&tree),
-            Arc::clone(&store),
-            Arc::clone(bucket),
-            tell_kernel,
-        ));
+        let follower = Arc::new(follow::spawn(runtime, stack, &tree, &store, bucket, tell_kernel));
         let vfs = Vfs::new(
             vfs_options(settings, activity),
             Arc::clone(&store),
@@ -97,13 +99,19 @@ impl Layers {
         )
         .map_err(|source| StartError::Files { source })?;
         // Weak, so that the mount does not keep the follower when all is taken down.
-        let followed: Weak<FollowerHandle> = Arc::downgrade(&follower);
+        let followed: Weak<StackFollowerHandle> = Arc::downgrade(&follower);
         vfs.set_on_use(Arc::new(move || {
             if let Some(follower) = followed.upgrade() {
                 follower.used();
             }
         }));
-        let publisher = publish::spawn(runtime, volume, tree, Arc::clone(&store), Arc::clone(bucket));
+        let publisher = publish::spawn(
+            runtime,
+            stack.volume().to_string(),
+            tree,
+            Arc::clone(&store),
+            Arc::clone(bucket),
+        );
         Ok(Self {
             store,
             vfs,

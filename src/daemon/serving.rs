@@ -16,7 +16,7 @@ use crate::{
     namespace::TreeError,
     observe::{
         Status, memory,
-        status::{Cache, Follow, Publish, State, Tier, Upload},
+        status::{Cache, Follow, Layer, Publish, State, Tier, Upload},
     },
     tier::SharedBucket,
     vfs::VfsError,
@@ -98,6 +98,13 @@ impl Serving {
             upload,
             publish,
             follow,
+            layers: self
+                .layers
+                .follower
+                .layers()
+                .into_iter()
+                .map(Layer::from)
+                .collect(),
             tiers: vec![tier],
             last_error: self.last_error(),
         }

@@ -13,13 +13,13 @@ use tokio::{runtime::Handle, sync::watch};
 
 use super::{
     announce::Announcer, bucket, error::StartError, layers::Layers, mountpoint, notices::NoticeGate,
-    root_check, serving::Serving,
+    root_check, serving::Serving, volumes,
 };
 use crate::{
     base::id::{MachineId, StoreId},
     config::{Budget, Settings, budget},
     fuse::{self, MountOptions},
-    store::inspect,
+    store::{cachedir::Binding, inspect},
     tier::{
         SharedBucket, TierError, layout,
         probe::{self, IfAbsent, ProbeMode},
@@ -54,7 +54,10 @@ pub async fn start(plan: &Plan, announcer: &Announcer) -> Result<Serving, StartE
     if mountpoint::prepare(&plan.mountpoint)? {
         tracing::warn!(mountpoint = %plan.mountpoint.display(), "took over the mount of a daemon that died");
     }
-    let known = known_store(&settings.cache_dir)?;
+    let binding = binding(&settings.cache_dir)?;
+    let bound = binding.as_ref().and_then(|binding| binding.stack.as_ref());
+    volumes::check_volume(&settings.cache_dir, bound, &settings.volume)?;
+    let known = binding.as_ref().map(|binding| binding.store);
     announcer.step("asking the store");
     let bucket = bucket::connect(settings).await?;
     let (store_id, reachable) = identify(settings, &bucket, known).await?;
@@ -62,6 +65,7 @@ pub async fn start(plan: &Plan, announcer: &Announcer) -> Result<Serving, StartE
         announcer.step("probing the store");
         probe_first_use(settings, &bucket).await?;
     }
+    let stack = volumes::resolve(settings, &bucket, bound, reachable, STORE_WITHIN).await?;
 
     announcer.step("opening the cache directory");
     let disk = budget::disk_of(&settings.cache_dir).map_err(|source| StartError::Disk {
@@ -75,8 +79,9 @@ pub async fn start(plan: &Plan, announcer: &Announcer) -> Result<Serving, StartE
         settings,
         budget,
         store_id,
+        &stack,
         &bucket,
-        gate.teller(),
+        &gate.teller(),
         &Handle::current(),
     )?;
     if reachable {
@@ -144,9 +149,9 @@ pub async fn start(plan: &Plan, announcer: &Announcer) -> Result<Serving, StartE
     })
 }
 
-/// The store that the cache directory belongs to; `None` if it was never used.
-fn known_store(dir: &Path) -> Result<Option<StoreId>, StartError> {
-    inspect::bound_store(dir).map_err(|source| StartError::Cache {
+/// What the cache directory belongs to; `None` if it was never used.
+fn binding(dir: &Path) -> Result<Option<Binding>, StartError> {
+    inspect::binding(dir).map_err(|source| StartError::Cache {
         path: dir.to_owned(),
         source,
     })
@@ -181,13 +186,7 @@ async fn identify(
     }
     let answer = tokio::time::timeout(STORE_WITHIN, probe::open_store(bucket.as_ref(), if_absent))
         .await
-        .unwrap_or_else(|_| {
-            Err(TierError::Unavailable {
-                verb: "read",
-                key: layout::STORE.to_owned(),
-                source: format!("no answer within {} s", STORE_WITHIN.as_secs()).into(),
-            })
-        });
+        .unwrap_or_else(|_| Err(bucket::no_answer(layout::STORE, STORE_WITHIN)));
     match (answer, known) {
         (Ok(facts), _) => {
             if facts.created {

@@ -1,7 +1,7 @@
-//! Reads the other machines' changes from the volume's log.
+//! Reads the other machines' changes from the logs of the mounted volume and of those below it.
 //!
-//! This file is the loop and its handle; `reader` lists, fetches and applies, and
-//! `cursor` knows what was seen and where to look.
+//! This file is the loop that follows one log, and its handle; `stack` has one for each layer,
+//! `reader` lists, fetches and applies, and `cursor` knows what was seen and where to look.
 //!
 //! # Policy
 //!
@@ -13,9 +13,12 @@
 //!   once each in the log, and in the status until a poll succeeds.
 //! - The cursor is kept in the ledger with every full listing, and every `KEEP_PACE` while
 //!   segments come; a crash costs a second reading of the segments since.
+//! - A volume that is seen up to a moment is polled until all that was published by then must
+//!   have appeared, and never again.
 
 mod cursor;
 mod reader;
+mod stack;
 
 use std::{
     sync::{
@@ -30,19 +33,14 @@ use tokio::{
     time::Instant,
 };
 
+pub(super) use cursor::{SegmentKey, before};
+#[cfg(test)]
+pub(super) use reader::LogView;
 pub(super) use reader::{FollowError, Polled, Reader, Sink};
+pub use stack::{LayerStatus, StackFollowerHandle, followed_volumes, spawn};
 
-use super::{
-    TreeError,
-    background::{blocking, words},
-    change::PathChange,
-    tree::{TellKernel, Tree},
-};
-use crate::{
-    base::{BoxFuture, digest::Digest, retry::Backoff},
-    store::{Store, StoreError, rows::Change},
-    tier::SharedBucket,
-};
+use super::background::words;
+use crate::{base::retry::Backoff, store::StoreError};
 
 const BUSY_PACE: Duration = Duration::from_secs(1);
 const IDLE_PACE: Duration = Duration::from_secs(10);
@@ -59,6 +57,8 @@ pub struct FollowStatus {
     pub changes: u64,
     /// Milliseconds since 1970, bucket's clock: everything published before is applied here.
     pub caught_up_millis: u64,
+    /// Nothing can come any more, and nobody looks.
+    pub settled: bool,
     pub last_error: Option<String>,
 }
 
@@ -122,44 +122,22 @@ impl Shared {
         }
     }
 
-    /// Waits for a poll that begins after the call.
-    async fn caught_up(&self, deadline: Instant) -> bool {
+    /// Asks for a poll that begins after the call; returns its number at least.
+    fn ask(&self) -> u64 {
         let wanted = self.begun.load(Ordering::SeqCst) + 1;
-        let mut applied = self.applied.subscribe();
         self.asked.notify_one();
+        wanted
+    }
+
+    /// Waits until a poll was applied that [`Self::ask`] asked for.
+    async fn reached(&self, wanted: u64, deadline: Instant) -> bool {
+        let mut applied = self.applied.subscribe();
         let reached = applied.wait_for(|poll| *poll >= wanted);
         matches!(tokio::time::timeout_at(deadline, reached).await, Ok(Ok(_)))
     }
 }
 
-/// Starts the follower on `runtime`.
-pub fn spawn(
-    runtime: &tokio::runtime::Handle,
-    volume: String,
-    tree: Arc<Tree>,
-    store: Arc<Store>,
-    bucket: SharedBucket,
-    tell_kernel: TellKernel,
-) -> FollowerHandle {
-    let machine = store.machine;
-    let sink = Arc::new(Home {
-        tree,
-        store,
-        tell_kernel,
-    });
-    let open = move || {
-        let clock = Arc::clone(&bucket);
-        Reader::open(
-            volume.clone(),
-            machine,
-            Arc::clone(&sink),
-            Arc::clone(&bucket),
-            Arc::new(move || clock.clock().now_millis()),
-        )
-    };
-    start(runtime, open)
-}
-
+/// Starts to follow one log on `runtime`.
 pub(super) fn start<S: Sink>(
     runtime: &tokio::runtime::Handle,
     open: impl Fn() -> Result<Reader<S>, StoreError> + Send + Sync + 'static,
@@ -200,7 +178,9 @@ async fn run<S: Sink>(
             _ = stop.changed() => break,
         };
         let done = reader.as_mut().map(Reader::take_done).unwrap_or_default();
-        note(&mut shared.status(), &done, result.as_ref().err());
+        // Not before the cursor is kept, or the next start would not know.
+        let settled = result.is_ok() && reader.as_ref().is_some_and(Reader::is_settled);
+        note(&mut shared.status(), &done, settled, result.as_ref().err());
         let failed = result.is_err();
         let wait = if failed {
             backoff.next_wait()
@@ -219,8 +199,8 @@ async fn run<S: Sink>(
             pace.saturating_sub(began.elapsed())
         };
         tokio::select! {
-            () = tokio::time::sleep(wait) => {}
-            () = shared.wake.notified(), if !failed => {}
+            () = tokio::time::sleep(wait), if !settled => {}
+            () = shared.wake.notified(), if !failed && !settled => {}
             () = shared.asked.notified() => {
                 asked = true;
                 backoff.reset();
@@ -251,7 +231,8 @@ async fn poll<S: Sink>(
     Ok(())
 }
 
-fn note(status: &mut FollowStatus, done: &Polled, err: Option<&FollowError>) {
+fn note(status: &mut FollowStatus, done: &Polled, settled: bool, err: Option<&FollowError>) {
+    status.settled = settled;
     status.segments += done.segments;
     status.changes += done.changes;
     status.caught_up_millis = status.caught_up_millis.max(done.began_millis);
@@ -273,12 +254,6 @@ impl FollowerHandle {
         self.shared.note_use();
     }
 
-    /// The same as a function that can be handed on.
-    pub fn on_use(&self) -> Arc<dyn Fn() + Send + Sync> {
-        let shared = Arc::clone(&self.shared);
-        Arc::new(move || shared.note_use())
-    }
-
     pub fn status(&self) -> FollowStatus {
         self.shared.status().clone()
     }
@@ -286,7 +261,7 @@ impl FollowerHandle {
     /// Waits until one whole poll that began after the call has been applied: it sees
     /// everything that was published before the call. False when `deadline` passed first.
     pub async fn caught_up(&self, deadline: Instant) -> bool {
-        self.shared.caught_up(deadline).await
+        self.shared.reached(self.shared.ask(), deadline).await
     }
 
     /// Stops, and keeps what was seen.
@@ -295,45 +270,5 @@ impl FollowerHandle {
         if let Err(err) = self.task.await {
             tracing::error!(error = %err, "the follower had died");
         }
-    }
-}
-
-/// This machine, as the reader needs it.
-struct Home {
-    tree: Arc<Tree>,
-    store: Arc<Store>,
-    tell_kernel: TellKernel,
-}
-
-impl Sink for Home {
-    fn apply(&self, changes: Vec<PathChange>) -> BoxFuture<'_, Result<(), TreeError>> {
-        let tree = Arc::clone(&self.tree);
-        let staging = self.store.staging.clone();
-        let tell_kernel = Arc::clone(&self.tell_kernel);
-        Box::pin(blocking(move || {
-            let applied = tree.apply(changes)?;
-            for id in applied.discarded {
-                staging.remove_after_barrier(id);
-            }
-            if !applied.notices.is_empty() {
-                tell_kernel(applied.notices);
-            }
-            Ok(())
-        }))
-    }
-
-    fn fetch_list(&self, list: (Digest, u64), blob: (Digest, u64)) -> BoxFuture<'_, Result<(), StoreError>> {
-        let fetcher = &self.store.fetcher;
-        Box::pin(fetcher.fetch_manifest(list.0, list.1, blob.0, blob.1))
-    }
-
-    fn note(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        self.store.ledger.meta(key)
-    }
-
-    fn keep_note(&self, key: &str, value: Vec<u8>) -> Result<(), StoreError> {
-        self.store
-            .ledger
-            .commit(vec![Change::PutMeta(key.to_owned(), value)])
     }
 }

@@ -2,6 +2,7 @@
 //! turned by hand, lost replies, slow uploads and restarts.
 
 mod cases;
+mod layers;
 mod machine;
 mod world;
 

@@ -4,8 +4,11 @@
 //! changes to the volume's log as *segments*, and every machine merges what it
 //! reads: the change with the greatest stamp wins ([`crate::base::clock::Stamp`]).
 //!
-//! The changes of this machine and those of the others obey one law, so they lie in one table
-//! ([`tree`]), each with its stamp; an own one also has its place in the order of what is to be published.
+//! A volume may lie over others ([`stack`]): a fork shows what its parent has where it says nothing itself.
+//!
+//! The changes of this machine, those of the others and those of the volumes below obey one law, so they lie
+//! in one table ([`tree`]), each with its stamp and its layer; an own one also has its place in the order of
+//! what is to be published.
 
 mod background;
 pub mod change;
@@ -16,6 +19,7 @@ pub mod follow;
 mod log_tests;
 pub mod publish;
 pub mod segment;
+pub mod stack;
 pub mod tree;
 
 pub use error::TreeError;

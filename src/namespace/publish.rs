@@ -28,7 +28,7 @@ use tokio::{
     time::Instant,
 };
 
-pub(super) use writer::{Clocks, PublishError, Source, Step, Writer};
+pub(super) use writer::{Clocks, LATE_MILLIS, PublishError, Source, Step, Writer};
 
 use super::{
     TreeError,

@@ -2,8 +2,11 @@
 
 use std::fmt::Write as _;
 
-use super::{Status, status::State};
-use crate::base::units::format_size;
+use super::{
+    Status,
+    status::{Layer, State},
+};
+use crate::base::units::{format_moment, format_size};
 
 /// Renders a status as lines of text.
 pub fn text(status: &Status) -> String {
@@ -29,6 +32,9 @@ pub fn text(status: &Status) -> String {
     ];
     line("mount", status.mountpoint.clone());
     line("volume", format!("{} of {}", status.volume, status.store));
+    for layer in status.layers.iter().skip(1) {
+        line("over", below(layer));
+    }
     line(
         "daemon",
         format!(
@@ -150,6 +156,18 @@ pub fn text(status: &Status) -> String {
     out
 }
 
+/// A volume below the mounted one, and how much of it is seen.
+fn below(layer: &Layer) -> String {
+    let changes = count(layer.changes, "change");
+    match layer.until_millis {
+        None => format!("{}, live, {changes} read", layer.volume),
+        Some(until) => {
+            let moment = format_moment(until);
+            format!("{} as of {moment}, {changes} read", layer.volume)
+        }
+    }
+}
+
 /// `1 blob`, `3 blobs`, `2 retries`.
 pub fn count(number: u64, noun: &str) -> String {
     match (number, noun.strip_suffix('y')) {
@@ -238,6 +256,30 @@ mod tests {
         lost.last_error = Some("denied".into());
         assert!(text(&lost).contains("2 blobs are gone"));
         assert!(text(&lost).contains("last error  denied\n"));
+    }
+
+    #[test]
+    fn the_volumes_below_are_shown_where_there_are_some() {
+        let layer = |volume: &str, until_millis| Layer {
+            volume: volume.into(),
+            until_millis,
+            changes: 1,
+            ..Layer::default()
+        };
+        let mut fork = status();
+        fork.layers = vec![layer("main", None)];
+        assert!(!text(&fork).contains("over"));
+        fork.layers.push(layer("base", None));
+        fork.layers.push(layer("old", Some(1_767_225_600_000)));
+        let text = text(&fork);
+        assert!(
+            text.contains("\nover        base, live, 1 change read\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("\nover        old as of 2026-01-01 00:00:00 UTC, 1 change read\n"),
+            "{text}"
+        );
     }
 
     #[test]

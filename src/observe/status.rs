@@ -19,7 +19,11 @@
 //!      .lost                                  blobs that the bucket turned out not to have
 //! upload.uploading_blobs .uploading_bytes .uploaded_blobs .uploaded_bytes .retries .last_error
 //! publish.pending_changes .published_changes .segments .last_error
-//! follow.segments .changes .caught_up_millis .last_error
+//! follow.segments .changes .caught_up_millis .last_error    of all layers together
+//! layers[].volume                        what is mounted, from the top: the volume, then what it is a fork of
+//!      .until_millis                     what was published later is not seen; null: all of it is
+//!      .settled                          nothing can come any more, and nobody looks
+//!      .segments .changes .caught_up_millis .last_error
 //! tiers[].url .reachable .last_error .clock_offset_millis
 //! last_error                  the newest trouble that needs the bucket or an operator, else null
 //! ```
@@ -27,7 +31,10 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    namespace::{follow::FollowStatus, publish::PublishStatus},
+    namespace::{
+        follow::{FollowStatus, LayerStatus},
+        publish::PublishStatus,
+    },
     store::ledger::Totals,
     upload::UploadStatus,
     vfs::VfsStatus,
@@ -54,6 +61,7 @@ pub struct Status {
     pub upload: Upload,
     pub publish: Publish,
     pub follow: Follow,
+    pub layers: Vec<Layer>,
     pub tiers: Vec<Tier>,
     pub last_error: Option<String>,
 }
@@ -186,6 +194,31 @@ impl From<FollowStatus> for Follow {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layer {
+    pub volume: String,
+    pub until_millis: Option<u64>,
+    pub settled: bool,
+    pub segments: u64,
+    pub changes: u64,
+    pub caught_up_millis: u64,
+    pub last_error: Option<String>,
+}
+
+impl From<LayerStatus> for Layer {
+    fn from(layer: LayerStatus) -> Self {
+        Self {
+            volume: layer.layer.volume.to_string(),
+            until_millis: layer.layer.until_millis,
+            settled: layer.follow.settled,
+            segments: layer.follow.segments,
+            changes: layer.follow.changes,
+            caught_up_millis: layer.follow.caught_up_millis,
+            last_error: layer.follow.last_error,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tier {
     pub url: String,
     /// Whether the newest request that told was answered.
@@ -224,7 +257,9 @@ mod tests {
         cache.evicted_bytes cache.limit_bytes cache.min_free_bytes cache.quarantined_blobs cache.resident_blobs \
         cache.resident_bytes cache_dir files files.hits files.lost files.misses files.open \
         files.open_for_writing files.passthrough_opens files.sealed files.settling follow \
-        follow.caught_up_millis follow.changes follow.last_error follow.segments last_error log_file machine \
+        follow.caught_up_millis follow.changes follow.last_error follow.segments last_error layers \
+        layers.caught_up_millis layers.changes layers.last_error layers.segments layers.settled \
+        layers.until_millis layers.volume log_file machine \
         memory_bytes mountpoint passthrough pid publish publish.last_error publish.pending_changes \
         publish.published_changes publish.segments read_only state store store_id tiers \
         tiers.clock_offset_millis tiers.last_error tiers.reachable tiers.url upload upload.last_error \
@@ -253,6 +288,7 @@ mod tests {
     fn names_in_the_json_are_the_documented_ones() {
         let status = Status {
             tiers: vec![Tier::default()],
+            layers: vec![Layer::default()],
             ..Status::default()
         };
         let mut names = Vec::new();

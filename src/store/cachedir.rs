@@ -5,13 +5,17 @@
 //! ```text
 //! lock          flock(2) held by the daemon; its process id, decimal
 //! format        "casmount cache 1\n"
-//! machine.json  {"machine": id, "store": id, "host": {name: value}}
+//! machine.json  {"machine": id, "store": id, "stack": [{"volume": name, "until_millis": n}, ...],
+//!               "host": {name: value}}; `stack` is what is mounted, from the top
 //! stop.json     {"boot": boot id, "clean": bool}: the boot in which it was last used, and whether it was closed
 //! ```
 //!
 //! # Invariants
 //!
 //! - A directory that is refused is unchanged, but for an empty file `lock` where there was none.
+//! - What it belongs to is known without opening the index, which would mend what a crash left.
+//! - It belongs to one store and one stack of volumes from its first use on: the tree in its index is
+//!   that of the stack, and another one must never be mixed with it.
 //! - `format` is written last: a directory without it was never used.
 //! - `stop.json` says "not clean" on the disk before anything is changed.
 
@@ -30,6 +34,7 @@ use super::StoreError;
 use crate::base::{
     durable,
     id::{MachineId, StoreId},
+    volume::Stack,
 };
 
 const FORMAT_PREFIX: &str = "casmount cache ";
@@ -38,6 +43,8 @@ const FORMAT_VERSION: u32 = 1;
 /// What a directory may hold before it becomes a cache directory: what an interrupted start left, and
 /// what a fresh file system has.
 const HARMLESS: [&str; 3] = ["lock", "machine.json", "lost+found"];
+
+const MACHINE: &str = "machine.json";
 
 /// Where a machine says who it is. Values that both have and that differ tell
 /// two machines apart; which of them can be read depends on platform and user.
@@ -61,10 +68,14 @@ pub enum LastStop {
     PowerLost,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-struct Binding {
+/// What a directory belongs to: the content of `machine.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Binding {
     machine: MachineId,
-    store: StoreId,
+    pub store: StoreId,
+    /// `None` until the first mount, and in a directory that is older than this member.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stack: Option<Stack>,
     host: BTreeMap<String, String>,
 }
 
@@ -79,7 +90,7 @@ struct Stop {
 pub struct CacheDir {
     path: PathBuf,
     _lock: File,
-    machine: MachineId,
+    binding: Binding,
     machine_changed: bool,
     last_stop: LastStop,
     boot: String,
@@ -124,7 +135,7 @@ impl CacheDir {
         } else {
             LastStop::Clean
         };
-        let (machine, machine_changed) = bind(path, store, host, known)?;
+        let (binding, machine_changed) = bind(path, store, host, known)?;
         note_pid(&lock, path)?;
         if !known {
             let format = path.join("format");
@@ -134,7 +145,7 @@ impl CacheDir {
         Ok(Self {
             path: path.to_owned(),
             _lock: lock,
-            machine,
+            binding,
             machine_changed,
             last_stop,
             boot,
@@ -147,7 +158,23 @@ impl CacheDir {
 
     /// This writer of logs. A new one when the directory woke up on another machine.
     pub fn machine(&self) -> MachineId {
-        self.machine
+        self.binding.machine
+    }
+
+    /// The volumes that it belongs to; `None` when that was never noted.
+    pub fn stack(&self) -> Option<&Stack> {
+        self.binding.stack.as_ref()
+    }
+
+    /// Makes it belong to these volumes. For a directory that belongs to none.
+    pub fn bind_stack(&mut self, stack: Stack) -> Result<(), StoreError> {
+        let binding = Binding {
+            stack: Some(stack),
+            ..self.binding.clone()
+        };
+        write_json(&self.path.join(MACHINE), &binding)?;
+        self.binding = binding;
+        Ok(())
     }
 
     /// Whether the directory was last used on another machine.
@@ -263,23 +290,28 @@ fn take_lock(dir: &Path) -> Result<File, StoreError> {
     Ok(file)
 }
 
-/// Checks what the directory belongs to, or makes it belong. Returns the
-/// machine's id, and whether another machine had the directory before.
+/// Reads what the directory belongs to, without looking whether it was ever used.
+pub(super) fn read_binding(dir: &Path) -> Result<Option<Binding>, StoreError> {
+    let path = dir.join(MACHINE);
+    let Some(text) = read_if_there(&path)? else {
+        return Ok(None);
+    };
+    serde_json::from_str(&text)
+        .map(Some)
+        .map_err(|err| StoreError::Unusable {
+            why: format!("{} is damaged: {err}", path.display()),
+        })
+}
+
+/// Checks what the directory belongs to, or makes it belong. Returns also
+/// whether another machine had the directory before.
 fn bind(
     dir: &Path,
     store: StoreId,
     host: BTreeMap<String, String>,
     known: bool,
-) -> Result<(MachineId, bool), StoreError> {
-    let path = dir.join("machine.json");
-    let old = match read_if_there(&path)?.filter(|_| known) {
-        None => None,
-        Some(text) => Some(
-            serde_json::from_str::<Binding>(&text).map_err(|err| StoreError::Unusable {
-                why: format!("{} is damaged: {err}", path.display()),
-            })?,
-        ),
-    };
+) -> Result<(Binding, bool), StoreError> {
+    let old = if known { read_binding(dir)? } else { None };
     if let Some(old) = &old {
         if old.store != store {
             return unusable(format!(
@@ -291,12 +323,13 @@ fn bind(
         }
         let differs = |(name, value): (&String, &String)| host.get(name).is_some_and(|now| now != value);
         if !old.host.iter().any(differs) {
-            return Ok((old.machine, false));
+            return Ok((old.clone(), false));
         }
     }
     let binding = Binding {
         machine: MachineId::random(),
         store,
+        stack: old.as_ref().and_then(|old| old.stack.clone()),
         host,
     };
     if let Some(old) = &old {
@@ -305,8 +338,8 @@ fn bind(
             "the cache directory woke up on another machine and takes a new machine id"
         );
     }
-    write_json(&path, &binding)?;
-    Ok((binding.machine, old.is_some()))
+    write_json(&dir.join(MACHINE), &binding)?;
+    Ok((binding, old.is_some()))
 }
 
 fn read_stop(dir: &Path, boot: &str) -> Result<LastStop, StoreError> {
@@ -437,6 +470,21 @@ mod tests {
         drop(moved);
         let again = open(dir.path(), "b", "boot").unwrap();
         assert_eq!((again.machine(), again.machine_changed()), (second, false));
+    }
+
+    #[test]
+    fn the_stack_is_noted_once_and_stays_when_the_machine_changes() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut cache = open(dir.path(), "a", "boot").unwrap();
+        assert_eq!(cache.stack(), None);
+        let stack = Stack::of("main".parse().unwrap());
+        cache.bind_stack(stack.clone()).unwrap();
+        let machine = cache.machine();
+        drop(cache);
+        let again = open(dir.path(), "a", "boot").unwrap();
+        assert_eq!((again.stack(), again.machine()), (Some(&stack), machine));
+        drop(again);
+        assert_eq!(open(dir.path(), "b", "boot").unwrap().stack(), Some(&stack));
     }
 
     #[test]

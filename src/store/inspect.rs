@@ -3,38 +3,22 @@
 //! Reads the files that [`super::cachedir`] specifies and changes nothing. What
 //! it says can be outdated at once; only opening the directory decides.
 
-use std::{
-    fs::{self, File},
-    io,
-    path::Path,
-};
+use std::{fs::File, io, path::Path};
 
 use rustix::{fs::FlockOperation, io::Errno};
-use serde::Deserialize;
 
-use super::StoreError;
-use crate::base::id::StoreId;
+use super::{
+    StoreError,
+    cachedir::{Binding, read_binding},
+};
 
-/// The store that a cache directory belongs to; `None` if it was never used.
-pub fn bound_store(dir: &Path) -> Result<Option<StoreId>, StoreError> {
-    #[derive(Deserialize)]
-    struct Binding {
-        store: StoreId,
-    }
+/// What a cache directory belongs to; `None` if it was never used.
+pub fn binding(dir: &Path) -> Result<Option<Binding>, StoreError> {
     // Written last: without it the rest may be half there.
     if !dir.join("format").exists() {
         return Ok(None);
     }
-    let path = dir.join("machine.json");
-    let bytes = fs::read(&path).map_err(|source| StoreError::Disk {
-        verb: "read",
-        path: path.clone(),
-        source,
-    })?;
-    let binding: Binding = serde_json::from_slice(&bytes).map_err(|err| StoreError::Unusable {
-        why: format!("{} is damaged: {err}", path.display()),
-    })?;
-    Ok(Some(binding.store))
+    read_binding(dir)
 }
 
 /// Whether a daemon holds a cache directory just now.
@@ -62,23 +46,24 @@ pub fn is_in_use(dir: &Path) -> Result<bool, StoreError> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::base::id::StoreId;
 
     #[test]
     fn a_directory_tells_whose_it_is_once_it_was_used() {
         let dir = tempfile::tempdir().unwrap();
         let store = StoreId(7);
         let json = format!(r#"{{"machine":"00000000000000ab","store":"{store}","host":{{}}}}"#);
-        assert_eq!(bound_store(&dir.path().join("no")).unwrap(), None);
+        let bound_store = || binding(dir.path()).map(|found| found.map(|found| found.store));
+        assert_eq!(binding(&dir.path().join("no")).unwrap(), None);
         fs::write(dir.path().join("machine.json"), json).unwrap();
-        assert_eq!(bound_store(dir.path()).unwrap(), None);
+        assert_eq!(bound_store().unwrap(), None);
         fs::write(dir.path().join("format"), "casmount cache 1\n").unwrap();
-        assert_eq!(bound_store(dir.path()).unwrap(), Some(store));
+        assert_eq!(bound_store().unwrap(), Some(store));
         fs::write(dir.path().join("machine.json"), "{").unwrap();
-        assert!(matches!(
-            bound_store(dir.path()),
-            Err(StoreError::Unusable { .. })
-        ));
+        assert!(matches!(bound_store(), Err(StoreError::Unusable { .. })));
     }
 
     #[test]

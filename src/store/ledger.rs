@@ -316,6 +316,16 @@ impl Ledger {
         }
     }
 
+    /// Keys of [`Self::meta`] that begin with `prefix`, in their order.
+    pub fn meta_keys(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        // Memory first: what leaves it in between is in the index by then.
+        let mut keys = self.core.layers.memory().meta_keys(prefix);
+        keys.extend(self.core.layers.index.read(|index| index.meta_keys(prefix))?);
+        keys.sort_unstable();
+        keys.dedup();
+        Ok(keys)
+    }
+
     pub fn totals(&self) -> Totals {
         self.core.layers.memory().totals
     }

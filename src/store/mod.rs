@@ -62,7 +62,10 @@ use self::{
     staging::Staging,
 };
 use crate::{
-    base::id::{MachineId, StoreId},
+    base::{
+        id::{MachineId, StoreId},
+        volume::Stack,
+    },
     tier::SharedBucket,
 };
 
@@ -174,6 +177,16 @@ impl Store {
             },
             cache_dir,
         })
+    }
+
+    /// The volumes that the directory belongs to; `None` when that was never noted.
+    pub fn stack(&self) -> Option<&Stack> {
+        self.cache_dir.stack()
+    }
+
+    /// Makes the directory belong to these volumes. For one that belongs to none.
+    pub fn bind_stack(&mut self, stack: Stack) -> Result<(), StoreError> {
+        self.cache_dir.bind_stack(stack)
     }
 
     /// Absorbs the journal, makes everything durable on this disk and marks the stop as clean.

@@ -223,7 +223,7 @@ mod tests {
     use super::*;
     use crate::{
         base::clock::Stamp,
-        store::rows::{NameState, Place},
+        store::rows::{NameState, Place, TreeLayer},
     };
 
     #[expect(clippy::unnecessary_wraps, reason = "as an overlay takes it")]
@@ -231,6 +231,7 @@ mod tests {
         Some(Arc::new(NameRow {
             parent: Ino::ROOT,
             name: name.to_vec(),
+            layer: TreeLayer::TOP,
             stamp: Stamp::ZERO,
             state,
             dir: None,

@@ -134,18 +134,56 @@ pub struct Place {
     pub first_seq: u64,
 }
 
-/// One name: a register that the last writer wins.
+/// Which volume of the mounted stack a register comes from, counted from the top.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TreeLayer(u8);
+
+impl TreeLayer {
+    /// The mounted volume, with this machine's own changes.
+    pub const TOP: Self = Self(0);
+
+    /// How many volumes may lie below the mounted one.
+    pub const MAX_BELOW: u8 = 8;
+
+    /// The layer that has `above` others above it; `None` when that is too many.
+    #[must_use]
+    pub fn new(above: u64) -> Option<Self> {
+        u8::try_from(above)
+            .ok()
+            .filter(|above| *above <= Self::MAX_BELOW)
+            .map(Self)
+    }
+
+    /// How many layers are above it.
+    #[must_use]
+    pub fn number(self) -> u8 {
+        self.0
+    }
+}
+
+/// One name: a register of the uppermost layer that says anything of it, there of the last writer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NameRow {
     pub parent: Ino,
     pub name: Vec<u8>,
+    pub layer: TreeLayer,
+    /// [`Stamp::ZERO`]: nobody said anything of this name yet, only of names below it.
     pub stamp: Stamp,
     pub state: NameState,
     /// The directory that holds what is known below this name, live or not;
     /// equal to `state`'s while the name is a live directory.
     pub dir: Option<Ino>,
-    /// Set while this machine made the newest change and has not published it.
+    /// Set while this machine made the newest change and has not published it; then the
+    /// layer is [`TreeLayer::TOP`].
     pub pending: Option<Place>,
+}
+
+impl NameRow {
+    /// Whether a change of `layer` with `stamp` takes the place of this one (law 1 of the merge).
+    #[must_use]
+    pub fn yields_to(&self, layer: TreeLayer, stamp: Stamp) -> bool {
+        self.stamp == Stamp::ZERO || layer < self.layer || (layer == self.layer && stamp > self.stamp)
+    }
 }
 
 /// Which bytes of a blob are on this disk and verified.

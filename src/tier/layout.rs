@@ -4,6 +4,7 @@
 //! casmount.json                                   format version, store id, chunking
 //! blobs/sha256/<2 hex>/<64 hex>                   a chunk, a blob of one chunk, or a chunk list
 //! packs/<2 hex>/<64 hex>                          many chunks, named by the SHA-256 of their digests
+//! volumes/<name>/volume.json                      what a fork lies over; a volume without parent has none
 //! volumes/<name>/log/<yyyymmddThhmm>/<ms>-<machine>-<seq>   segments, immutable
 //! probe/<machine>-<random>                        of the first use; removed again
 //! ```
@@ -17,7 +18,7 @@
 //! Keys are part of the store's format (`casmount.json`, [`FORMAT_VERSION`]):
 //! readers refuse a newer version, and `tests/golden_chunking.rs` pins these texts.
 
-use crate::base::{digest::Digest, id::MachineId};
+use crate::base::{digest::Digest, id::MachineId, units::civil_date};
 
 /// The version of everything that is written to a bucket.
 pub const FORMAT_VERSION: u32 = 1;
@@ -38,6 +39,12 @@ pub fn blob(digest: &Digest) -> String {
 #[must_use]
 pub fn pack(name: &Digest) -> String {
     format!("packs/{}/{name}", name.shard())
+}
+
+/// What a volume lies over.
+#[must_use]
+pub fn volume(volume: &str) -> String {
+    format!("volumes/{volume}/volume.json")
 }
 
 /// What all segments of a volume start with.
@@ -66,19 +73,6 @@ pub fn minute(millis: u64) -> String {
         minutes / 60 % 24,
         minutes % 60
     )
-}
-
-/// Turns days since 1970 into a date (Hinnant, "chrono-Compatible Low-Level Date Algorithms").
-fn civil_date(days: u64) -> (u64, u64, u64) {
-    let z = days + 719_468;
-    let era = z / 146_097;
-    let doe = z % 146_097;
-    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
-    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
-    let mp = (5 * doy + 2) / 153;
-    let day = doy - (153 * mp + 2) / 5 + 1;
-    let month = if mp < 10 { mp + 3 } else { mp - 9 };
-    (yoe + era * 400 + u64::from(month <= 2), month, day)
 }
 
 #[cfg(test)]

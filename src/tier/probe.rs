@@ -225,8 +225,8 @@ async fn create_store(bucket: &dyn Bucket) -> Result<StoreFacts, TierError> {
     })
 }
 
-/// Whether the second of two writers that create one key is refused.
-async fn honours_conditions(bucket: &dyn Bucket) -> Result<bool, TierError> {
+/// Asks whether the second of two writers that create one key is refused. Three requests.
+pub async fn honours_conditions(bucket: &dyn Bucket) -> Result<bool, TierError> {
     let key = probe_key(MachineId(0));
     bucket.put_new(&key, Body::raw("probe")).await?;
     let second = bucket.put_new(&key, Body::raw("probe")).await?;

@@ -55,8 +55,8 @@ pub fn check(settings: &Settings, store: Option<StoreId>) -> Vec<Finding> {
 
 /// The store that the directory belongs to, and whether a daemon uses it.
 fn look(dir: &Path) -> Result<Option<(StoreId, bool)>, StoreError> {
-    match inspect::bound_store(dir)? {
-        Some(store) => Ok(Some((store, inspect::is_in_use(dir)?))),
+    match inspect::binding(dir)? {
+        Some(binding) => Ok(Some((binding.store, inspect::is_in_use(dir)?))),
         None => Ok(None),
     }
 }

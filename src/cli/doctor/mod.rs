@@ -50,7 +50,7 @@ struct Diagnosis {
 
 pub fn run(args: &DoctorArgs) -> Result<(), Failure> {
     let dirs = Dirs::of_this_process();
-    let settings = args::settings(args.store.layer(), args.store.config.as_deref(), &dirs)?;
+    let settings = args::settings(args.store.layer(), args.store.bucket.config.as_deref(), &dirs)?;
     crate::daemon::bucket::parse_url(&settings.store)?;
     let mut findings = kernel::check(&settings);
     findings.extend(mounts::check());

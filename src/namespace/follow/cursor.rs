@@ -99,7 +99,7 @@ impl Listing {
 }
 
 /// What sorts just before every key of `millis`.
-fn before(volume: &str, millis: u64) -> String {
+pub fn before(volume: &str, millis: u64) -> String {
     format!(
         "{}{}/{millis:013}",
         layout::log_prefix(volume),
@@ -157,6 +157,11 @@ impl Cursor {
     /// What is older needs not be listed any more.
     pub fn window_start(&self) -> u64 {
         self.full_began.unwrap_or(0).saturating_sub(WINDOW_MILLIS)
+    }
+
+    /// Whether every segment is known that ever carried a time up to `until` in its key.
+    pub fn is_settled(&self, until: u64) -> bool {
+        self.window_start() > until
     }
 
     /// Notes that everything of `listing` up to `last` is known.
@@ -416,6 +421,22 @@ mod tests {
         list(&mut cursor, T + 2 * WINDOW_MILLIS, true, &[]);
         list(&mut cursor, T + 4 * WINDOW_MILLIS, true, &[]);
         assert!(cursor.known.is_empty());
+    }
+
+    #[test]
+    fn a_moment_is_settled_when_nothing_before_it_can_come_any_more() {
+        let mut cursor = Cursor::default();
+        assert!(!cursor.is_settled(0));
+        list(&mut cursor, T + WINDOW_MILLIS, true, &[]);
+        assert!(cursor.is_settled(T - 1) && !cursor.is_settled(T));
+        // A short listing may have missed something.
+        list(&mut cursor, T + 2 * WINDOW_MILLIS, false, &[]);
+        assert!(!cursor.is_settled(T));
+        // What could not be read may be readable now.
+        cursor.note_unread(key(T - 1, 1, 1));
+        list(&mut cursor, T + 3 * WINDOW_MILLIS, true, &[]);
+        assert!(cursor.is_settled(T));
+        assert!(!Cursor::from_bytes(&cursor.to_bytes()).unwrap().is_settled(T - 1));
     }
 
     proptest! {

@@ -12,8 +12,11 @@
 //!   second reading; merging is idempotent.
 //! - A segment that cannot be fetched now ends the listing before it; one that is damaged
 //!   is reported once, left out, and tried again at each full listing that reaches it.
-//! - Own segments are left out. A machine whose cache directory is new has
-//!   a new id, and reads what it wrote under the old one.
+//! - Own segments of the mounted volume are left out. A machine whose cache directory is new
+//!   has a new id, and reads what it wrote under the old one. Of a volume below, own ones are
+//!   read as well: what this machine said there is not in this tree.
+//! - Of a volume that is seen up to a moment, segments that carry a later time are left out. When
+//!   none that it carries before can appear any more, nothing is asked of the bucket.
 //!
 //! # Chunk lists
 //!
@@ -31,7 +34,7 @@ use std::{
     sync::Arc,
 };
 
-use super::cursor::{Cursor, Listing, SegmentKey};
+use super::cursor::{Cursor, Listing, SegmentKey, before};
 use crate::{
     base::{BoxFuture, digest::Digest, id::MachineId},
     namespace::{
@@ -72,6 +75,16 @@ pub enum FollowError {
     Ledger(#[from] StoreError),
 }
 
+/// Which log is read, and what of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogView {
+    pub volume: String,
+    /// The machine whose segments are left out.
+    pub without: Option<MachineId>,
+    /// Segments with a later time in their key are left out.
+    pub until_millis: Option<u64>,
+}
+
 /// What a poll did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Polled {
@@ -91,8 +104,7 @@ enum Ended {
 }
 
 pub struct Reader<S> {
-    volume: String,
-    machine: MachineId,
+    view: LogView,
     sink: Arc<S>,
     bucket: SharedBucket,
     now_millis: Arc<dyn Fn() -> u64 + Send + Sync>,
@@ -105,26 +117,27 @@ pub struct Reader<S> {
     done: Polled,
 }
 
+/// What the keys of all notes about logs start with; the name of a volume follows.
+pub const NOTE_PREFIX: &str = "log/";
+
 fn note_key(volume: &str) -> String {
-    format!("log/{volume}/followed")
+    format!("{NOTE_PREFIX}{volume}/followed")
 }
 
 impl<S: Sink> Reader<S> {
     /// Goes on where the last run of the daemon stopped, or begins with the log.
     pub fn open(
-        volume: String,
-        machine: MachineId,
+        view: LogView,
         sink: Arc<S>,
         bucket: SharedBucket,
         now_millis: Arc<dyn Fn() -> u64 + Send + Sync>,
     ) -> Result<Self, StoreError> {
         let cursor = sink
-            .note(&note_key(&volume))?
+            .note(&note_key(&view.volume))?
             .and_then(|bytes| Cursor::from_bytes(&bytes))
             .unwrap_or_default();
         Ok(Self {
-            volume,
-            machine,
+            view,
             sink,
             bucket,
             now_millis,
@@ -144,6 +157,9 @@ impl<S: Sink> Reader<S> {
     ///
     /// The cursor is kept in the ledger by [`Self::keep`], which the caller calls now and then.
     pub async fn poll(&mut self, full: bool) -> Result<(), FollowError> {
+        if self.is_settled() {
+            return Ok(());
+        }
         let mut listing = self.list(full).await?;
         if listing.resumed {
             // Segments can have come behind the place where it was resumed.
@@ -154,11 +170,18 @@ impl<S: Sink> Reader<S> {
         Ok(())
     }
 
+    /// Whether everything that is to be seen was read, for good.
+    pub fn is_settled(&self) -> bool {
+        self.view
+            .until_millis
+            .is_some_and(|until| self.cursor.is_settled(until))
+    }
+
     /// Keeps the cursor, if it changed.
     pub fn keep(&mut self) -> Result<(), StoreError> {
         if self.cursor != self.kept {
             self.sink
-                .keep_note(&note_key(&self.volume), self.cursor.to_bytes())?;
+                .keep_note(&note_key(&self.view.volume), self.cursor.to_bytes())?;
             self.kept = self.cursor.clone();
         }
         Ok(())
@@ -166,8 +189,12 @@ impl<S: Sink> Reader<S> {
 
     async fn list(&mut self, full: bool) -> Result<Listing, FollowError> {
         let now = (self.now_millis)();
-        let mut listing = self.cursor.begin(&self.volume, now, full);
-        let prefix = layout::log_prefix(&self.volume);
+        let mut listing = self.cursor.begin(&self.view.volume, now, full);
+        let prefix = layout::log_prefix(&self.view.volume);
+        let end = self
+            .view
+            .until_millis
+            .map(|until| before(&self.view.volume, until.saturating_add(1)));
         // What was gone back for once: it is read by now, or not there.
         let mut sought = BTreeSet::new();
         loop {
@@ -177,7 +204,7 @@ impl<S: Sink> Reader<S> {
             let wanted = keys.into_iter().filter(|key| self.wants(*key, listing.full));
             if let Ended::Gap(previous) = self.read(wanted.collect(), &sought).await? {
                 sought.insert(previous);
-                listing.go_back(&self.volume, previous.millis);
+                listing.go_back(&self.view.volume, previous.millis);
                 continue;
             }
             let Some(last) = page.objects.last() else { break };
@@ -189,7 +216,7 @@ impl<S: Sink> Reader<S> {
                 .into());
             }
             self.cursor.advance(&mut listing, &last.key, newest);
-            if !page.more {
+            if !page.more || end.as_ref().is_some_and(|end| last.key >= *end) {
                 break;
             }
             if listing.full {
@@ -206,11 +233,11 @@ impl<S: Sink> Reader<S> {
 
     fn segments_of(&self, page: &Page) -> Vec<SegmentKey> {
         let parse = |key: &str| {
-            let parsed = SegmentKey::parse(&self.volume, key);
+            let parsed = SegmentKey::parse(&self.view.volume, key);
             if parsed.is_none() {
                 tracing::debug!(key, "an object in the log is no segment");
             }
-            parsed
+            parsed.filter(|key| self.view.until_millis.is_none_or(|until| key.millis <= until))
         };
         page.objects
             .iter()
@@ -219,7 +246,9 @@ impl<S: Sink> Reader<S> {
     }
 
     fn wants(&self, key: SegmentKey, full: bool) -> bool {
-        key.machine != self.machine && !self.cursor.knows(key) && (full || !self.unreadable.contains(&key))
+        self.view.without != Some(key.machine)
+            && !self.cursor.knows(key)
+            && (full || !self.unreadable.contains(&key))
     }
 
     /// Fetches `wanted`, several at once, and applies them in their order.
@@ -304,7 +333,7 @@ impl<S: Sink> Reader<S> {
             self.cursor.note_unread(key);
         }
         if self.unreadable.insert(key) {
-            let key = key.to_key(&self.volume);
+            let key = key.to_key(&self.view.volume);
             tracing::error!(key, error = %err, "a segment is left out; its changes are not seen here");
         }
     }
@@ -312,7 +341,7 @@ impl<S: Sink> Reader<S> {
     fn fetch(&self, key: SegmentKey) -> Fetch {
         Fetch(tokio::spawn(fetch(
             key,
-            key.to_key(&self.volume),
+            key.to_key(&self.view.volume),
             Arc::clone(&self.bucket),
             Arc::clone(&self.sink),
         )))

@@ -21,13 +21,13 @@ use crate::{
 
 const HOLD_MILLIS: u64 = 10_000;
 
-fn world() -> Arc<World> {
+pub fn world() -> Arc<World> {
     let world = World::new(1, START);
     world.heal();
     world
 }
 
-fn soon() -> Instant {
+pub fn soon() -> Instant {
     Instant::now() + Duration::from_secs(20)
 }
 
@@ -39,7 +39,7 @@ async fn settle() {
 }
 
 /// Whether `machine` shows `path`.
-fn shows(machine: &Machine, path: &[u8]) -> bool {
+pub fn shows(machine: &Machine, path: &[u8]) -> bool {
     machine.registers().iter().any(|change| change.path == path)
 }
 

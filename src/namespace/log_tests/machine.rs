@@ -18,7 +18,7 @@ use crate::{
         TreeError,
         change::{Entry, PathChange},
         cut::ORDER_HOLD,
-        follow::{Reader, Sink},
+        follow::{LogView, Reader, Sink},
         publish::{Clocks, Source, Writer},
         tree::{Pending, Readiness},
     },
@@ -127,8 +127,16 @@ impl Machine {
     }
 
     pub fn reader(self: &Arc<Self>) -> Reader<Self> {
+        self.reader_of(LogView {
+            volume: "v".to_owned(),
+            without: Some(self.id),
+            until_millis: None,
+        })
+    }
+
+    pub fn reader_of(self: &Arc<Self>, view: LogView) -> Reader<Self> {
         let bucket = Arc::clone(&self.world);
-        Reader::open("v".to_owned(), self.id, Arc::clone(self), bucket, self.clock()).unwrap()
+        Reader::open(view, Arc::clone(self), bucket, self.clock()).unwrap()
     }
 
     /// Opens a file for writing, which waits to be published if it was closed before.

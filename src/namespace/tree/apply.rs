@@ -1,4 +1,4 @@
-//! Merging what other machines changed.
+//! Merging what other machines changed, in the mounted volume and in those below it.
 
 use super::{Edit, InUse, Tree, edit::live};
 use crate::{
@@ -7,7 +7,7 @@ use crate::{
         TreeError,
         change::{Entry, EntryChunks, PathChange},
     },
-    store::rows::{Change, Content, Ino, LinkId, NameRow, NameState, NodeKind, NodeRow},
+    store::rows::{Change, Content, Ino, LinkId, NameRow, NameState, NodeKind, NodeRow, TreeLayer},
 };
 
 /// Something the kernel may hold in its caches and that is no longer so.
@@ -23,11 +23,11 @@ pub enum Notice {
 const BATCH: usize = 256;
 
 impl Tree {
-    /// Merges changes of other machines; idempotent, in any order.
+    /// Merges changes that were made in the volume of `layer`; idempotent, in any order.
     ///
     /// Returns what the kernel must be told, which the caller does from a
     /// thread of its own, and the staging files that no file needs any more.
-    pub fn apply(&self, changes: Vec<PathChange>) -> Result<Applied, TreeError> {
+    pub fn apply(&self, layer: TreeLayer, changes: Vec<PathChange>) -> Result<Applied, TreeError> {
         let mut applied = Applied::default();
         let mut told = self.told_places(&changes)?;
         let mut changes = changes.into_iter().peekable();
@@ -36,7 +36,7 @@ impl Tree {
             let mut edit = Edit::unasked(self, &mut in_use);
             edit.also(told.drain(..));
             for change in changes.by_ref().take(BATCH) {
-                apply_one(&mut edit, change)?;
+                apply_one(&mut edit, layer, change)?;
             }
             let (discarded, notices) = edit.commit()?;
             applied.notices.extend(notices);
@@ -73,7 +73,7 @@ pub struct Applied {
     pub discarded: Vec<crate::store::rows::StagingId>,
 }
 
-fn apply_one(edit: &mut Edit<'_>, change: PathChange) -> Result<(), TreeError> {
+fn apply_one(edit: &mut Edit<'_>, layer: TreeLayer, change: PathChange) -> Result<(), TreeError> {
     edit.observe(change.stamp);
     let mut names = change.path.split(|&byte| byte == b'/').collect::<Vec<_>>();
     let Some(name) = names.pop() else { return Ok(()) };
@@ -82,14 +82,20 @@ fn apply_one(edit: &mut Edit<'_>, change: PathChange) -> Result<(), TreeError> {
         parent = edit.dir_below(parent, above)?;
     }
     let old = edit.name(parent, name)?;
-    if old.as_ref().is_some_and(|old| old.stamp >= change.stamp) {
+    if old
+        .as_ref()
+        .is_some_and(|old| !old.yields_to(layer, change.stamp))
+    {
         return Ok(());
     }
     let old_ino = old.as_ref().and_then(|old| live(old.state));
     let dir = old.as_ref().and_then(|old| old.dir);
     let state = match change.entry {
         None => NameState::Dead,
-        Some(entry) => NameState::Live(place(edit, parent, name, old_ino, dir, &entry)?),
+        Some(entry) if entry.kind == NodeKind::Dir => {
+            NameState::Live(place_dir(edit, parent, name, dir, &entry)?)
+        }
+        Some(entry) => NameState::Live(place_file(edit, layer, old.as_ref(), &entry)?),
     };
     if let Some(ino) = old_ino.filter(|&ino| state != NameState::Live(ino)) {
         shadow(edit.in_use, ino, parent, name);
@@ -99,6 +105,7 @@ fn apply_one(edit: &mut Edit<'_>, change: PathChange) -> Result<(), TreeError> {
     edit.set_name(NameRow {
         parent,
         name,
+        layer,
         stamp,
         state,
         dir,
@@ -133,30 +140,36 @@ fn register_stamp(edit: &Edit<'_>, dir: &NodeRow) -> Result<Stamp, TreeError> {
     }
 }
 
-/// The node that an entry describes: the one that is there if its bytes are the same, else a new one.
-fn place(
+/// The directory that an entry describes: the one that is seen there, else a new one.
+fn place_dir(
     edit: &mut Edit<'_>,
     parent: Ino,
     name: &[u8],
-    old: Option<Ino>,
     dir: Option<Ino>,
     entry: &Entry,
 ) -> Result<Ino, TreeError> {
-    if entry.kind == NodeKind::Dir {
-        let seen = edit.visible(parent, name)?.map(|node| node.ino);
-        let ino = match dir {
-            Some(dir) if seen == Some(dir) => dir,
-            known => {
-                let new = edit.new_dir(parent, name);
-                if let Some(known) = known {
-                    edit.inherit(known, new)?;
-                }
-                new
+    let seen = edit.visible(parent, name)?.map(|node| node.ino);
+    let ino = match dir {
+        Some(dir) if seen == Some(dir) => dir,
+        known => {
+            let new = edit.new_dir(parent, name);
+            if let Some(known) = known {
+                edit.inherit(known, new)?;
             }
-        };
-        describe(edit, ino, entry)?;
-        return Ok(ino);
-    }
+            new
+        }
+    };
+    describe(edit, ino, entry)?;
+    Ok(ino)
+}
+
+/// The node that an entry describes: one that is there if its bytes are the same, else a new one.
+fn place_file(
+    edit: &mut Edit<'_>,
+    layer: TreeLayer,
+    old: Option<&NameRow>,
+    entry: &Entry,
+) -> Result<Ino, TreeError> {
     let content = match &entry.blob {
         None => Content::None,
         Some(blob) => Content::Blob(blob.digest),
@@ -166,18 +179,44 @@ fn place(
     {
         edit.also([Change::PutManifest(blob.digest, list.clone())]);
     }
-    let linked = entry.link_id.map(|id| linked(edit, id)).transpose()?.flatten();
-    for known in [old, linked].into_iter().flatten() {
-        let Some(node) = edit.node(known)? else { continue };
-        if node.kind == entry.kind
-            && node.content == content
-            && node.target == entry.target
-            && node.rdev == entry.rdev
-        {
-            describe(edit, known, entry)?;
-            return Ok(known);
-        }
+    let linked = entry
+        .link_id
+        .map(|id| edit.linked(layer, id))
+        .transpose()?
+        .flatten();
+    let known = match linked.map(|ino| edit.node(ino)).transpose()?.flatten() {
+        Some(node) if holds(&node, &content, entry) && edit.is_of_layer(&node, layer)? => Some(node.ino),
+        _ => None,
+    };
+    let ino = match (known, old) {
+        (Some(known), _) => known,
+        (None, Some(old)) => match live(old.state).map(|ino| edit.node(ino)).transpose()?.flatten() {
+            // What this entry says holds for one name; other names of the file may say something else.
+            Some(node)
+                if holds(&node, &content, entry)
+                    && (node.nlink <= 1 || (old.layer == layer && node.link_id == entry.link_id)) =>
+            {
+                node.ino
+            }
+            _ => new_file(edit, content, entry),
+        },
+        (None, None) => new_file(edit, content, entry),
+    };
+    describe(edit, ino, entry)?;
+    if let Some(id) = entry.link_id.filter(|_| known.is_none()) {
+        edit.remember_link_id(layer, id, ino)?;
     }
+    Ok(ino)
+}
+
+fn holds(node: &NodeRow, content: &Content, entry: &Entry) -> bool {
+    node.kind == entry.kind
+        && node.content == *content
+        && node.target == entry.target
+        && node.rdev == entry.rdev
+}
+
+fn new_file(edit: &mut Edit<'_>, content: Content, entry: &Entry) -> Ino {
     let ino = edit.next_ino();
     edit.put_node(NodeRow {
         rdev: entry.rdev,
@@ -189,24 +228,37 @@ fn place(
         target: entry.target.clone(),
         ..NodeRow::new(ino, entry.kind, edit.now)
     });
-    describe(edit, ino, entry)?;
-    if let Some(id) = entry.link_id {
-        edit.remember_link_id(id, ino)?;
-    }
-    Ok(ino)
+    ino
 }
 
 impl Edit<'_> {
-    /// Makes a file known under its link id, so that its other names find it.
-    pub(super) fn remember_link_id(&mut self, id: LinkId, ino: Ino) -> Result<(), TreeError> {
+    /// Makes a file known under its link id, so that its other names of the same layer find it.
+    pub(super) fn remember_link_id(
+        &mut self,
+        layer: TreeLayer,
+        id: LinkId,
+        ino: Ino,
+    ) -> Result<(), TreeError> {
         self.set_name(NameRow {
             parent: Ino::LINKS,
-            name: link_name(id),
+            name: link_name(layer, id),
+            layer: TreeLayer::TOP,
             stamp: Stamp::ZERO,
             state: NameState::Live(ino),
             dir: None,
             pending: None,
         })
+    }
+
+    /// The file that was last known under a link id in a layer; its names may be of an upper one by now.
+    pub(super) fn linked(&self, layer: TreeLayer, id: LinkId) -> Result<Option<Ino>, TreeError> {
+        Ok(self
+            .name(Ino::LINKS, &link_name(layer, id))?
+            .and_then(|row| live(row.state)))
+    }
+
+    fn is_of_layer(&self, file: &NodeRow, layer: TreeLayer) -> Result<bool, TreeError> {
+        Ok(self.own_names(file)?.iter().all(|row| row.layer == layer))
     }
 }
 
@@ -226,15 +278,12 @@ fn describe(edit: &mut Edit<'_>, ino: Ino, entry: &Entry) -> Result<(), TreeErro
     Ok(())
 }
 
-/// The file that carries a link id on this machine.
-fn linked(edit: &Edit<'_>, id: LinkId) -> Result<Option<Ino>, TreeError> {
-    Ok(edit
-        .name(Ino::LINKS, &link_name(id))?
-        .and_then(|row| live(row.state)))
-}
-
-fn link_name(id: LinkId) -> Vec<u8> {
-    format!("{}-{:x}", id.machine, id.ino).into_bytes()
+fn link_name(layer: TreeLayer, id: LinkId) -> Vec<u8> {
+    let name = format!("{}-{:x}", id.machine, id.ino);
+    match layer.number() {
+        0 => name.into_bytes(),
+        below => format!("{name}-{below}").into_bytes(),
+    }
 }
 
 /// Remembers that a name was taken from a file while it is open for writing (law 5).

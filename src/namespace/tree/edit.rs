@@ -19,7 +19,10 @@ use super::{InUse, Notice, Tree, encode_clock, seen_at, wall_nanos};
 use crate::{
     base::clock::Stamp,
     namespace::TreeError,
-    store::rows::{Change, Content, DirState, Ino, NameRow, NameState, NodeKind, NodeRow, Place, StagingId},
+    store::rows::{
+        Change, Content, DirState, Ino, LinkId, NameRow, NameState, NodeKind, NodeRow, Place, StagingId,
+        TreeLayer,
+    },
 };
 
 /// What a register shows: which node, and whether it is a directory.
@@ -183,7 +186,7 @@ impl<'a> Edit<'a> {
         (self.stamp(), Place { seq, first_seq })
     }
 
-    /// Changes a register as a write of this machine, to be published.
+    /// Changes a register as a write of this machine, to be published: of the uppermost layer.
     pub(super) fn own(&mut self, parent: Ino, name: &[u8], state: NameState) -> Result<(), TreeError> {
         let old = self.name(parent, name)?;
         // Whoever writes the name here now is later than a writer that lost it to another machine.
@@ -194,10 +197,42 @@ impl<'a> Edit<'a> {
         self.set_name(NameRow {
             parent,
             name: name.to_vec(),
+            layer: TreeLayer::TOP,
             stamp,
             state,
             dir: old.and_then(|row| row.dir),
             pending: Some(place),
+        })?;
+        match state {
+            NameState::Live(ino) => self.raise(ino),
+            NameState::Dead => Ok(()),
+        }
+    }
+
+    /// Brings the other names of a hard-linked file to the uppermost layer, because one of them
+    /// came there (law 6).
+    pub(super) fn raise(&mut self, ino: Ino) -> Result<(), TreeError> {
+        let Some(id) = self.link_id(ino)? else {
+            return Ok(());
+        };
+        // Whoever is known there under its link id came there whole.
+        if self.linked(TreeLayer::TOP, id)? == Some(ino) {
+            return Ok(());
+        }
+        self.remember_link_id(TreeLayer::TOP, id, ino)?;
+        let node = self.node(ino)?.ok_or(TreeError::NotFound)?;
+        for row in self.own_names(&node)? {
+            if row.layer != TreeLayer::TOP {
+                self.own(row.parent, &row.name, row.state)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn link_id(&self, ino: Ino) -> Result<Option<LinkId>, TreeError> {
+        Ok(match self.nodes.get(&ino) {
+            Some(changed) => changed.as_ref().and_then(|node| node.link_id),
+            None => self.tree.ledger.node(ino)?.and_then(|node| node.link_id),
         })
     }
 
@@ -394,6 +429,7 @@ impl<'a> Edit<'a> {
             ..row.unwrap_or_else(|| NameRow {
                 parent,
                 name: name.to_vec(),
+                layer: TreeLayer::TOP,
                 stamp: Stamp::ZERO,
                 state: NameState::Dead,
                 dir: None,

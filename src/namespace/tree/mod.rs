@@ -1,24 +1,43 @@
-//! The tree of this machine: own changes and those of others, merged.
+//! The tree of this machine: own changes, those of others and those of the volumes below, merged.
 //!
-//! A volume is a set of registers, one a path; a [`NameRow`] is such a register.
-//! What a user sees is a function of the registers alone, so the order in which
-//! changes of other machines arrive does not matter:
+//! A volume is a set of registers, one a path. What is mounted is a stack of volumes, numbered
+//! from the top ([`crate::store::rows::TreeLayer`]): 0 is the mounted one with this machine's own changes, 1 its
+//! parent, 2 the parent's parent. A [`NameRow`] is what the whole stack says of a path: layers
+//! are merged when their changes arrive, so a lookup costs the same however many there are.
+//! What a user sees is a function of the registers alone, so the order in which changes of
+//! other machines and of other layers arrive does not matter:
 //!
 //! # Laws of the merge
 //!
-//! 1. Of two changes of one path the one with the greater stamp counts.
+//! 1. Of two changes of one path, that of the upper layer counts; within a layer the one with
+//!    the greater stamp. A deletion is such a change. A register that nobody wrote, which is
+//!    there for those below it, says nothing, and yields to any layer. A layer never takes
+//!    back what it said: whatever the layers below say of that path later stays unseen. (So
+//!    a tombstone of a fork must outlive what it hides below.)
 //! 2. A path is a directory if its register says so, *or* if anything below it
 //!    can be seen: a live child keeps its ancestors alive, also below a path
 //!    that another machine deleted or made a file. Such a directory has mode
 //!    0755 and belongs to root until its register says otherwise; a file whose
-//!    path is such a directory is hidden until the last child is gone.
+//!    path is such a directory is hidden until the last child is gone. Of which layer the
+//!    child is does not matter: what the parent makes later in a directory that was deleted
+//!    here brings the directory back, as between two machines of one volume. What was seen
+//!    in it when it was deleted has tombstones of its own, and stays away.
 //! 3. The rename of a tree is, in the log, a tombstone for every path below the
 //!    old name and a new entry for every path below the new one. What another
-//!    machine made below the old name meanwhile stays there.
+//!    machine made below the old name meanwhile stays there. All of them are of the
+//!    uppermost layer, also where the tree was a lower one's: nothing is ever written to a
+//!    volume below.
 //! 4. A change of a file of several names is a change of each name.
 //! 5. A remote replacement of a file that is open for writing here takes the
 //!    name; when the writer closes it after a change, that close is the later
-//!    write and takes the name back.
+//!    write and takes the name back. That holds for changes of all layers, because a file
+//!    that is open for writing is of the layer that it came from until it is closed.
+//! 6. Names are names of one file only within a layer (link ids count there). A link to a
+//!    file of a lower layer, or a change of it, brings all of its names that are known here to
+//!    the uppermost layer; a name that the lower layer gives it later is a file of its own.
+//!
+//! The time of a directory is not merged: it is that of its own register, or of a later change
+//! seen in it, of whichever layer they are.
 //!
 //! # Shape
 //!

@@ -6,7 +6,7 @@ use super::{Edit, Notice, Tree, check_name};
 use crate::{
     base::digest::Digest,
     namespace::TreeError,
-    store::rows::{Content, DirState, Ino, LinkId, NameState, NodeKind, NodeRow, StagingId},
+    store::rows::{Content, DirState, Ino, LinkId, NameState, NodeKind, NodeRow, StagingId, TreeLayer},
 };
 
 /// What a new file or directory starts with.
@@ -128,7 +128,7 @@ impl Tree {
                 ino: ino.0,
             };
             edit.node_mut(ino)?.link_id = Some(id);
-            edit.remember_link_id(id, ino)?;
+            edit.remember_link_id(TreeLayer::TOP, id, ino)?;
             edit.restamp(ino)?;
         }
         edit.own(parent, name, NameState::Live(ino))?;

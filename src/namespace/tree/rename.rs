@@ -3,7 +3,7 @@
 use super::{Edit, Removed, Tree, check_name, edit::live};
 use crate::{
     namespace::TreeError,
-    store::rows::{Ino, NameRow, NameState, NodeKind},
+    store::rows::{Ino, NameRow, NameState, NodeKind, TreeLayer},
 };
 
 /// What rename(2) is asked to do with an existing target.
@@ -155,6 +155,7 @@ impl Edit<'_> {
             let (stamp, place) = self.next_change(None);
             let mut stays = NameRow {
                 parent: left,
+                layer: TreeLayer::TOP,
                 stamp,
                 state: NameState::Dead,
                 pending: Some(place),
@@ -193,6 +194,7 @@ impl Edit<'_> {
                 }
                 let goes = self.comes_along(&row, seen.ino);
                 self.place_name(NameRow { dir, ..goes });
+                self.raise(seen.ino)?;
             }
         }
         let Some(replaced) = replaced else { return Ok(()) };
@@ -209,6 +211,7 @@ impl Edit<'_> {
     fn comes_along(&mut self, row: &NameRow, ino: Ino) -> NameRow {
         let (stamp, place) = self.next_change(row.pending);
         NameRow {
+            layer: TreeLayer::TOP,
             state: NameState::Live(ino),
             stamp,
             pending: Some(place),

@@ -117,6 +117,11 @@ impl IndexReader {
         })
     }
 
+    pub fn meta_keys(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        let sql = "SELECT key FROM meta WHERE substr(key, 1, length(?1)) = ?1";
+        self.all(sql, [prefix], |row| Ok(Ok(row.get(0)?)))
+    }
+
     pub fn names_behind(
         &self,
         parent: Ino,

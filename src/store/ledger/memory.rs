@@ -162,6 +162,11 @@ impl Memory {
         self.overlays().find_map(|overlay| overlay.meta.get(key).cloned())
     }
 
+    pub fn meta_keys(&self, prefix: &str) -> Vec<String> {
+        let keys = self.overlays().flat_map(|overlay| overlay.meta.keys());
+        keys.filter(|key| key.starts_with(prefix)).cloned().collect()
+    }
+
     /// The newest first.
     pub fn overlays(&self) -> impl Iterator<Item = &Overlay> {
         std::iter::once(&self.active).chain(self.absorbing.as_deref())

@@ -19,7 +19,7 @@ use crate::{
     base::{clock::Stamp, id::MachineId},
     store::{
         cachedir::LastStop,
-        rows::{Content, Durability, NameState, NodeKind, Place, Residency, StagingId},
+        rows::{Content, Durability, NameState, NodeKind, Place, Residency, StagingId, TreeLayer},
     },
 };
 
@@ -64,6 +64,7 @@ fn name(parent: u64, name: &str, state: NameState, place: Option<u64>) -> NameRo
     NameRow {
         parent: Ino(parent),
         name: name.into(),
+        layer: TreeLayer::TOP,
         stamp: Stamp {
             millis: 5,
             counter: 1,

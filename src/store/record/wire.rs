@@ -7,7 +7,7 @@ use crate::{
     base::{clock::Stamp, id::MachineId},
     store::rows::{
         BlobRow, Content, DirState, Durability, Ino, LinkId, NameRow, NameState, NodeKind, NodeRow, Place,
-        Residency, StagingId,
+        Residency, StagingId, TreeLayer,
     },
 };
 
@@ -103,6 +103,8 @@ pub(super) struct NameWire {
     dir: Option<u64>,
     #[prost(message, optional, tag = "8")]
     pending: Option<PlaceWire>,
+    #[prost(uint32, tag = "9")]
+    layer: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -254,6 +256,7 @@ impl From<&NameRow> for NameWire {
                 seq: place.seq,
                 first_seq: place.first_seq,
             }),
+            layer: row.layer.number().into(),
         }
     }
 }
@@ -265,6 +268,7 @@ impl TryFrom<NameWire> for NameRow {
         Ok(Self {
             parent: Ino(wire.parent),
             name: wire.name,
+            layer: TreeLayer::new(wire.layer.into()).ok_or(BadRow("a layer below the lowest"))?,
             stamp: Stamp {
                 millis: wire.millis,
                 counter: wire.counter,

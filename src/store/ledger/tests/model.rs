@@ -185,6 +185,14 @@ impl Model {
             let key = format!("k{of}");
             assert_eq!(ledger.meta(&key).unwrap().as_ref(), self.meta.get(&key));
         }
+        assert!(ledger.meta_keys("k").unwrap().iter().eq(self.meta.keys()));
+        assert!(
+            ledger
+                .meta_keys("k1")
+                .unwrap()
+                .iter()
+                .eq(self.meta.keys().filter(|key| *key == "k1"))
+        );
     }
 
     fn check_blobs(&self, ledger: &Ledger) {

@@ -1,0 +1,198 @@
+//! Names of volumes, and the volumes that one is read through.
+//!
+//! A fork lies over its parent, which may be a fork itself: what is mounted is a [`Stack`]. How it
+//! is kept in the bucket is `namespace::stack`'s to say, what it shows `namespace::tree`'s.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+use super::units::format_moment;
+
+/// `[a-z0-9][a-z0-9._-]{0,62}`: safe in an object key, a path and a URL.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct VolumeName(String);
+
+impl VolumeName {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Default for VolumeName {
+    fn default() -> Self {
+        Self("main".to_owned())
+    }
+}
+
+impl fmt::Display for VolumeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for VolumeName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let plain = |b: u8| b.is_ascii_digit() || b.is_ascii_lowercase();
+        let ok = text.len() <= 63
+            && text.bytes().next().is_some_and(plain)
+            && text.bytes().all(|b| plain(b) || matches!(b, b'.' | b'_' | b'-'));
+        if ok {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(format!(
+                "{text:?} is not a volume name (a-z, 0-9, '.', '_' and '-', a letter or digit first, at most 63)"
+            ))
+        }
+    }
+}
+
+impl TryFrom<String> for VolumeName {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<VolumeName> for String {
+    fn from(name: VolumeName) -> Self {
+        name.0
+    }
+}
+
+/// One volume of a stack.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StackLayer {
+    pub volume: VolumeName,
+    /// What was published later is not seen; milliseconds since 1970 of the bucket's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until_millis: Option<u64>,
+}
+
+/// The mounted volume and those that it is read through, from the top; never empty.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Vec<StackLayer>", into = "Vec<StackLayer>")]
+pub struct Stack(Vec<StackLayer>);
+
+impl Stack {
+    /// A volume that lies over nothing.
+    #[must_use]
+    pub fn of(volume: VolumeName) -> Self {
+        Self(vec![StackLayer {
+            volume,
+            until_millis: None,
+        }])
+    }
+
+    /// The mounted volume.
+    #[must_use]
+    pub fn volume(&self) -> &VolumeName {
+        &self.0[0].volume
+    }
+
+    /// All layers, the mounted volume first.
+    #[must_use]
+    pub fn layers(&self) -> &[StackLayer] {
+        &self.0
+    }
+
+    /// Lays everything over one more volume.
+    pub fn push(&mut self, below: StackLayer) {
+        self.0.push(below);
+    }
+}
+
+impl fmt::Display for Stack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, layer) in self.0.iter().enumerate() {
+            if number > 0 {
+                f.write_str(" over ")?;
+            }
+            write!(f, "{}", layer.volume)?;
+            if let Some(until) = layer.until_millis {
+                write!(f, " as of {}", format_moment(until))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl TryFrom<Vec<StackLayer>> for Stack {
+    type Error = &'static str;
+
+    fn try_from(layers: Vec<StackLayer>) -> Result<Self, Self::Error> {
+        match layers.first() {
+            Some(StackLayer {
+                until_millis: None, ..
+            }) => Ok(Self(layers)),
+            Some(_) => Err("the mounted volume has no end"),
+            None => Err("there is no volume"),
+        }
+    }
+}
+
+impl From<Stack> for Vec<StackLayer> {
+    fn from(stack: Stack) -> Self {
+        stack.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_that_are_safe_in_a_key_are_taken() {
+        for name in ["main", "0", "ci-linux_x86.64", &"a".repeat(63)] {
+            assert_eq!(name.parse::<VolumeName>().unwrap().as_str(), name);
+        }
+        for name in [
+            "",
+            ".",
+            "..",
+            "-a",
+            "_a",
+            "Main",
+            "a/b",
+            "a b",
+            "ä",
+            "a\n",
+            &"a".repeat(64),
+        ] {
+            assert!(name.parse::<VolumeName>().is_err(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_stack_is_told_from_the_top_and_reads_back() {
+        let layer = |volume: &str, until_millis| StackLayer {
+            volume: volume.parse().unwrap(),
+            until_millis,
+        };
+        let mut stack = Stack::of("fork".parse().unwrap());
+        assert_eq!(stack.to_string(), "fork");
+        stack.push(layer("main", None));
+        stack.push(layer("base", Some(1_767_225_600_000)));
+        assert_eq!(
+            stack.to_string(),
+            "fork over main over base as of 2026-01-01 00:00:00 UTC"
+        );
+        let json = serde_json::to_string(&stack).unwrap();
+        assert_eq!(
+            json,
+            r#"[{"volume":"fork"},{"volume":"main"},{"volume":"base","until_millis":1767225600000}]"#
+        );
+        assert_eq!(serde_json::from_str::<Stack>(&json).unwrap(), stack);
+        for bad in [
+            "[]",
+            r#"[{"volume":"../x"}]"#,
+            r#"[{"volume":"a","until_millis":1}]"#,
+        ] {
+            assert!(serde_json::from_str::<Stack>(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Follows every layer of a stack, each into its place in the tree.
+//!
+//! The layers are independent: which of two changes counts does not depend on which came
+//! first, so nothing waits for anything, and a log that cannot be read holds up no other.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::{
+    FollowStatus, FollowerHandle,
+    reader::{LogView, NOTE_PREFIX, Reader, Sink},
+    start,
+};
+use crate::{
+    base::{
+        BoxFuture,
+        digest::Digest,
+        volume::{Stack, StackLayer},
+    },
+    namespace::{
+        TreeError,
+        background::blocking,
+        change::PathChange,
+        tree::{TellKernel, Tree},
+    },
+    store::{
+        Store, StoreError,
+        ledger::Ledger,
+        rows::{Change, TreeLayer},
+    },
+    tier::SharedBucket,
+};
+
+/// What was seen of one layer.
+#[derive(Clone, Debug)]
+pub struct LayerStatus {
+    pub layer: StackLayer,
+    pub follow: FollowStatus,
+}
+
+/// The followers of a stack.
+#[derive(Debug)]
+pub struct StackFollowerHandle(Vec<(StackLayer, FollowerHandle)>);
+
+/// Starts to follow all layers on `runtime`.
+pub fn spawn(
+    runtime: &tokio::runtime::Handle,
+    stack: &Stack,
+    tree: &Arc<Tree>,
+    store: &Arc<Store>,
+    bucket: &SharedBucket,
+    tell_kernel: &TellKernel,
+) -> StackFollowerHandle {
+    let numbers = (0..).map_while(TreeLayer::new);
+    let follow = |(followed, layer): (&StackLayer, TreeLayer)| {
+        let view = LogView {
+            volume: followed.volume.to_string(),
+            // What this machine said of a volume below, it said with another cache directory.
+            without: (layer == TreeLayer::TOP).then_some(store.machine),
+            until_millis: followed.until_millis,
+        };
+        let sink = Arc::new(Home {
+            layer,
+            tree: Arc::clone(tree),
+            store: Arc::clone(store),
+            tell_kernel: Arc::clone(tell_kernel),
+        });
+        let bucket = Arc::clone(bucket);
+        let open = move || {
+            let clock = Arc::clone(&bucket);
+            Reader::open(
+                view.clone(),
+                Arc::clone(&sink),
+                Arc::clone(&bucket),
+                Arc::new(move || clock.clock().now_millis()),
+            )
+        };
+        (followed.clone(), start(runtime, open))
+    };
+    StackFollowerHandle(stack.layers().iter().zip(numbers).map(follow).collect())
+}
+
+impl StackFollowerHandle {
+    /// Notes that the mount is in use: polls come every second for the next 5 minutes. Cheap.
+    pub fn used(&self) {
+        for (_, follower) in &self.0 {
+            follower.used();
+        }
+    }
+
+    /// All layers as one: sums, the layer that is furthest behind, the uppermost one's trouble.
+    pub fn status(&self) -> FollowStatus {
+        let layers = self.0.iter().map(|(_, follower)| follower.status());
+        layers
+            .reduce(|all, layer| FollowStatus {
+                segments: all.segments + layer.segments,
+                changes: all.changes + layer.changes,
+                caught_up_millis: if layer.settled {
+                    all.caught_up_millis
+                } else {
+                    all.caught_up_millis.min(layer.caught_up_millis)
+                },
+                settled: all.settled && layer.settled,
+                last_error: all.last_error.or(layer.last_error),
+            })
+            .unwrap_or_default()
+    }
+
+    /// Each layer by itself, from the top.
+    pub fn layers(&self) -> Vec<LayerStatus> {
+        let status = |(layer, follower): &(StackLayer, FollowerHandle)| LayerStatus {
+            layer: layer.clone(),
+            follow: follower.status(),
+        };
+        self.0.iter().map(status).collect()
+    }
+
+    /// Waits until a poll of every layer that began after the call has been applied whole. False
+    /// when `deadline` passed first.
+    pub async fn caught_up(&self, deadline: Instant) -> bool {
+        let asked = self.0.iter().map(|(_, follower)| follower.shared.ask());
+        let asked: Vec<u64> = asked.collect();
+        for ((_, follower), wanted) in self.0.iter().zip(asked) {
+            if !follower.shared.reached(wanted, deadline).await {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Stops, and keeps what was seen.
+    pub async fn shutdown(self) {
+        for (_, follower) in self.0 {
+            follower.shutdown().await;
+        }
+    }
+}
+
+/// The volumes whose logs a cache directory was used with, by what its followers and its
+/// publisher keep in the ledger.
+pub fn followed_volumes(ledger: &Ledger) -> Result<Vec<String>, StoreError> {
+    let notes = ledger.meta_keys(NOTE_PREFIX)?.into_iter();
+    let mut volumes: Vec<String> = notes
+        .filter_map(|note| {
+            let (volume, _) = note.strip_prefix(NOTE_PREFIX)?.split_once('/')?;
+            Some(volume.to_owned())
+        })
+        .collect();
+    volumes.dedup();
+    Ok(volumes)
+}
+
+/// This machine, as the reader of one layer needs it.
+struct Home {
+    layer: TreeLayer,
+    tree: Arc<Tree>,
+    store: Arc<Store>,
+    tell_kernel: TellKernel,
+}
+
+impl Sink for Home {
+    fn apply(&self, changes: Vec<PathChange>) -> BoxFuture<'_, Result<(), TreeError>> {
+        let (layer, tree) = (self.layer, Arc::clone(&self.tree));
+        let staging = self.store.staging.clone();
+        let tell_kernel = Arc::clone(&self.tell_kernel);
+        Box::pin(blocking(move || {
+            let applied = tree.apply(layer, changes)?;
+            for id in applied.discarded {
+                staging.remove_after_barrier(id);
+            }
+            if !applied.notices.is_empty() {
+                tell_kernel(applied.notices);
+            }
+            Ok(())
+        }))
+    }
+
+    fn fetch_list(&self, list: (Digest, u64), blob: (Digest, u64)) -> BoxFuture<'_, Result<(), StoreError>> {
+        let fetcher = &self.store.fetcher;
+        Box::pin(fetcher.fetch_manifest(list.0, list.1, blob.0, blob.1))
+    }
+
+    fn note(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        self.store.ledger.meta(key)
+    }
+
+    fn keep_note(&self, key: &str, value: Vec<u8>) -> Result<(), StoreError> {
+        self.store
+            .ledger
+            .commit(vec![Change::PutMeta(key.to_owned(), value)])
+    }
+}
