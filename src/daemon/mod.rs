@@ -33,6 +33,7 @@ pub mod mountpoint;
 pub mod notices;
 pub mod notify;
 pub mod process;
+pub mod readahead;
 pub mod root_check;
 pub mod run;
 pub mod serving;

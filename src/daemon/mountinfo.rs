@@ -22,6 +22,8 @@ pub const FS_TYPE: &str = "fuse.casmount";
 /// One mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
+    /// Of the file system, as `0:50`.
+    pub device: String,
     pub path: PathBuf,
     pub fs_type: String,
     pub source: String,
@@ -64,11 +66,13 @@ fn parse(table: &[u8]) -> Vec<Mount> {
 
 fn parse_line(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|&b| b == b' ');
-    let path = unescape(fields.nth(4)?);
+    let text = |field: &[u8]| OsString::from_vec(unescape(field)).to_string_lossy().into_owned();
+    let device = text(fields.nth(2)?);
+    let path = unescape(fields.nth(1)?);
     // Optional fields end with a lone dash.
     fields.find(|field| *field == b"-")?;
-    let text = |field: &[u8]| OsString::from_vec(unescape(field)).to_string_lossy().into_owned();
     Some(Mount {
+        device,
         path: OsString::from_vec(path).into(),
         fs_type: text(fields.next()?),
         source: text(fields.next()?),
@@ -113,6 +117,7 @@ mod tests {
         let mounts = parse(TABLE);
         assert_eq!(mounts.len(), 4);
         assert_eq!(mounts[1].path, Path::new("/mnt/my cache"));
+        assert_eq!(mounts[1].device, "0:50");
         assert!(mounts[1].is_casmount());
         assert_eq!(mounts[1].user_id(), Some(1000));
         assert_eq!(mounts[1].source, "casmount:main");

@@ -196,6 +196,7 @@ mod tests {
 
     fn mount(fs_type: &str) -> Mount {
         Mount {
+            device: "0:50".into(),
             path: "/m".into(),
             fs_type: fs_type.into(),
             source: String::new(),

@@ -13,7 +13,7 @@ use tokio::{runtime::Handle, sync::watch};
 
 use super::{
     announce::Announcer, bucket, error::StartError, layers::Layers, mountpoint, notices::NoticeGate,
-    root_check, serving::Serving, volumes,
+    readahead, root_check, serving::Serving, volumes,
 };
 use crate::{
     base::id::{MachineId, StoreId},
@@ -128,6 +128,9 @@ pub async fn start(plan: &Plan, announcer: &Announcer) -> Result<Serving, StartE
             path: plan.mountpoint.clone(),
             source,
         });
+    }
+    if let Err(err) = readahead::widen(&plan.mountpoint) {
+        tracing::debug!(%err, "the kernel reads ahead by its own measure");
     }
     if !mounted.passthrough() && settings.passthrough {
         tracing::info!(

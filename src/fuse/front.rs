@@ -353,8 +353,8 @@ impl Filesystem for Front {
     ) {
         let unanswered = READ_BUFFER.with_borrow_mut(|buffer| {
             match self.vfs.read_resident(fh.into(), offset, size as usize, buffer) {
-                Ok(false) => return Some(reply),
-                Ok(true) => answer::data(reply, Ok(buffer)),
+                Ok(None) => return Some(reply),
+                Ok(Some(here)) => answer::data(reply, Ok(here)),
                 Err(err) => answer::data(reply, Err::<&[u8], _>(err)),
             }
             None

@@ -35,6 +35,24 @@ const MAX_RUNS: usize = 8;
 #[derive(Debug, Default)]
 pub struct ReadCursor(Mutex<Readahead>);
 
+/// Bytes that are on this machine.
+#[derive(Debug)]
+pub enum Here<'a> {
+    /// Read from the disk into the caller's buffer.
+    Read(&'a [u8]),
+    /// Still in memory.
+    Shared(Bytes),
+}
+
+impl AsRef<[u8]> for Here<'_> {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Self::Read(bytes) => bytes,
+            Self::Shared(bytes) => bytes,
+        }
+    }
+}
+
 /// Brings chunks. Its methods run on a tokio runtime.
 #[derive(Debug)]
 pub struct Fetcher {
@@ -66,24 +84,32 @@ impl Fetcher {
         }
     }
 
-    /// Reads bytes that are here into `buffer`, in place of what it holds, without
-    /// waiting; false when some are not here.
+    /// Reads bytes that are here without waiting, into `buffer` in place of what it holds if
+    /// they are not in memory; `None` when some are not here.
     ///
     /// Counts as a step of the reader, so a sequential one is fetched ahead
     /// of while it reads what came before. For the threads that must not wait.
-    pub fn read_resident(
+    pub fn read_resident<'a>(
         &self,
         blob: &Arc<Blob>,
         cursor: &ReadCursor,
         offset: u64,
         len: usize,
-        buffer: &mut Vec<u8>,
-    ) -> Result<bool, StoreError> {
-        let here = blob.try_read_into(offset, len, buffer)?;
-        if here {
-            self.read_ahead(blob, cursor, offset, len as u64);
-        }
-        Ok(here)
+        buffer: &'a mut Vec<u8>,
+    ) -> Result<Option<Here<'a>>, StoreError> {
+        let here = match self.fresh(blob, offset, len) {
+            Some(bytes) => Here::Shared(bytes),
+            None if blob.try_read_into(offset, len, buffer)? => Here::Read(buffer),
+            None => return Ok(None),
+        };
+        self.read_ahead(blob, cursor, offset, len as u64);
+        Ok(Some(here))
+    }
+
+    /// Bytes that came a moment ago.
+    fn fresh(&self, blob: &Blob, offset: u64, len: usize) -> Option<Bytes> {
+        let end = offset.saturating_add(len as u64).min(blob.size());
+        self.chunks.fresh.get(&blob.digest(), offset..end.max(offset))
     }
 
     /// Reads bytes of a blob, fetching the chunks that are not here. Served
@@ -99,6 +125,9 @@ impl Fetcher {
         let end = offset.saturating_add(len as u64).min(blob.size());
         let len = end.saturating_sub(offset) as usize;
         self.read_ahead(blob, cursor, offset, len as u64);
+        if let Some(bytes) = self.fresh(blob, offset, len) {
+            return Ok(bytes);
+        }
         if let Some(bytes) = blob.try_read(offset, len)? {
             return Ok(bytes.into());
         }
@@ -128,14 +157,16 @@ impl Fetcher {
     ) -> Result<Bytes, StoreError> {
         let deadline = self.chunks.deadline();
         let mut under_way = JoinSet::new();
-        for index in covering.clone().skip(1) {
-            if !blob.has_chunk(index) {
-                let (chunks, blob) = (Arc::clone(&self.chunks), Arc::clone(blob));
-                under_way.spawn(async move {
-                    // Asked for again below, where a failure is told; this only starts it.
-                    let _ = chunks.chunk(&blob, index, deadline).await;
-                });
-            }
+        for run in self.chunks.runs_ahead(blob, covering.clone())? {
+            under_way.spawn(Arc::clone(&self.chunks).run(Arc::clone(blob), run));
+        }
+        while let Some(done) = under_way.join_next().await {
+            done.expect("fetching does not panic")?;
+        }
+        let first = covering.start;
+        let offset = blob.chunks().start(first) + part(first).start as u64;
+        if let Some(bytes) = self.fresh(blob, offset, len) {
+            return Ok(bytes);
         }
         let mut bytes = BytesMut::with_capacity(len);
         for index in covering {
@@ -144,11 +175,11 @@ impl Fetcher {
             if let Some(resident) = blob.try_read(start, part.len())? {
                 bytes.extend_from_slice(&resident);
             } else {
+                // On its way for others, or one that the disk did not take.
                 let chunk = self.chunks.chunk(blob, index, deadline).await?;
                 bytes.extend_from_slice(&chunk[part]);
             }
         }
-        under_way.detach_all();
         Ok(bytes.freeze())
     }
 

@@ -37,6 +37,7 @@ use super::{
     blobs::{Blob, Blobs},
     error::chain,
     fetch_run::Brought,
+    fresh::Fresh,
     ledger::Ledger,
     pack::PackPlace,
     reclaim::Reclaimer,
@@ -146,6 +147,7 @@ pub(super) struct ChunkFetcher {
     /// By the blob and the first and last of its chunks.
     pub(super) runs: Flights<(Digest, usize, usize), Brought>,
     gets: Flights<Digest, Result<Arrived, Failure>>,
+    pub(super) fresh: Fresh,
     unkept: Mutex<LruCache<Digest, Bytes>>,
     full_at: Mutex<Option<Instant>>,
     counters: Counters,
@@ -169,6 +171,7 @@ impl ChunkFetcher {
             fills: Flights::default(),
             runs: Flights::default(),
             gets: Flights::default(),
+            fresh: Fresh::default(),
             unkept: Mutex::new(LruCache::new(UNKEPT_CHUNKS)),
             full_at: Mutex::default(),
             counters: Counters::default(),

@@ -177,6 +177,9 @@ impl ChunkFetcher {
         if object.bytes.len() as u64 != range.end - range.start {
             return None;
         }
+        // As they are in the pack, the chunks are as they are in the blob.
+        let raw = places.iter().all(|place| !place.zstd);
+        let (first, members) = (run.start, object.bytes.clone());
         let (disk, into) = (self.disk.clone(), Arc::clone(blob));
         let chunks = blocking(move || {
             let mut kept = Vec::with_capacity(places.len());
@@ -198,6 +201,9 @@ impl ChunkFetcher {
             self.wrong_answer(&key, 1);
             return None;
         };
+        if raw {
+            self.fresh.put(blob.digest(), list.start(first), members);
+        }
         let mut brought = Vec::with_capacity(kept.len());
         for (index, bytes, transferred, stored) in kept {
             self.count_arrival(bytes.len() as u64, transferred);

@@ -12,29 +12,40 @@ use crate::{base::chunk::Sliced, tier::layout};
 const LARGE: usize = 24 << 20;
 
 /// Reads all of a blob as the kernel does for a sequential reader.
-async fn read_through(fetcher: &Fetcher, rig: &Rig, sliced: &Sliced) -> Result<Vec<u8>, StoreError> {
+async fn read_through(
+    fetcher: &Fetcher,
+    rig: &Rig,
+    sliced: &Sliced,
+    step: usize,
+) -> Result<Vec<u8>, StoreError> {
     let (blob, cursor) = (rig.open(sliced), ReadCursor::default());
     fetcher.ensure_first(&blob).await?;
     let mut all = Vec::new();
     let mut buffer = Vec::new();
     while (all.len() as u64) < sliced.chunks.size() {
         let offset = all.len() as u64;
-        if fetcher.read_resident(&blob, &cursor, offset, 128 << 10, &mut buffer)? {
-            all.extend_from_slice(&buffer);
-        } else {
-            all.extend_from_slice(&fetcher.read(&blob, &cursor, offset, 128 << 10).await?);
+        if let Some(here) = fetcher.read_resident(&blob, &cursor, offset, step, &mut buffer)? {
+            all.extend_from_slice(here.as_ref());
+            continue;
         }
+        all.extend_from_slice(&fetcher.read(&blob, &cursor, offset, step).await?);
     }
     Ok(all)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sequential_reader_gets_many_chunks_by_one_request() {
+    for step in [128 << 10, 1 << 20, 5_000_000] {
+        sequential_reader_with(step).await;
+    }
+}
+
+async fn sequential_reader_with(step: usize) {
     let rig = Rig::new();
     let bytes = noise(LARGE, 1);
     let (sliced, packs) = rig.publish_packed(&bytes);
     let fetcher = rig.fetcher();
-    assert!(read_through(&fetcher, &rig, &sliced).await.unwrap() == bytes);
+    assert!(read_through(&fetcher, &rig, &sliced, step).await.unwrap() == bytes);
     let (gets, chunks) = (rig.bucket.requests("get").len(), sliced.chunks.chunks().len());
     assert!(
         gets < chunks / 2,
@@ -147,11 +158,11 @@ async fn a_chunk_that_its_pack_lost_is_looked_for_as_an_object() {
     let (sliced, packs) = rig.publish_packed(&bytes);
     rig.bucket.remove(&packs[1]);
     let fetcher = rig.fetcher();
-    let lost = read_through(&fetcher, &rig, &sliced).await;
+    let lost = read_through(&fetcher, &rig, &sliced, 128 << 10).await;
     assert!(matches!(lost, Err(StoreError::Missing { blob }) if blob == sliced.digest));
     // What is missing is no longer believed to be anywhere, and found where it is now.
     rig.bucket.fill(&bytes);
-    assert!(read_through(&fetcher, &rig, &sliced).await.unwrap() == bytes);
+    assert!(read_through(&fetcher, &rig, &sliced, 128 << 10).await.unwrap() == bytes);
     assert!(
         rig.bucket
             .requests("get")

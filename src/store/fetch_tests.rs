@@ -119,13 +119,13 @@ async fn a_sequential_reader_is_fetched_ahead_of_in_parallel() {
         while all.len() < 2 * LARGE {
             let offset = all.len() as u64;
             let mut buffer = Vec::new();
-            let resident = fetcher.read_resident(&blob, &cursor, offset, 128 << 10, &mut buffer);
-            let read = if resident.unwrap() {
-                buffer.into()
-            } else {
-                fetcher.read(&blob, &cursor, offset, 128 << 10).await.unwrap()
-            };
-            all.extend_from_slice(&read);
+            let here = fetcher.read_resident(&blob, &cursor, offset, 128 << 10, &mut buffer);
+            if let Some(here) = here.unwrap() {
+                all.extend_from_slice(here.as_ref());
+                continue;
+            }
+            let read = fetcher.read(&blob, &cursor, offset, 128 << 10).await;
+            all.extend_from_slice(&read.unwrap());
         }
         all
     });

@@ -24,6 +24,7 @@ mod fetch_run;
 mod fetch_run_tests;
 #[cfg(test)]
 mod fetch_tests;
+mod fresh;
 mod index;
 pub mod ingest;
 pub mod inspect;

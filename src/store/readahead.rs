@@ -18,9 +18,9 @@ use crate::base::chunk::ChunkList;
 /// Chunks fetched ahead of a reader when it is first seen to be sequential.
 const FIRST_WINDOW: usize = 2;
 
-/// Chunks fetched ahead of a steady reader: 16 MiB on the average, four packs. Half of it
+/// Chunks fetched ahead of a steady reader: 24 MiB on the average, some six packs. Half of it
 /// is what a fast disk takes in while a far bucket answers one request.
-const MAX_WINDOW: usize = 32;
+const MAX_WINDOW: usize = 48;
 
 const BACK_BYTES: u64 = 512 << 10;
 const FORWARD_BYTES: u64 = 1 << 20;

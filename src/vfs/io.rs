@@ -9,7 +9,7 @@ use super::{
     Vfs, VfsError,
     handle::{Handle, Serving},
 };
-use crate::store::{StoreError, blobs::Blob};
+use crate::store::{StoreError, blobs::Blob, fetch::Here};
 
 /// What `SEEK_DATA` and `SEEK_HOLE` of lseek(2) look for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,22 +26,22 @@ enum Bytesource {
 }
 
 impl Vfs {
-    /// Reads bytes that are on this disk into `buffer`, in place of what it holds; false when
+    /// Reads bytes that are on this machine, with `buffer` for those that are on its disk; `None` when
     /// some must be fetched first, with [`Vfs::read_fetching`]. Short only at the end of the file.
-    pub fn read_resident(
+    pub fn read_resident<'a>(
         &self,
         handle: u64,
         offset: u64,
         len: usize,
-        buffer: &mut Vec<u8>,
-    ) -> Result<bool, VfsError> {
+        buffer: &'a mut Vec<u8>,
+    ) -> Result<Option<Here<'a>>, VfsError> {
         let open = self.handle(handle)?;
         match source(&open)? {
-            Bytesource::Empty => {
-                buffer.clear();
-                Ok(true)
+            Bytesource::Empty => Ok(Some(Here::Read(&[]))),
+            Bytesource::File(file) => {
+                read_file(&file, offset, len, buffer)?;
+                Ok(Some(Here::Read(buffer)))
             }
-            Bytesource::File(file) => read_file(&file, offset, len, buffer).map(|()| true),
             // The fetcher sees every read, to fetch ahead of the reader.
             Bytesource::Blob(blob) => {
                 let fetcher = &self.store.fetcher;

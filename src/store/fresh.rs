@@ -1,0 +1,130 @@
+//! Chunks that came a moment ago, still in memory.
+//!
+//! A sequential reader of a cold blob asks for bytes shortly after they came. Answering from
+//! the buffer that they came in saves reading them back from the file; and the chunks of a run lie
+//! side by side in one buffer, so that a long read is one slice of it.
+//!
+//! # Invariants
+//!
+//! - What is in here was verified. A blob never changes, so it stays right whatever becomes of the file.
+//! - It takes at most [`MAX_BYTES`], and a piece leaves when a reader has come to its end.
+
+use std::{
+    collections::VecDeque,
+    ops::Range,
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use bytes::Bytes;
+
+use crate::base::digest::Digest;
+
+/// As far as one reader is kept ahead of, see [`super::readahead`].
+const MAX_BYTES: usize = 16 << 20;
+
+/// Adjoining bytes of a blob.
+#[derive(Debug)]
+struct Piece {
+    blob: Digest,
+    start: u64,
+    bytes: Bytes,
+}
+
+impl Piece {
+    fn range(&self) -> Range<u64> {
+        self.start..self.start + self.bytes.len() as u64
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Fresh {
+    /// The oldest first.
+    pieces: Mutex<VecDeque<Piece>>,
+    /// How many there are, to look at without the lock.
+    count: AtomicUsize,
+}
+
+impl Fresh {
+    /// Keeps verified bytes of `blob` that begin at `start`.
+    pub(super) fn put(&self, blob: Digest, start: u64, bytes: Bytes) {
+        if bytes.len() > MAX_BYTES {
+            return;
+        }
+        let mut pieces = self.pieces();
+        pieces.push_back(Piece { blob, start, bytes });
+        let mut held: usize = pieces.iter().map(|piece| piece.bytes.len()).sum();
+        while held > MAX_BYTES
+            && let Some(oldest) = pieces.pop_front()
+        {
+            held -= oldest.bytes.len();
+        }
+        self.count.store(pieces.len(), Ordering::Relaxed);
+    }
+
+    /// The bytes `range` of `blob`, if one piece has them all.
+    pub(super) fn get(&self, blob: &Digest, range: Range<u64>) -> Option<Bytes> {
+        if self.count.load(Ordering::Relaxed) == 0 || range.is_empty() {
+            return None;
+        }
+        let mut pieces = self.pieces();
+        let holds = |piece: &Piece| {
+            let has = piece.range();
+            piece.blob == *blob && has.start <= range.start && range.end <= has.end
+        };
+        let place = pieces.iter().position(holds)?;
+        let piece = &pieces[place];
+        let from = (range.start - piece.start) as usize;
+        let found = piece.bytes.slice(from..from + (range.end - range.start) as usize);
+        if piece.range().end == range.end {
+            pieces.remove(place);
+            self.count.store(pieces.len(), Ordering::Relaxed);
+        }
+        Some(found)
+    }
+
+    fn pieces(&self) -> MutexGuard<'_, VecDeque<Piece>> {
+        self.pieces
+            .lock()
+            .expect("no code panics while it holds the pieces")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_there_until_a_reader_comes_to_their_end() {
+        let fresh = Fresh::default();
+        let [one, other] = [Digest::of(b"one"), Digest::of(b"other")];
+        fresh.put(one, 100, Bytes::from_static(b"0123456789"));
+        assert_eq!(fresh.get(&one, 102..105).unwrap(), "234");
+        assert_eq!(fresh.get(&other, 102..105), None);
+        for missing in [99..101, 105..111, 110..112, 103..103] {
+            assert_eq!(fresh.get(&one, missing), None);
+        }
+        assert_eq!(fresh.get(&one, 105..110).unwrap(), "56789");
+        assert_eq!(fresh.get(&one, 102..105), None);
+    }
+
+    #[test]
+    fn the_oldest_leave_when_there_is_too_much() {
+        let fresh = Fresh::default();
+        let blob = Digest::of(b"blob");
+        let quarter = Bytes::from(vec![7; MAX_BYTES / 4]);
+        for number in 0..5 {
+            fresh.put(blob, number * quarter.len() as u64, quarter.clone());
+        }
+        assert_eq!(fresh.get(&blob, 0..1), None);
+        assert!(
+            fresh
+                .get(&blob, quarter.len() as u64..quarter.len() as u64 + 1)
+                .is_some()
+        );
+        fresh.put(blob, 0, Bytes::from(vec![0; MAX_BYTES + 1]));
+        assert_eq!(fresh.get(&blob, 0..1), None);
+    }
+}
