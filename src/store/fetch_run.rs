@@ -244,13 +244,13 @@ mod tests {
         ChunkList::new(vec![chunk; count])
     }
 
-    fn place(pack: u8, number: u32) -> Option<PackPlace> {
-        Some(PackPlace {
+    fn place(pack: u8, number: u32) -> PackPlace {
+        PackPlace {
             pack: Digest::of(&[pack]),
             offset: number * MIB,
             stored_len: MIB,
             zstd: false,
-        })
+        }
     }
 
     #[test]
@@ -266,20 +266,11 @@ mod tests {
     #[test]
     fn a_run_ends_where_its_pack_ends_or_a_chunk_is_here_or_it_is_long() {
         let list = list(12);
-        let places = [
-            place(1, 0),
-            place(1, 1),
-            place(2, 0),
-            place(2, 2),
-            None,
-            None,
-            place(3, 0),
-            place(3, 1),
-            place(3, 2),
-            place(3, 3),
-            place(3, 4),
-            place(3, 5),
-        ];
+        let mut places = [(1, 0), (1, 1), (2, 0), (2, 2)]
+            .map(|(pack, number)| Some(place(pack, number)))
+            .to_vec();
+        places.extend([None, None]);
+        places.extend((0..6).map(|number| Some(place(3, number))));
         let runs = split(&list, 0..12, &places, |_| false);
         assert_eq!(runs, [0..2, 2..3, 3..4, 4..5, 5..6, 6..10, 10..12]);
         let runs = split(&list, 6..12, &places[6..], |index| index == 8);
