@@ -76,6 +76,11 @@ fn a_small_read_of_a_cold_gigabyte_transfers_little() {
 
     let mut transferred = Vec::new();
     for n in 0..11 {
+        if n % 3 == 2 {
+            // The first chunk, which every open fetches, is large in some files and small in others.
+            rw(&path).write_all_at(&rng.bytes(4 * MIB as usize), 0).unwrap();
+            a.flush();
+        }
         // A machine of its own, that has nothing.
         let b = lab.machine(&format!("cold{n}"));
         wait::until("the cold machine has the name", SOON, || {
@@ -114,6 +119,38 @@ fn settled_bytes(lab: &Lab) -> u64 {
         }
         (last.1.elapsed() > Duration::from_millis(300)).then_some(now)
     })
+}
+
+#[test]
+fn a_large_file_costs_few_requests() {
+    let lab = Lab::new(StoreKind::S3);
+    let mut a = lab.machine("a");
+    let bytes = Rng::from_environment().bytes(64 << 20);
+    file(&a.path("f"), &bytes);
+    a.flush();
+    // About 128 chunks of half a mebibyte.
+    let sent = lab.server().counts();
+    let puts = sent.of("PutObject");
+    assert!((16..64).contains(&puts), "{puts} PUTs, {:?}", sent.requests);
+    a.unmount();
+
+    let b = lab.machine("b");
+    wait::until("B has the file", SOON, || b.path("f").exists().then_some(()));
+    let before = lab.server().counts();
+    assert!(content(&b.path("f")) == bytes);
+    let after = lab.server().counts();
+    let gets = after.of("GetObject") - before.of("GetObject");
+    assert!(gets < 64, "{gets} GETs");
+    let transferred = after.bytes_sent - before.bytes_sent;
+    assert!(transferred < 72 * MIB, "{transferred} bytes");
+
+    // Another volume of the same bucket finds the packs by their names.
+    lab.server().reset_counts();
+    let c = lab.spec("c").arg("--volume=other").start();
+    file(&c.path("g"), &bytes);
+    c.flush();
+    let sent = lab.server().counts().bytes_received;
+    assert!(sent < MIB, "{sent} bytes");
 }
 
 #[test]

@@ -124,16 +124,7 @@ impl Blobs {
     pub(super) fn note_missing(&self, blob: &Blob, chunk: Digest) -> Result<(), StoreError> {
         let digest = blob.digest();
         let _shard = self.shared.shard(&digest);
-        let mut changes = Vec::new();
-        if chunk != digest || self.shared.ledger.chunk(&chunk)?.is_some() {
-            changes.push(Change::PutChunk(
-                chunk,
-                ChunkRow {
-                    confirmed_millis: 0,
-                    place: None,
-                },
-            ));
-        }
+        let mut changes = self.distrust(blob, chunk)?;
         let row = match self.shared.ledger.blob(&digest)? {
             Some(row) => (*row).clone(),
             // What is resident is saved later, and must not bring the word of now with it.
@@ -151,6 +142,30 @@ impl Blobs {
             return Ok(());
         }
         self.shared.ledger.commit(changes)
+    }
+
+    /// The changes that forget where `chunk` was said to be, and what else of `blob` was in the same pack.
+    fn distrust(&self, blob: &Blob, chunk: Digest) -> Result<Vec<Change>, StoreError> {
+        let ledger = &self.shared.ledger;
+        let pack_of = |row: ChunkRow| row.place.map(|place| place.pack);
+        let known = ledger.chunk(&chunk)?;
+        let gone = known.and_then(pack_of);
+        if chunk == blob.digest() && known.is_none() {
+            return Ok(Vec::new());
+        }
+        let nowhere = ChunkRow {
+            confirmed_millis: 0,
+            place: None,
+        };
+        let mut changes = vec![Change::PutChunk(chunk, nowhere)];
+        if gone.is_some() {
+            for other in blob.chunks().chunks() {
+                if ledger.chunk(&other.digest)?.and_then(pack_of) == gone {
+                    changes.push(Change::PutChunk(other.digest, nowhere));
+                }
+            }
+        }
+        Ok(changes)
     }
 
     /// Writes what is kept in memory to the rows: what became resident, and,

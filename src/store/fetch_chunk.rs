@@ -524,7 +524,7 @@ pub(super) async fn blocking<T: Send + 'static>(job: impl FnOnce() -> T + Send +
     }
 }
 
-fn no_answer(key: String) -> TierError {
+pub(super) fn no_answer(key: String) -> TierError {
     TierError::Unavailable {
         verb: "get",
         key,

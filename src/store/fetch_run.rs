@@ -16,7 +16,7 @@ use tracing::debug;
 use super::{
     StoreError,
     blobs::Blob,
-    fetch_chunk::{ChunkFetcher, Failure, blocking, unpacked_and_checked},
+    fetch_chunk::{ChunkFetcher, Failure, blocking, no_answer, unpacked_and_checked},
     pack::{MAX_PACKED_BYTES, PackPlace},
 };
 use crate::{
@@ -125,10 +125,9 @@ impl ChunkFetcher {
         }
         let mut result = Ok(());
         while let Some(done) = flights.join_next().await {
-            // A task that ran into the deadline leaves its chunk to whoever asks next.
-            if let Ok(Ok(Err(failure))) = done {
-                result = result.and(Err(failure));
-            }
+            // A run does not panic, and is aborted only with the runtime.
+            let Ok(filled) = done else { continue };
+            result = result.and(filled.unwrap_or_else(|_| Err(no_answer_in(&run))).map(drop));
         }
         result
     }
@@ -212,6 +211,14 @@ impl ChunkFetcher {
         }
         Some(brought.into())
     }
+}
+
+fn no_answer_in(run: &Range<usize>) -> Failure {
+    Failure::Unreachable(Arc::new(no_answer(format!(
+        "chunks {} to {}",
+        run.start,
+        run.end - 1
+    ))))
 }
 
 /// What is left of a run without the chunks at its ends that came by another way meanwhile.

@@ -5,9 +5,14 @@ use std::{sync::Arc, time::Duration};
 use super::{
     StoreError,
     fetch::{Fetcher, ReadCursor},
+    pack,
+    rows::{Change, ChunkRow},
     testing::{Fault, READ_TIMEOUT, Rig, eventually_async, noise},
 };
-use crate::{base::chunk::Sliced, tier::layout};
+use crate::{
+    base::{chunk::Sliced, clock::local_millis},
+    tier::layout,
+};
 
 const LARGE: usize = 24 << 20;
 
@@ -172,13 +177,48 @@ async fn a_chunk_that_its_pack_lost_is_looked_for_as_an_object() {
 }
 
 #[tokio::test]
+async fn a_pack_found_missing_is_believed_to_hold_nothing() {
+    let rig = Rig::new();
+    let bytes = noise(LARGE, 9);
+    let (sliced, packs) = rig.publish_packed(&bytes);
+    let chunks = sliced.chunks.chunks();
+    let row_of = |index: usize| rig.ledger.chunk(&chunks[index].digest).unwrap().unwrap();
+    let group = pack::group(&sliced.chunks).swap_remove(1);
+    // This machine saw it itself a moment ago.
+    for &index in &group {
+        let seen = ChunkRow {
+            confirmed_millis: local_millis(),
+            ..row_of(index)
+        };
+        let change = Change::PutChunk(chunks[index].digest, seen);
+        rig.ledger.commit(vec![change]).unwrap();
+    }
+    rig.bucket.remove(&packs[1]);
+    let fetcher = rig.fetcher();
+    let read = fetcher
+        .read(
+            &rig.open(&sliced),
+            &ReadCursor::default(),
+            sliced.chunks.start(group[0]),
+            10,
+        )
+        .await;
+    assert!(matches!(read, Err(StoreError::Missing { .. })), "{read:?}");
+    for index in 0..chunks.len() {
+        let row = row_of(index);
+        assert_eq!(row.place.is_none(), group.contains(&index));
+        assert_eq!(row.confirmed_millis, 0);
+    }
+}
+
+#[tokio::test]
 async fn a_place_that_lies_is_found_out() {
     let rig = Rig::new();
     let bytes = noise(LARGE, 7);
     let (sliced, _) = rig.publish_packed(&bytes);
     let chunks = sliced.chunks.chunks();
     let other = rig.ledger.chunk(&chunks[2].digest).unwrap().unwrap();
-    let lie = crate::store::rows::Change::PutChunk(chunks[1].digest, other);
+    let lie = Change::PutChunk(chunks[1].digest, other);
     rig.ledger.commit(vec![lie]).unwrap();
     let fetcher = rig.fetcher();
     let read = fetcher

@@ -31,7 +31,7 @@ use crate::{
     store::{
         StoreError,
         blobs::Blob,
-        pack::{self, MAX_PACKED_BYTES, Members, Pack, PackPlace},
+        pack::{self, Members, Pack, PackPlace},
         rows::{Change, ChunkRow},
         seal::is_trusted,
     },
@@ -281,7 +281,10 @@ fn prepare_pack(
     compress: bool,
 ) -> Result<Result<(Pack, Body), Vec<usize>>, StoreError> {
     let mut wrong = Vec::new();
-    let mut pack = pack::Builder::new(group.len(), MAX_PACKED_BYTES as usize);
+    let bytes = group
+        .iter()
+        .map(|&index| blob.chunks().chunks()[index].len as usize);
+    let mut pack = pack::Builder::new(group.len(), bytes.sum());
     for &index in group {
         let Some((chunk, bytes)) = read_checked(blob, index)? else {
             wrong.push(index);
