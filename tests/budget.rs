@@ -241,6 +241,9 @@ fn deleting_makes_room_on_a_full_disk() {
     let lab = Lab::new(StoreKind::S3);
     let disk = LoopFs::make("ext4", lab.dir(), "disk", 128 * MIB);
     let spec = lab.spec("a").arg("--min-free").arg("0");
+    // What is sealed stays until it is uploaded, whether it has a name or not: however long
+    // writing takes here, nothing is.
+    let spec = spec.arg("--settle").arg("1h");
     let a = spec.cache_dir(&disk.path().join("cache")).start();
     lab.set_down(true);
     let whole = fill(&a, "f");
