@@ -43,22 +43,6 @@ on_both_stores!(
 /// How long another machine may take when the test does not measure it.
 const SOON: Duration = Duration::from_secs(30);
 
-#[track_caller]
-fn until_content(machine: &Machine, path: &str, expected: &[u8]) {
-    let at = machine.path(path);
-    wait::until(&format!("{} has {path}", machine.spec.name), SOON, || {
-        fs::read(&at).is_ok_and(|bytes| bytes == expected).then_some(())
-    });
-}
-
-#[track_caller]
-fn until_gone(machine: &Machine, path: &str) {
-    let at = machine.path(path);
-    wait::until(&format!("{} has no {path}", machine.spec.name), SOON, || {
-        is_absent(&at).then_some(())
-    });
-}
-
 fn is_absent(path: &Path) -> bool {
     fs::symlink_metadata(path).is_err_and(|err| err.raw_os_error() == Some(libc::ENOENT))
 }
@@ -191,7 +175,7 @@ fn what_the_parent_changes_later_shows_where_the_fork_said_nothing(kind: StoreKi
     fs::rename(parent.path("large"), parent.path("dir/large")).unwrap();
     file(&parent.path("kept"), b"changed");
     parent.flush();
-    until_content(&fork, "kept", b"changed");
+    fork.until_content("kept", b"changed");
     until_caught_up(&fork);
     assert_eq!(content(&fork.path("dir/new")), b"new");
     assert_eq!(content(&fork.path("dir/large")).len(), 5_000_000);
@@ -221,9 +205,9 @@ fn a_tree_of_the_parent_is_renamed_and_removed_in_the_fork_alone(kind: StoreKind
     fs::rename(fork.path("dir"), fork.path("moved")).unwrap();
     fs::remove_dir_all(fork.path("build")).unwrap();
     fork.flush();
-    until_content(&other, "moved/deep/b", b"dir/deep/b");
+    other.until_content("moved/deep/b", b"dir/deep/b");
     for machine in [&fork, &other] {
-        until_gone(machine, "build");
+        machine.until_gone("build");
         assert!(is_absent(&machine.path("dir")));
         assert_eq!(content(&machine.path("moved/a")), b"dir/a");
     }
@@ -235,7 +219,7 @@ fn a_tree_of_the_parent_is_renamed_and_removed_in_the_fork_alone(kind: StoreKind
     file(&parent.path("dir/later"), b"later");
     parent.flush();
     for machine in [&fork, &other] {
-        until_content(machine, "dir/later", b"later");
+        machine.until_content("dir/later", b"later");
         until_caught_up(machine);
         assert!(is_absent(&machine.path("build")) && is_absent(&machine.path("dir/a")));
         assert_eq!(content(&machine.path("moved/a")), b"dir/a");
@@ -252,14 +236,14 @@ fn names_of_one_file_stay_one_in_the_fork(kind: StoreKind) {
     fork(&lab, "fork", "main", &[]);
     let (fork, other) = (machine(&lab, "fork", "fork"), machine(&lab, "other", "fork"));
     for machine in [&fork, &other] {
-        until_content(machine, "linked", b"kept");
+        machine.until_content("linked", b"kept");
     }
     let ino = |machine: &Machine, path: &str| fs::metadata(machine.path(path)).unwrap().ino();
     assert_eq!(ino(&fork, "linked"), ino(&fork, "kept"));
     fs::write(fork.path("linked"), b"written in the fork").unwrap();
     fs::hard_link(fork.path("kept"), fork.path("third")).unwrap();
     fork.flush();
-    until_content(&other, "third", b"written in the fork");
+    other.until_content("third", b"written in the fork");
     for machine in [&fork, &other] {
         for name in ["kept", "linked", "third"] {
             assert_eq!(content(&machine.path(name)), b"written in the fork", "{name}");
@@ -281,10 +265,10 @@ fn a_file_that_is_written_in_the_fork_while_the_parent_replaces_it_is_the_forks(
     let mut writer = rw(&fork.path("kept"));
     file(&parent.path("kept"), b"of the parent");
     parent.flush();
-    until_content(&fork, "kept", b"of the parent");
+    fork.until_content("kept", b"of the parent");
     writer.write_all(b"mine").unwrap();
     drop(writer);
-    until_content(&fork, "kept", b"mine");
+    fork.until_content("kept", b"mine");
     fork.flush();
     file(&parent.path("kept"), b"once more");
     parent.flush();
@@ -310,7 +294,7 @@ fn a_fork_of_now_stays_as_it_was(kind: StoreKind) {
     fs::rename(parent.path("dir"), parent.path("moved")).unwrap();
     parent.flush();
     let (then, live) = (machine(&lab, "then", "then"), machine(&lab, "live", "live"));
-    until_content(&live, "new", b"new");
+    live.until_content("new", b"new");
     until_caught_up(&then);
     tree::assert_same_but_dir_times(&before, &tree::read(then.root()));
     assert_eq!(then.status()["layers"][1]["until_millis"].as_u64(), Some(until));
@@ -323,7 +307,7 @@ fn a_fork_of_now_stays_as_it_was(kind: StoreKind) {
     file(&parent.path("later"), b"later");
     then.flush();
     parent.flush();
-    until_content(&live, "later", b"later");
+    live.until_content("later", b"later");
     until_caught_up(&then);
     assert!(is_absent(&then.path("later")) && is_absent(&then.path("new")));
     assert_eq!(content(&then.path("kept")), b"changed in the fork");
@@ -357,8 +341,8 @@ fn a_fork_of_a_fork_shows_all_below_it(kind: StoreKind) {
     parent.flush();
     file(&middle.path("renamed"), b"from the middle");
     middle.flush();
-    until_content(&top, "kept", b"from the bottom");
-    until_content(&top, "renamed", b"from the middle");
+    top.until_content("kept", b"from the bottom");
+    top.until_content("renamed", b"from the middle");
     for machine in [&top, &middle, &parent] {
         until_caught_up(machine);
     }
@@ -382,15 +366,15 @@ fn a_second_machine_on_the_fork_sees_what_the_first_one_did(kind: StoreKind) {
     fs::remove_file(a.path("deleted")).unwrap();
     fs::rename(a.path("dir"), a.path("moved")).unwrap();
     a.flush();
-    until_content(&b, "written", b"by a");
-    until_content(&b, "moved/deep/b", b"dir/deep/b");
-    until_gone(&b, "deleted");
-    until_gone(&b, "dir");
+    b.until_content("written", b"by a");
+    b.until_content("moved/deep/b", b"dir/deep/b");
+    b.until_gone("deleted");
+    b.until_gone("dir");
     file(&b.path("moved/deep/b"), b"by b");
     fs::remove_file(b.path("written")).unwrap();
     b.flush();
-    until_content(&a, "moved/deep/b", b"by b");
-    until_gone(&a, "written");
+    a.until_content("moved/deep/b", b"by b");
+    a.until_gone("written");
     tree::assert_same_but_dir_times(&tree::read(a.root()), &tree::read(b.root()));
 }
 
@@ -430,7 +414,7 @@ fn a_killed_daemon_comes_back_with_the_same_tree_and_numbers(kind: StoreKind) {
     fork.flush();
     file(&parent.path("kept"), b"changed");
     parent.flush();
-    until_content(&fork, "kept", b"changed");
+    fork.until_content("kept", b"changed");
     fork.unmount();
     fork.restart();
     assert_eq!(content(&fork.path("moved/a")), b"dir/a");
@@ -456,7 +440,7 @@ fn a_fork_is_mounted_while_its_store_is_away(kind: StoreKind) {
     lab.set_down(false);
     fork.flush();
     let late = machine(&lab, "late", "fork");
-    until_content(&late, "new", b"made meanwhile");
+    late.until_content("new", b"made meanwhile");
     tree::assert_same_but_dir_times(&tree::read(fork.root()), &tree::read(late.root()));
 }
 

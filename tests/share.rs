@@ -45,24 +45,6 @@ on_both_stores!(
 /// How long another machine may take when the test does not measure it.
 const SOON: Duration = Duration::from_secs(30);
 
-#[track_caller]
-fn until_content(machine: &Machine, path: &str, expected: &[u8]) {
-    let at = machine.path(path);
-    wait::until(&format!("{} has {path}", machine.spec.name), SOON, || {
-        fs::read(&at).is_ok_and(|bytes| bytes == expected).then_some(())
-    });
-}
-
-#[track_caller]
-fn until_gone(machine: &Machine, path: &str) {
-    let at = machine.path(path);
-    wait::until(&format!("{} has no {path}", machine.spec.name), SOON, || {
-        fs::symlink_metadata(&at)
-            .is_err_and(|err| err.raw_os_error() == Some(libc::ENOENT))
-            .then_some(())
-    });
-}
-
 /// Names, modes, links and times that a source tree does not have.
 fn add_odd_things(dir: &Path) {
     let odd = dir.join("odd");
@@ -114,7 +96,7 @@ fn a_copied_tree_is_on_the_other_machine_whole(kind: StoreKind) {
     // Changes appear in the order they were made, so this one comes last.
     file(&a.path("last"), b"last");
     a.flush();
-    until_content(&b, "last", b"last");
+    b.until_content("last", b"last");
     tree::assert_same(&expected, &tree::read(&b.path("source")));
 
     let linked = fs::metadata(b.path("source/odd/linked")).unwrap();
@@ -134,7 +116,7 @@ fn a_closed_file_is_visible_elsewhere_in_time(kind: StoreKind) {
         let name = format!("f{n}");
         file(&a.path(&name), name.as_bytes());
         let closed = Instant::now();
-        until_content(&b, &name, name.as_bytes());
+        b.until_content(&name, name.as_bytes());
         took.push(closed.elapsed());
     }
     took.sort();
@@ -153,7 +135,7 @@ fn deletes_and_renames_travel(kind: StoreKind) {
     }
     file(&a.path("plain"), b"plain");
     a.flush();
-    until_content(&b, "plain", b"plain");
+    b.until_content("plain", b"plain");
     let before = tree::read(&b.path("tree"));
     assert_eq!(before.len(), 42);
 
@@ -161,26 +143,26 @@ fn deletes_and_renames_travel(kind: StoreKind) {
     fs::rename(b.path("tree"), b.path("moved")).unwrap();
     fs::rename(b.path("plain"), b.path("renamed")).unwrap();
     b.flush();
-    until_content(&a, "renamed", b"plain");
-    until_gone(&a, "plain");
-    until_gone(&a, "tree");
+    a.until_content("renamed", b"plain");
+    a.until_gone("plain");
+    a.until_gone("tree");
     tree::assert_same(&before, &tree::read(&a.path("moved")));
 
     fs::remove_file(a.path("moved/deep/er/f0")).unwrap();
     fs::rename(a.path("moved/deep/er/f1"), a.path("moved/deep/er/f2")).unwrap();
     a.flush();
-    until_gone(&b, "moved/deep/er/f0");
-    until_gone(&b, "moved/deep/er/f1");
-    until_content(&b, "moved/deep/er/f2", b"1");
+    b.until_gone("moved/deep/er/f0");
+    b.until_gone("moved/deep/er/f1");
+    b.until_content("moved/deep/er/f2", b"1");
 
     fs::remove_dir_all(b.path("moved")).unwrap();
     b.flush();
-    until_gone(&a, "moved");
+    a.until_gone("moved");
     // And again under the same names.
     fs::create_dir_all(a.path("moved/deep")).unwrap();
     file(&a.path("moved/deep/new"), b"new");
     a.flush();
-    until_content(&b, "moved/deep/new", b"new");
+    b.until_content("moved/deep/new", b"new");
     assert_eq!(
         tree::read(b.root()).len(),
         4,
@@ -195,7 +177,7 @@ fn metadata_alone_travels(kind: StoreKind) {
     file(&a.path("f"), b"x");
     fs::create_dir(a.path("d")).unwrap();
     a.flush();
-    until_content(&b, "f", b"x");
+    b.until_content("f", b"x");
     fs::set_permissions(a.path("f"), fs::Permissions::from_mode(0o751)).unwrap();
     fs::set_permissions(a.path("d"), fs::Permissions::from_mode(0o700)).unwrap();
     a.flush();
@@ -224,8 +206,8 @@ fn what_the_kernel_cached_is_told_to_change(kind: StoreKind) {
         file(&a.path("d/f"), &bytes);
         file(&a.path(&name), &bytes);
         a.flush();
-        until_content(&b, "d/f", &bytes);
-        until_content(&b, &name, &bytes);
+        b.until_content("d/f", &bytes);
+        b.until_content(&name, &bytes);
         assert_eq!(fs::metadata(b.path("d/f")).unwrap().len(), bytes.len() as u64);
         assert_eq!(
             fs::read_dir(b.path("d")).unwrap().count(),
@@ -240,14 +222,14 @@ fn an_open_file_keeps_its_content_when_it_is_replaced_elsewhere(kind: StoreKind)
     let old = vec![b'o'; 6_000_000];
     file(&a.path("f"), &old);
     a.flush();
-    until_content(&b, "f", &old);
+    b.until_content("f", &old);
     let mut reader = ro(&b.path("f"));
     let mut first = [0; 10];
     reader.read_exact(&mut first).unwrap();
     let new = vec![b'n'; 6_000_001];
     fs::rename(file(&a.path("f.tmp"), &new), a.path("f")).unwrap();
     a.flush();
-    until_content(&b, "f", &new);
+    b.until_content("f", &new);
     let mut rest = Vec::new();
     reader.seek(SeekFrom::Start(0)).unwrap();
     reader.read_to_end(&mut rest).unwrap();
@@ -278,8 +260,8 @@ fn the_last_writer_wins_on_both_machines_alike(kind: StoreKind) {
         file(&b.path("mark-b"), format!("{round}").as_bytes());
         a.flush();
         b.flush();
-        until_content(&a, "mark-b", format!("{round}").as_bytes());
-        until_content(&b, "mark-a", format!("{round}").as_bytes());
+        a.until_content("mark-b", format!("{round}").as_bytes());
+        b.until_content("mark-a", format!("{round}").as_bytes());
         tree::assert_same_but_dir_times(&tree::read(a.root()), &tree::read(b.root()));
         for n in 0..10 {
             let bytes = content(&a.path(format!("f{n}")));
@@ -291,7 +273,7 @@ fn the_last_writer_wins_on_both_machines_alike(kind: StoreKind) {
         let (late, early) = if round % 2 == 0 { (&a, &b) } else { (&b, &a) };
         file(&late.path("f0"), b"later");
         late.flush();
-        until_content(early, "f0", b"later");
+        early.until_content("f0", b"later");
     }
 }
 
@@ -358,7 +340,7 @@ fn a_read_only_machine_follows_and_refuses_writes(kind: StoreKind) {
     let b = lab.spec("b").arg("--read-only").start();
     file(&a.path("f"), b"x");
     a.flush();
-    until_content(&b, "f", b"x");
+    b.until_content("f", b"x");
     assert_errno!(fs::write(b.path("g"), b"y"), EROFS);
     assert_errno!(fs::remove_file(b.path("f")), EROFS);
     assert_errno!(fs::create_dir(b.path("d")), EROFS);
@@ -374,7 +356,7 @@ fn a_machine_that_stopped_catches_up(kind: StoreKind) {
     file(&a.path("deleted"), b"deleted");
     file(&a.path("changed"), b"old");
     a.flush();
-    until_content(&b, "changed", b"old");
+    b.until_content("changed", b"old");
     let ino = fs::metadata(b.path("kept")).unwrap().ino();
     file(&b.path("of-b"), b"written just before the stop");
     b.unmount();
@@ -385,17 +367,17 @@ fn a_machine_that_stopped_catches_up(kind: StoreKind) {
     file(&a.path("dir/made"), b"meanwhile");
     a.flush();
     // Unmounting flushed, so this machine has the other's file without it running.
-    until_content(&a, "of-b", b"written just before the stop");
+    a.until_content("of-b", b"written just before the stop");
 
     b.restart();
-    until_content(&b, "dir/made", b"meanwhile");
-    until_content(&b, "changed", b"new");
-    until_gone(&b, "deleted");
+    b.until_content("dir/made", b"meanwhile");
+    b.until_content("changed", b"new");
+    b.until_gone("deleted");
     assert_eq!(fs::metadata(b.path("kept")).unwrap().ino(), ino);
     tree::assert_same_but_dir_times(&tree::read(a.root()), &tree::read(b.root()));
     // A machine that comes late sees the same.
     let c = lab.machine("c");
-    until_content(&c, "dir/made", b"meanwhile");
+    c.until_content("dir/made", b"meanwhile");
     tree::assert_same_but_dir_times(&tree::read(a.root()), &tree::read(c.root()));
 }
 
@@ -406,20 +388,20 @@ fn a_directory_that_lived_on_for_a_file_goes_with_it(kind: StoreKind) {
     let (a, b) = (lab.machine("a"), lab.machine("b"));
     fs::create_dir(a.path("dir")).unwrap();
     file(&a.path("dir/first"), b"first");
-    until_content(&b, "dir/first", b"first");
+    b.until_content("dir/first", b"first");
     lab.set_down(true);
     file(&b.path("dir/second"), b"second");
     fs::remove_file(a.path("dir/first")).unwrap();
     fs::remove_dir(a.path("dir")).unwrap();
     lab.set_down(false);
-    until_content(&a, "dir/second", b"second");
-    until_gone(&b, "dir/first");
+    a.until_content("dir/second", b"second");
+    b.until_gone("dir/first");
     for machine in [&a, &b] {
         assert!(machine.path("dir").metadata().unwrap().is_dir());
     }
     fs::remove_file(a.path("dir/second")).unwrap();
-    until_gone(&a, "dir");
-    until_gone(&b, "dir");
+    a.until_gone("dir");
+    b.until_gone("dir");
     assert_eq!(fs::read_dir(a.root()).unwrap().count(), 0);
 }
 
@@ -429,16 +411,16 @@ fn a_file_that_is_closed_after_its_directory_was_removed_brings_both_back(kind: 
     let (a, b) = (lab.machine("a"), lab.machine("b"));
     fs::create_dir(a.path("dir")).unwrap();
     file(&a.path("dir/f"), b"first");
-    until_content(&b, "dir/f", b"first");
+    b.until_content("dir/f", b"first");
     let mut writer = rw(&a.path("dir/f"));
     writer.write_all(b"later").unwrap();
     fs::remove_file(b.path("dir/f")).unwrap();
     fs::remove_dir(b.path("dir")).unwrap();
     // From now on the kernel knows that there is no such directory.
-    until_gone(&a, "dir");
+    a.until_gone("dir");
     drop(writer);
-    until_content(&a, "dir/f", b"later");
-    until_content(&b, "dir/f", b"later");
+    a.until_content("dir/f", b"later");
+    b.until_content("dir/f", b"later");
 }
 
 /// The daemon hears late of the close of a new file, perhaps after `cp -a` has set the times of
@@ -452,7 +434,7 @@ fn the_times_of_a_directory_stay_when_its_last_file_is_closed_a_moment_later(kin
     let then = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
     File::open(a.path("dir")).unwrap().set_modified(then).unwrap();
     drop(writer);
-    until_content(&b, "dir/f", b"bytes");
+    b.until_content("dir/f", b"bytes");
     wait::until("the times of the directory are told", SOON, || {
         (b.path("dir").metadata().unwrap().modified().unwrap() == then).then_some(())
     });

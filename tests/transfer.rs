@@ -8,7 +8,7 @@ mod support;
 use std::{
     fs::File,
     io::Write,
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, MetadataExt},
     path::Path,
     time::{Duration, Instant},
 };
@@ -119,6 +119,19 @@ fn settled_bytes(lab: &Lab) -> u64 {
         }
         (last.1.elapsed() > Duration::from_millis(300)).then_some(now)
     })
+}
+
+#[test]
+fn the_kernel_reads_a_mebibyte_ahead_where_root_may_say_so() {
+    let lab = Lab::new(StoreKind::S3);
+    let a = lab.machine("a");
+    let device = a.root().metadata().unwrap().dev();
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let limit = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+    if File::options().write(true).open(&limit).is_err() {
+        skip!("{limit} cannot be written here");
+    }
+    assert_eq!(std::fs::read_to_string(limit).unwrap().trim(), "1024");
 }
 
 #[test]

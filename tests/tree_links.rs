@@ -1,5 +1,8 @@
 //! Names of one file (`namespace::tree`, laws 4 and 6), among machines and among layers.
 
+#[path = "support/publish.rs"]
+mod publish;
+
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering},
@@ -9,7 +12,7 @@ use casmount::{
     base::id::MachineId,
     namespace::{
         change::PathChange,
-        tree::{AttrChange, NewNode, Readiness, RenameMode, Tree},
+        tree::{AttrChange, NewNode, RenameMode, Tree},
     },
     store::{
         cachedir::LastStop,
@@ -17,6 +20,8 @@ use casmount::{
         rows::{Ino, NodeKind, NodeRow, TreeLayer},
     },
 };
+
+use publish::publish;
 
 const TOP: TreeLayer = TreeLayer::TOP;
 
@@ -75,19 +80,7 @@ impl Machine {
     }
 
     fn publish(&self) -> Vec<PathChange> {
-        let pending = self.tree.pending(1000).unwrap();
-        let done: Vec<_> = pending
-            .iter()
-            .map(|change| (change.parent, change.name.clone(), change.stamp))
-            .collect();
-        self.tree.published(&done).unwrap();
-        pending
-            .into_iter()
-            .map(|change| match change.readiness {
-                Readiness::Ready(change) => *change,
-                other => panic!("an empty file is ready at once, not {other:?}"),
-            })
-            .collect()
+        publish(&self.tree)
     }
 
     fn hear(&self, layer: TreeLayer, changes: &[PathChange]) {

@@ -5,6 +5,9 @@
 //! naive reading of the laws makes of the set of all changes. So must the trees
 //! of machines whose volume lies over others.
 
+#[path = "support/publish.rs"]
+mod publish;
+
 use std::{
     cmp::Reverse,
     collections::BTreeMap,
@@ -19,7 +22,7 @@ use casmount::{
     namespace::{
         TreeError,
         change::{Entry, PathChange},
-        tree::{AttrChange, NewNode, Readiness, RenameMode, Tree},
+        tree::{AttrChange, NewNode, RenameMode, Tree},
     },
     store::{
         cachedir::LastStop,
@@ -28,6 +31,7 @@ use casmount::{
     },
 };
 use proptest::prelude::*;
+use publish::publish;
 
 /// What a user sees: for each path whether it is a directory, and its mode.
 type View = BTreeMap<Vec<u8>, Shown>;
@@ -86,19 +90,8 @@ impl Machine {
 
     /// Everything it has to tell, in order.
     fn publish(&self) -> Vec<Told> {
-        let pending = self.tree.pending(10_000).unwrap();
-        let done: Vec<_> = pending
-            .iter()
-            .map(|change| (change.parent, change.name.clone(), change.stamp))
-            .collect();
-        self.tree.published(&done).unwrap();
-        pending
-            .into_iter()
-            .map(|change| match change.readiness {
-                Readiness::Ready(change) => (self.stack[0], *change),
-                other => panic!("empty files, links and directories are ready at once, not {other:?}"),
-            })
-            .collect()
+        let changes = publish(&self.tree).into_iter();
+        changes.map(|change| (self.stack[0], change)).collect()
     }
 
     fn view(&self) -> View {

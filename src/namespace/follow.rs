@@ -260,6 +260,7 @@ impl FollowerHandle {
 
     /// Waits until one whole poll that began after the call has been applied: it sees
     /// everything that was published before the call. False when `deadline` passed first.
+    #[cfg(test)]
     pub async fn caught_up(&self, deadline: Instant) -> bool {
         self.shared.reached(self.shared.ask(), deadline).await
     }

@@ -6,7 +6,7 @@ use super::{
     StoreError,
     fetch::{Fetcher, ReadCursor},
     pack,
-    rows::{BlobRow, Change, ChunkRow},
+    rows::{Change, ChunkRow},
     testing::{Fault, READ_TIMEOUT, Rig, eventually_async, noise},
 };
 use crate::{
@@ -184,9 +184,7 @@ async fn doubted_chunks_are_hashed_here_although_a_pack_has_them() {
     let fetcher = rig.fetcher();
     fetcher.ensure_whole(&rig.open(&sliced)).await.unwrap();
     rig.blobs.save(false).unwrap();
-    let row = rig.row(&sliced).unwrap();
-    let doubted = Change::PutBlob(BlobRow { doubted: true, ..row });
-    rig.ledger.commit(vec![doubted]).unwrap();
+    rig.doubt(&sliced);
     rig.bucket.forget_requests();
     rig.bucket.fail(|_, _| Some(Fault::Unavailable));
     assert!(!rig.open(&sliced).has(0, 1));

@@ -10,7 +10,7 @@ use super::{
     StoreError,
     fetch::ReadCursor,
     manifest,
-    rows::{BlobRow, Change, ChunkRow, Durability, Residency},
+    rows::{ChunkRow, Durability, Residency},
     testing::{Fault, READ_TIMEOUT, Rig, eventually_async, noise},
 };
 use crate::{
@@ -333,21 +333,13 @@ async fn a_file_that_a_crash_left_is_not_taken_for_fetched_chunks() {
     assert_eq!(blob.read(0, 5000).unwrap(), bytes);
 }
 
-/// Marks the row of `sliced` as a power loss does.
-fn doubt(rig: &Rig, sliced: &Sliced) {
-    let row = rig.row(sliced).unwrap();
-    rig.ledger
-        .commit(vec![Change::PutBlob(BlobRow { doubted: true, ..row })])
-        .unwrap();
-}
-
 #[tokio::test]
 async fn doubted_bytes_are_hashed_before_use_and_only_the_wrong_are_fetched() {
     let rig = Rig::new();
     let bytes = noise(LARGE, 14);
     let sliced = rig.publish(&bytes);
     rig.seal_clean(&bytes);
-    doubt(&rig, &sliced);
+    rig.doubt(&sliced);
     let mut damaged = bytes.clone();
     let lost = sliced.chunks.start(4) as usize;
     damaged[lost..lost + 4096].fill(0);
@@ -372,7 +364,7 @@ async fn a_doubt_not_settled_is_kept_for_the_next_start() {
     let rig = Rig::new();
     let bytes = noise(LARGE, 15);
     let sliced = rig.seal_clean(&bytes);
-    doubt(&rig, &sliced);
+    rig.doubt(&sliced);
     let blob = rig.open(&sliced);
     rig.fetcher()
         .read(&blob, &ReadCursor::default(), 0, 10)
@@ -389,7 +381,7 @@ async fn a_doubted_dirty_blob_that_is_wrong_is_quarantined_and_its_right_chunks_
     let rig = Rig::new();
     let bytes = noise(LARGE, 16);
     let sliced = rig.seal(&bytes);
-    doubt(&rig, &sliced);
+    rig.doubt(&sliced);
     let mut damaged = bytes.clone();
     damaged[0] ^= 1;
     fs::write(rig.path(&sliced.digest), damaged).unwrap();

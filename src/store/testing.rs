@@ -488,6 +488,13 @@ impl Rig {
         row.map(|row| (*row).clone())
     }
 
+    /// Marks its row as a power loss does.
+    pub(crate) fn doubt(&self, sliced: &Sliced) {
+        let row = self.row(sliced).unwrap();
+        let doubted = Change::PutBlob(BlobRow { doubted: true, ..row });
+        self.ledger.commit(vec![doubted]).unwrap();
+    }
+
     pub(crate) fn residency(&self, sliced: &Sliced) -> Residency {
         self.row(sliced).map_or(Residency::Nothing, |row| row.residency)
     }

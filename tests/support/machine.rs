@@ -26,6 +26,9 @@ pub const START_LIMIT: Duration = Duration::from_secs(30);
 /// How long a command may take that talks to a daemon, beyond its own deadline.
 pub const COMMAND_LIMIT: Duration = Duration::from_secs(120);
 
+/// How long it may take until another machine's change is seen, when the test does not measure it.
+const FOLLOW_LIMIT: Duration = Duration::from_secs(30);
+
 /// What a machine is made of, before its daemon runs.
 #[derive(Clone, Debug)]
 pub struct MachineSpec {
@@ -148,6 +151,26 @@ impl Machine {
 
     pub fn path(&self, below: impl AsRef<Path>) -> PathBuf {
         self.spec.mountpoint.join(below)
+    }
+
+    /// Waits until it shows these bytes at `path`.
+    #[track_caller]
+    pub fn until_content(&self, path: &str, expected: &[u8]) {
+        let at = self.path(path);
+        wait::until(&format!("{} has {path}", self.spec.name), FOLLOW_LIMIT, || {
+            fs::read(&at).is_ok_and(|bytes| bytes == expected).then_some(())
+        });
+    }
+
+    /// Waits until it shows nothing at `path`.
+    #[track_caller]
+    pub fn until_gone(&self, path: &str) {
+        let at = self.path(path);
+        wait::until(&format!("{} has no {path}", self.spec.name), FOLLOW_LIMIT, || {
+            fs::symlink_metadata(&at)
+                .is_err_and(|err| err.raw_os_error() == Some(libc::ENOENT))
+                .then_some(())
+        });
     }
 
     pub fn log_path(&self) -> PathBuf {
