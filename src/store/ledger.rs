@@ -56,6 +56,9 @@ use super::{
 };
 use crate::base::{chunk::ChunkList, digest::Digest};
 
+/// As long as the record of a change of one file: longer ones grow.
+const USUAL_RECORD_BYTES: usize = 512;
+
 /// Sums over all blobs, kept as rows change; reading them costs nothing.
 ///
 /// What was evicted is counted since the cache directory was made: clean blobs
@@ -118,7 +121,8 @@ impl Core {
             return Err(StoreError::Full);
         }
         self.layers.make_room(|| self.absorber.ring())?;
-        let mut record = vec![0; RECORD_HEADER_BYTES];
+        let mut record = Vec::with_capacity(USUAL_RECORD_BYTES);
+        record.resize(RECORD_HEADER_BYTES, 0);
         record::encode(&redos, &mut record);
 
         let mut tail = self.journal.tail();

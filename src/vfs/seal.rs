@@ -95,10 +95,15 @@ impl Settling {
 
     fn put(&self, ino: Ino, due: Instant) {
         let mut state = self.lock();
+        let is_first = state.order.peek().is_none_or(|Reverse((first, _))| due < *first);
         state.unquiet.remove(&ino);
         state.due.insert(ino, due);
         state.order.push(Reverse((due, ino)));
-        self.wake.notify_one();
+        // Whoever waits for the first looks at the others then: a wake-up for each close would cost
+        // as much as the close.
+        if is_first {
+            self.wake.notify_all();
+        }
     }
 
     pub(super) fn closing(&self) -> ClosingGuard<'_> {

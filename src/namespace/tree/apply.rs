@@ -95,7 +95,7 @@ fn apply_one(edit: &mut Edit<'_>, layer: TreeLayer, change: PathChange) -> Resul
         Some(entry) if entry.kind == NodeKind::Dir => {
             NameState::Live(place_dir(edit, parent, name, dir, &entry)?)
         }
-        Some(entry) => NameState::Live(place_file(edit, layer, old.as_ref(), &entry)?),
+        Some(entry) => NameState::Live(place_file(edit, layer, old.as_deref(), &entry)?),
     };
     if let Some(ino) = old_ino.filter(|&ino| state != NameState::Live(ino)) {
         shadow(edit.in_use, ino, parent, name);

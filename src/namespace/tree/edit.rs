@@ -33,8 +33,9 @@ pub(super) struct Edit<'a> {
     pub(super) in_use: &'a mut InUse,
     /// Nanoseconds since 1970: the time that changed nodes get.
     pub(super) now: i64,
-    nodes: HashMap<Ino, Option<NodeRow>>,
-    names: HashMap<(Ino, Vec<u8>), Option<NameRow>>,
+    nodes: HashMap<Ino, Option<Arc<NodeRow>>>,
+    /// By parent.
+    names: HashMap<Ino, HashMap<Vec<u8>, Option<Arc<NameRow>>>>,
     extra: Vec<Change>,
     stamped: Option<Stamp>,
     /// The change made is the first close of a new file: it takes its place now, not at its
@@ -82,7 +83,7 @@ impl<'a> Edit<'a> {
 
     pub(super) fn node(&self, ino: Ino) -> Result<Option<Arc<NodeRow>>, TreeError> {
         match self.nodes.get(&ino) {
-            Some(changed) => Ok(changed.clone().map(Arc::new)),
+            Some(changed) => Ok(changed.clone()),
             None => Ok(self.tree.ledger.node(ino)?),
         }
     }
@@ -93,46 +94,46 @@ impl<'a> Edit<'a> {
             Entry::Occupied(slot) => slot.into_mut(),
             Entry::Vacant(slot) => {
                 let row = self.tree.ledger.node(ino)?.ok_or(TreeError::NotFound)?;
-                slot.insert(Some(Arc::unwrap_or_clone(row)))
+                slot.insert(Some(row))
             }
         };
-        slot.as_mut().ok_or(TreeError::NotFound)
+        slot.as_mut().map(Arc::make_mut).ok_or(TreeError::NotFound)
     }
 
     pub(super) fn put_node(&mut self, row: NodeRow) {
-        self.nodes.insert(row.ino, Some(row));
+        self.nodes.insert(row.ino, Some(Arc::new(row)));
     }
 
     pub(super) fn also(&mut self, changes: impl IntoIterator<Item = Change>) {
         self.extra.extend(changes);
     }
 
-    pub(super) fn name(&self, parent: Ino, name: &[u8]) -> Result<Option<NameRow>, TreeError> {
-        // A look-up by (number, bytes) would need an owned key; edits are small, so it is made.
-        match self.names.get(&(parent, name.to_vec())) {
+    pub(super) fn name(&self, parent: Ino, name: &[u8]) -> Result<Option<Arc<NameRow>>, TreeError> {
+        match self.names.get(&parent).and_then(|names| names.get(name)) {
             Some(changed) => Ok(changed.clone()),
-            None => Ok(self.tree.ledger.name(parent, name)?.map(Arc::unwrap_or_clone)),
+            None => Ok(self.tree.ledger.name(parent, name)?),
         }
     }
 
+    fn put_name(&mut self, parent: Ino, name: Vec<u8>, row: Option<NameRow>) {
+        let names = self.names.entry(parent).or_default();
+        names.insert(name, row.map(Arc::new));
+    }
+
     /// All registers of a directory, dead ones too, with the changes of this edit.
-    pub(super) fn names_in(&self, parent: Ino) -> Result<Vec<NameRow>, TreeError> {
+    pub(super) fn names_in(&self, parent: Ino) -> Result<Vec<Arc<NameRow>>, TreeError> {
         let mut rows = Vec::new();
         let mut after: Option<Vec<u8>> = None;
         loop {
             let page = self.tree.ledger.names_in(parent, after.as_deref(), 1000)?;
             let Some(last) = page.last() else { break };
             after = Some(last.name.clone());
-            rows.extend(page.into_iter().map(Arc::unwrap_or_clone));
+            rows.extend(page);
         }
-        rows.retain(|row| !self.names.contains_key(&(parent, row.name.clone())));
-        rows.extend(
-            self.names
-                .values()
-                .flatten()
-                .filter(|row| row.parent == parent)
-                .cloned(),
-        );
+        if let Some(changed) = self.names.get(&parent) {
+            rows.retain(|row| !changed.contains_key(&row.name));
+            rows.extend(changed.values().flatten().cloned());
+        }
         Ok(rows)
     }
 
@@ -266,7 +267,7 @@ impl<'a> Edit<'a> {
     }
 
     /// The registers that name a file.
-    pub(super) fn own_names(&self, node: &NodeRow) -> Result<Vec<NameRow>, TreeError> {
+    pub(super) fn own_names(&self, node: &NodeRow) -> Result<Vec<Arc<NameRow>>, TreeError> {
         let here = NameState::Live(node.ino);
         let home = self.in_use.pins.get(&node.ino).and_then(|pin| pin.home.as_ref());
         if node.nlink == 1
@@ -287,7 +288,7 @@ impl<'a> Edit<'a> {
     /// Changes a register, and what follows from it.
     pub(super) fn set_name(&mut self, mut row: NameRow) -> Result<(), TreeError> {
         let old = self.name(row.parent, &row.name)?;
-        let before = self.seen(old.as_ref())?;
+        let before = self.seen(old.as_deref())?;
         let old_ino = old.as_ref().and_then(|old| live(old.state));
         if let NameState::Live(ino) = row.state
             && self.node(ino)?.is_some_and(|node| node.kind == NodeKind::Dir)
@@ -297,10 +298,10 @@ impl<'a> Edit<'a> {
         let new_ino = live(row.state);
         let (parent, name, dir) = (row.parent, row.name.clone(), row.dir);
         if parent == Ino::LINKS {
-            self.names.insert((parent, name), Some(row));
+            self.put_name(parent, name, Some(row));
             return Ok(());
         }
-        self.names.insert((parent, name.clone()), Some(row));
+        self.put_name(parent, name.clone(), Some(row));
         if old_ino != new_ino {
             if let Some(ino) = new_ino {
                 self.link(ino)?;
@@ -322,7 +323,7 @@ impl<'a> Edit<'a> {
         }
         let after = {
             let row = self.name(parent, &name)?;
-            self.seen(row.as_ref())?
+            self.seen(row.as_deref())?
         };
         if before != after {
             self.notice(|| Notice::Entry { parent, name });
@@ -332,12 +333,12 @@ impl<'a> Edit<'a> {
 
     /// Forgets a register altogether; only for one that nobody was ever told of.
     pub(super) fn drop_name(&mut self, parent: Ino, name: &[u8]) {
-        self.names.insert((parent, name.to_vec()), None);
+        self.put_name(parent, name.to_vec(), None);
     }
 
     /// Puts a register whose children and counts the caller accounts for.
     pub(super) fn place_name(&mut self, row: NameRow) {
-        self.names.insert((row.parent, row.name.clone()), Some(row));
+        self.put_name(row.parent, row.name.clone(), Some(row));
     }
 
     /// Accounts for what a user sees at one name of `parent` now.
@@ -424,17 +425,18 @@ impl<'a> Edit<'a> {
             return Ok(dir);
         }
         let dir = self.new_dir(parent, name);
+        let row = row.map(Arc::unwrap_or_clone).unwrap_or_else(|| NameRow {
+            parent,
+            name: name.to_vec(),
+            layer: TreeLayer::TOP,
+            stamp: Stamp::ZERO,
+            state: NameState::Dead,
+            dir: None,
+            pending: None,
+        });
         self.place_name(NameRow {
             dir: Some(dir),
-            ..row.unwrap_or_else(|| NameRow {
-                parent,
-                name: name.to_vec(),
-                layer: TreeLayer::TOP,
-                stamp: Stamp::ZERO,
-                state: NameState::Dead,
-                dir: None,
-                pending: None,
-            })
+            ..row
         });
         Ok(dir)
     }
@@ -462,13 +464,17 @@ impl<'a> Edit<'a> {
         let mut changes: Vec<Change> = self
             .nodes
             .into_iter()
-            .map(|(ino, row)| row.map_or(Change::DropNode(ino), Change::PutNode))
+            .map(|(ino, row)| match row {
+                Some(row) => Change::PutNode(Arc::unwrap_or_clone(row)),
+                None => Change::DropNode(ino),
+            })
             .collect();
-        changes.extend(
-            self.names
-                .into_iter()
-                .map(|((parent, name), row)| row.map_or(Change::DropName(parent, name), Change::PutName)),
-        );
+        for (parent, names) in self.names {
+            changes.extend(names.into_iter().map(|(name, row)| match row {
+                Some(row) => Change::PutName(Arc::unwrap_or_clone(row)),
+                None => Change::DropName(parent, name),
+            }));
+        }
         changes.extend(self.stamped.map(encode_clock));
         // What callers add may speak of the rows before it.
         changes.extend(self.extra);
@@ -500,7 +506,7 @@ impl Edit<'_> {
         for (parent, name, seen) in before {
             let after = {
                 let row = self.name(parent, &name)?;
-                self.seen(row.as_ref())?
+                self.seen(row.as_deref())?
             };
             self.notice(|| Notice::Entry { parent, name });
             self.adjust(parent, seen, after)?;

@@ -1,5 +1,7 @@
 //! What this machine has to tell the others.
 
+use std::sync::Arc;
+
 use super::{Tree, join};
 use crate::{
     base::{
@@ -151,7 +153,10 @@ impl Tree {
         let mut edit = super::Edit::new(self, &mut in_use);
         for (parent, name, stamp) in done {
             if let Some(row) = edit.name(*parent, name)?.filter(|row| row.stamp == *stamp) {
-                edit.place_name(NameRow { pending: None, ..row });
+                edit.place_name(NameRow {
+                    pending: None,
+                    ..Arc::unwrap_or_clone(row)
+                });
             }
         }
         edit.commit()?;

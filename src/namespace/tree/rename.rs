@@ -1,5 +1,7 @@
 //! Renaming: a register goes, another comes; of a directory, for every path below it (law 3).
 
+use std::sync::Arc;
+
 use super::{Edit, Removed, Tree, check_name, edit::live};
 use crate::{
     namespace::TreeError,
@@ -110,7 +112,7 @@ impl Edit<'_> {
         self.hide_if_implicit(&row, moved)?;
         self.place_name(NameRow {
             dir: Some(left),
-            ..row
+            ..Arc::unwrap_or_clone(row)
         });
         let place = self.node_mut(moved)?;
         let attributes = (source.perm, source.uid, source.gid, source.mtime);
@@ -159,7 +161,7 @@ impl Edit<'_> {
                 stamp,
                 state: NameState::Dead,
                 pending: Some(place),
-                ..row.clone()
+                ..NameRow::clone(&row)
             };
             let known = match replaced {
                 Some(replaced) => self.name(replaced, &row.name)?,
@@ -230,7 +232,7 @@ impl Edit<'_> {
     }
 
     /// Puts a register that shows nothing below another directory.
-    fn adopt(&mut self, row: NameRow, parent: Ino) -> Result<(), TreeError> {
+    fn adopt(&mut self, row: Arc<NameRow>, parent: Ino) -> Result<(), TreeError> {
         if let Some(dir) = row.dir {
             self.node_mut(dir)?
                 .dir
@@ -238,7 +240,10 @@ impl Edit<'_> {
                 .ok_or(TreeError::NotDirectory)?
                 .up = parent;
         }
-        self.place_name(NameRow { parent, ..row });
+        self.place_name(NameRow {
+            parent,
+            ..Arc::unwrap_or_clone(row)
+        });
         Ok(())
     }
 

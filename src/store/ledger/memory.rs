@@ -114,13 +114,15 @@ impl Memory {
         if let Some(row) = self.names.get(&key) {
             return Some(row.clone());
         }
-        let row = match self.overlaid_name(parent, name) {
-            Some(row) => row.clone(),
-            None if self.young.may_have(parent, name) => return None,
-            None => None,
-        };
-        self.names.put(key, row.clone());
-        Some(row)
+        match self.overlaid_name(parent, name) {
+            Some(row) => {
+                let row = row.clone();
+                self.names.put(key, row.clone());
+                Some(row)
+            }
+            None if self.young.may_have(parent, name) => None,
+            None => Some(None),
+        }
     }
 
     /// What the overlays say of a name.
