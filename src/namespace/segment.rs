@@ -181,12 +181,16 @@ pub fn estimate_bytes(change: &PathChange) -> u64 {
             Some(EntryChunks::Inline(list)) => list.chunks().len() * PACKED_BYTES,
             Some(EntryChunks::Single | EntryChunks::Listed { .. }) | None => 0,
         };
+        let places = entry
+            .blob
+            .as_ref()
+            .map_or(0, |blob| pack::max_places_bytes(blob.places.len()));
         let xattrs = entry
             .xattrs
             .iter()
             .map(|(name, value)| name.len() + value.len() + 32)
             .sum::<usize>();
-        chunks + xattrs + entry.target.len()
+        chunks + places + xattrs + entry.target.len()
     });
     (FIXED + change.path.len() + entry) as u64
 }

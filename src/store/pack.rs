@@ -258,6 +258,16 @@ impl Builder {
     }
 }
 
+/// What [`encode_places`] makes of the places of `count` chunks at most, in bytes.
+#[must_use]
+pub const fn max_places_bytes(count: usize) -> usize {
+    if count == 0 {
+        0
+    } else {
+        4 + count * (32 + PLACE_BYTES)
+    }
+}
+
 /// Writes the places of chunks, in their order; nothing when all are objects of their own.
 #[must_use]
 pub fn encode_places(places: &[Option<PackPlace>]) -> Vec<u8> {
@@ -349,6 +359,16 @@ mod tests {
             builder.add(chunk, bytes, false);
         }
         builder.finish()
+    }
+
+    #[test]
+    fn places_take_no_more_than_is_reckoned_with() {
+        for count in 0..5 {
+            let places: Vec<_> = (0..count as u8)
+                .map(|number| Some(packed(&[&[number]]).members[0].1))
+                .collect();
+            assert_eq!(encode_places(&places).len(), max_places_bytes(count));
+        }
     }
 
     #[test]
