@@ -43,13 +43,15 @@ impl Pool {
     }
 
     fn take(&self, capacity: usize) -> Vec<u8> {
-        if (MIN_BYTES..=MAX_KEPT_BYTES).contains(&capacity) {
-            let mut kept = self.kept();
-            if let Some(place) = kept.iter().rposition(|buffer| buffer.capacity() >= capacity) {
-                return kept.swap_remove(place);
-            }
+        if !(MIN_BYTES..=MAX_KEPT_BYTES).contains(&capacity) {
+            return Vec::with_capacity(capacity);
         }
-        Vec::with_capacity(capacity)
+        let mut kept = self.kept();
+        let fitting = kept.iter().rposition(|buffer| buffer.capacity() >= capacity);
+        match fitting {
+            Some(place) => kept.swap_remove(place),
+            None => Vec::with_capacity(class(capacity)),
+        }
     }
 
     fn share(&'static self, buffer: Vec<u8>) -> Bytes {
@@ -73,6 +75,12 @@ impl Pool {
             *smallest = buffer;
         }
     }
+}
+
+/// Packs are of all lengths: a buffer that just fits one fits few others. What is not
+/// written to takes no memory.
+fn class(capacity: usize) -> usize {
+    capacity.next_power_of_two().min(MAX_KEPT_BYTES).max(capacity)
 }
 
 struct Lent {
@@ -115,6 +123,18 @@ mod tests {
         drop(part);
         let again = pool.take(MAX_KEPT_BYTES);
         assert!(again.as_ptr() == place && again.is_empty());
+    }
+
+    #[test]
+    fn a_buffer_serves_for_others_of_about_its_length() {
+        let pool = pool();
+        let one = pool.share(pool.take(3 << 20));
+        let place = one.as_ptr();
+        drop(one);
+        let longer = pool.take((3 << 20) + 4096);
+        assert_eq!(longer.as_ptr(), place);
+        assert_eq!(class(MAX_KEPT_BYTES - 1), MAX_KEPT_BYTES);
+        assert_eq!(class(65 << 10), 128 << 10);
     }
 
     #[test]

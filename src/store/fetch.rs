@@ -5,7 +5,7 @@
 
 use std::{
     ops::Range,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, Mutex, MutexGuard, OnceLock},
     time::Duration,
 };
 
@@ -23,7 +23,10 @@ use super::{
     reclaim::Reclaimer,
     rows::{Change, ListObject},
 };
-use crate::{base::digest::Digest, tier::SharedBucket};
+use crate::{
+    base::{buffers, digest::Digest},
+    tier::SharedBucket,
+};
 
 pub use super::fetch_chunk::FetchStatus;
 
@@ -34,6 +37,12 @@ const MAX_RUNS: usize = 8;
 /// fetch ahead of it. One for each open handle.
 #[derive(Debug, Default)]
 pub struct ReadCursor(Mutex<Readahead>);
+
+impl ReadCursor {
+    fn lock(&self) -> MutexGuard<'_, Readahead> {
+        self.0.lock().expect("no code panics while it holds the cursor")
+    }
+}
 
 /// Bytes that are on this machine.
 #[derive(Debug)]
@@ -98,7 +107,13 @@ impl Fetcher {
         buffer: &'a mut Vec<u8>,
     ) -> Result<Option<Here<'a>>, StoreError> {
         let here = match self.fresh(blob, offset, len) {
-            Some(bytes) => Here::Shared(bytes),
+            Some(parts) => match <[Bytes; 1]>::try_from(parts) {
+                Ok([bytes]) => Here::Shared(bytes),
+                Err(parts) => {
+                    join(&parts, buffer);
+                    Here::Read(buffer)
+                }
+            },
             None if blob.try_read_into(offset, len, buffer)? => Here::Read(buffer),
             None => return Ok(None),
         };
@@ -106,8 +121,8 @@ impl Fetcher {
         Ok(Some(here))
     }
 
-    /// Bytes that came a moment ago.
-    fn fresh(&self, blob: &Blob, offset: u64, len: usize) -> Option<Bytes> {
+    /// Bytes that came a moment ago, in parts that adjoin.
+    fn fresh(&self, blob: &Blob, offset: u64, len: usize) -> Option<Vec<Bytes>> {
         let end = offset.saturating_add(len as u64).min(blob.size());
         self.chunks.fresh.get(&blob.digest(), offset..end.max(offset))
     }
@@ -125,8 +140,8 @@ impl Fetcher {
         let end = offset.saturating_add(len as u64).min(blob.size());
         let len = end.saturating_sub(offset) as usize;
         self.read_ahead(blob, cursor, offset, len as u64);
-        if let Some(bytes) = self.fresh(blob, offset, len) {
-            return Ok(bytes);
+        if let Some(parts) = self.fresh(blob, offset, len) {
+            return Ok(joined(parts));
         }
         if let Some(bytes) = blob.try_read(offset, len)? {
             return Ok(bytes.into());
@@ -165,8 +180,8 @@ impl Fetcher {
         }
         let first = covering.start;
         let offset = blob.chunks().start(first) + part(first).start as u64;
-        if let Some(bytes) = self.fresh(blob, offset, len) {
-            return Ok(bytes);
+        if let Some(parts) = self.fresh(blob, offset, len) {
+            return Ok(joined(parts));
         }
         let mut bytes = BytesMut::with_capacity(len);
         for index in covering {
@@ -257,22 +272,39 @@ impl Fetcher {
             return;
         }
         let Some(runtime) = self.runtime.get() else { return };
-        let ahead = cursor
-            .0
-            .lock()
-            .expect("no code panics while it holds the cursor")
-            .advance(blob.chunks(), offset, len);
+        let ahead = cursor.lock().advance(blob.chunks(), offset, len);
         if ahead.is_empty() {
             return;
         }
-        match self.chunks.runs_ahead(blob, ahead) {
-            Ok(runs) => {
+        let whole_packs = self.chunks.to_end_of_pack(blob, ahead);
+        match whole_packs.and_then(|ahead| Ok((ahead.end, self.chunks.runs_ahead(blob, ahead)?))) {
+            Ok((until, runs)) => {
+                cursor.lock().asked_until(until);
                 for run in runs {
                     runtime.spawn(Arc::clone(&self.chunks).run_ahead(Arc::clone(blob), run));
                 }
             }
             // Whoever reads them will be told.
             Err(err) => tracing::debug!(error = %chain(&err), "cannot read ahead"),
+        }
+    }
+}
+
+/// Puts `parts` into `buffer`, in place of what it holds.
+fn join(parts: &[Bytes], buffer: &mut Vec<u8>) {
+    buffer.clear();
+    for part in parts {
+        buffer.extend_from_slice(part);
+    }
+}
+
+fn joined(parts: Vec<Bytes>) -> Bytes {
+    match <[Bytes; 1]>::try_from(parts) {
+        Ok([bytes]) => bytes,
+        Err(parts) => {
+            let mut bytes = buffers::take(parts.iter().map(Bytes::len).sum());
+            join(&parts, &mut bytes);
+            buffers::share(bytes)
         }
     }
 }

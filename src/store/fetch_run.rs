@@ -68,6 +68,33 @@ impl ChunkFetcher {
         self.runs_without(blob, wanted, comes)
     }
 
+    /// Extends `wanted` by what follows it in the pack of its last chunk, to twice its length at the most.
+    pub(super) fn to_end_of_pack(
+        &self,
+        blob: &Blob,
+        wanted: Range<usize>,
+    ) -> Result<Range<usize>, StoreError> {
+        let chunks = blob.chunks().chunks();
+        let mut until = wanted.end;
+        let place = |index: usize| {
+            let row = self.ledger.chunk(&chunks[index].digest)?;
+            Ok::<_, StoreError>(row.and_then(|row| row.place))
+        };
+        let mut last = place(until - 1)?;
+        while let Some(before) = last
+            && until < chunks.len()
+            && until - wanted.end < wanted.len()
+        {
+            let next = place(until)?;
+            if !next.is_some_and(|next| before.touches(&next)) {
+                break;
+            }
+            last = next;
+            until += 1;
+        }
+        Ok(wanted.start..until)
+    }
+
     fn runs_without(
         &self,
         blob: &Blob,

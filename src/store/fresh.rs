@@ -64,25 +64,29 @@ impl Fresh {
         self.count.store(pieces.len(), Ordering::Relaxed);
     }
 
-    /// The bytes `range` of `blob`, if one piece has them all.
-    pub(super) fn get(&self, blob: &Digest, range: Range<u64>) -> Option<Bytes> {
+    /// The bytes `range` of `blob`, in parts that adjoin; `None` if some are not here.
+    pub(super) fn get(&self, blob: &Digest, range: Range<u64>) -> Option<Vec<Bytes>> {
         if self.count.load(Ordering::Relaxed) == 0 || range.is_empty() {
             return None;
         }
         let mut pieces = self.pieces();
-        let holds = |piece: &Piece| {
-            let has = piece.range();
-            piece.blob == *blob && has.start <= range.start && range.end <= has.end
-        };
-        let place = pieces.iter().position(holds)?;
-        let piece = &pieces[place];
-        let from = (range.start - piece.start) as usize;
-        let found = piece.bytes.slice(from..from + (range.end - range.start) as usize);
-        if piece.range().end == range.end {
-            pieces.remove(place);
-            self.count.store(pieces.len(), Ordering::Relaxed);
+        let mut parts = Vec::with_capacity(1);
+        let mut at = range.start;
+        while at < range.end {
+            let holds = |piece: &&Piece| piece.blob == *blob && piece.range().contains(&at);
+            let piece = pieces.iter().find(holds)?;
+            let until = range.end.min(piece.range().end);
+            let offset = |byte: u64| (byte - piece.start) as usize;
+            parts.push(piece.bytes.slice(offset(at)..offset(until)));
+            at = until;
         }
-        Some(found)
+        let was_read = |piece: &Piece| {
+            let end = piece.range().end;
+            piece.blob == *blob && range.start < end && end <= range.end
+        };
+        pieces.retain(|piece| !was_read(piece));
+        self.count.store(pieces.len(), Ordering::Relaxed);
+        Some(parts)
     }
 
     fn pieces(&self) -> MutexGuard<'_, VecDeque<Piece>> {
@@ -101,13 +105,28 @@ mod tests {
         let fresh = Fresh::default();
         let [one, other] = [Digest::of(b"one"), Digest::of(b"other")];
         fresh.put(one, 100, Bytes::from_static(b"0123456789"));
-        assert_eq!(fresh.get(&one, 102..105).unwrap(), "234");
+        assert_eq!(fresh.get(&one, 102..105).unwrap(), ["234"]);
         assert_eq!(fresh.get(&other, 102..105), None);
         for missing in [99..101, 105..111, 110..112, 103..103] {
             assert_eq!(fresh.get(&one, missing), None);
         }
-        assert_eq!(fresh.get(&one, 105..110).unwrap(), "56789");
+        assert_eq!(fresh.get(&one, 105..110).unwrap(), ["56789"]);
         assert_eq!(fresh.get(&one, 102..105), None);
+    }
+
+    #[test]
+    fn bytes_of_several_pieces_come_in_parts() {
+        let fresh = Fresh::default();
+        let blob = Digest::of(b"blob");
+        fresh.put(blob, 5, Bytes::from_static(b"56789"));
+        fresh.put(blob, 0, Bytes::from_static(b"01234"));
+        fresh.put(blob, 11, Bytes::from_static(b"b"));
+        assert_eq!(fresh.get(&blob, 3..12), None, "10 is not here");
+        assert_eq!(fresh.get(&blob, 3..8).unwrap(), ["34", "567"]);
+        assert_eq!(fresh.get(&blob, 4..8), None, "the first was read to its end");
+        assert_eq!(fresh.get(&blob, 8..10).unwrap(), ["89"]);
+        assert_eq!(fresh.get(&blob, 11..12).unwrap(), ["b"]);
+        assert_eq!(fresh.count.load(Ordering::Relaxed), 0);
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! begins about where the last one ended; from its second such read
 //! on, chunks behind it are fetched too, at first two, then twice as many with
 //! each chunk that it enters. A random reader gets what it asks for and nothing else.
-//! More is asked for when half of what was asked for was read, so that a pack's chunks come by few requests.
+//! More is asked for when half of what was asked for was read, and up to the end of the last pack,
+//! so that a pack's chunks come by one request.
 //!
 //! The kernel's own readahead sends several requests of one reader at once, which
 //! arrive in any order: a request counts as near when it begins at most
@@ -79,6 +80,11 @@ impl Readahead {
         }
         self.asked = self.asked.max(until);
         from..until
+    }
+
+    /// Notes that the chunks below `until` were asked for, beyond those that [`Self::advance`] named.
+    pub(super) fn asked_until(&mut self, until: usize) {
+        self.asked = self.asked.max(until);
     }
 }
 

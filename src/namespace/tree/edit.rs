@@ -425,7 +425,7 @@ impl<'a> Edit<'a> {
             return Ok(dir);
         }
         let dir = self.new_dir(parent, name);
-        let row = row.map(Arc::unwrap_or_clone).unwrap_or_else(|| NameRow {
+        let unwritten = || NameRow {
             parent,
             name: name.to_vec(),
             layer: TreeLayer::TOP,
@@ -433,10 +433,10 @@ impl<'a> Edit<'a> {
             state: NameState::Dead,
             dir: None,
             pending: None,
-        });
+        };
         self.place_name(NameRow {
             dir: Some(dir),
-            ..row
+            ..row.map_or_else(unwritten, Arc::unwrap_or_clone)
         });
         Ok(dir)
     }
