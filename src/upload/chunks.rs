@@ -1,7 +1,7 @@
 //! Sends the chunks of one blob that the bucket lacks.
 //!
-//! The only chunk of a small blob becomes an object of its own. Those of a larger one go into packs, in the
-//! order in which they lie in the blob, so that whoever reads it later gets many by one request.
+//! The only chunk of a blob becomes an object of its own, unless `small` sends it with others. Those of a
+//! larger blob go into packs, in the order in which they lie in the blob, so that whoever reads it later gets many by one request.
 //!
 //! What the bucket has is known by the rows of the chunks. Those that were not confirmed lately are
 //! asked for, by one request for all chunks of a pack; of chunks that nothing is known of, the pack that
@@ -93,7 +93,7 @@ fn joined<T>(done: Joined<T>) -> Result<T, UploadError> {
 }
 
 /// One for each 2 MiB, as far as there are so many.
-async fn places_for(
+pub(super) async fn places_for(
     shared: &Shared,
     list: &ChunkList,
     group: &[usize],
@@ -109,7 +109,7 @@ async fn places_for(
 }
 
 /// The chunks of `list` that the bucket has, by memory or by asking.
-async fn present(shared: &Arc<Shared>, list: &ChunkList) -> Result<HashSet<Digest>, UploadError> {
+pub(super) async fn present(shared: &Arc<Shared>, list: &ChunkList) -> Result<HashSet<Digest>, UploadError> {
     let now = shared.bucket.clock().now_millis();
     let mut present = HashSet::new();
     let mut doubtful: HashMap<String, HashMap<Digest, Option<PackPlace>>> = HashMap::new();
@@ -234,14 +234,14 @@ async fn upload_group(
 }
 
 /// Looks for the pack of `chunks`; `None` if there is none that is one.
-async fn find_pack(shared: &Shared, chunks: &[Chunk]) -> Result<Option<Members>, UploadError> {
+pub(super) async fn find_pack(shared: &Shared, chunks: &[Chunk]) -> Result<Option<Members>, UploadError> {
     let key = layout::pack(&pack::name_of(chunks.iter().map(|chunk| chunk.digest)));
     let len = pack::head_bytes(chunks.len());
     let found = retrying(shared, "get", &key, || shared.bucket.get(&key, Some(0..len), len)).await?;
     Ok(found.and_then(|object| pack::read_head(&object.bytes, chunks)))
 }
 
-fn confirm_members(shared: &Shared, members: Members) -> Result<(), StoreError> {
+pub(super) fn confirm_members(shared: &Shared, members: Members) -> Result<(), StoreError> {
     let members = members.into_iter();
     confirm(shared, members.map(|(digest, place)| (digest, Some(place))))
 }
@@ -254,7 +254,7 @@ async fn aside<T: Send + 'static>(
 }
 
 /// Reads a chunk from the disk and checks it; `None` when it is another.
-fn read_checked(blob: &Blob, index: usize) -> Result<Option<(Chunk, Bytes)>, StoreError> {
+pub(super) fn read_checked(blob: &Blob, index: usize) -> Result<Option<(Chunk, Bytes)>, StoreError> {
     let chunk = blob.chunks().chunks()[index];
     let bytes = match blob.read_unverified(index) {
         Ok(Some(bytes)) => bytes,

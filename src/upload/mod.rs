@@ -1,12 +1,13 @@
 //! Sends dirty blobs to the bucket, later.
 //!
 //! The queue is a query over the index, so a crash loses none of it. This file has the loop that
-//! starts uploads; `task` is the upload of one blob.
+//! starts uploads; `task` is the upload of one blob, `small` that of many small ones by one request.
 //!
 //! # Policy
 //!
 //! - Oldest first, several blobs and chunks at once, at most `parallel` requests in all.
-//! - After a failure of the bucket nothing new is started for a while, then one blob at a
+//! - Small blobs wait a moment for others to travel with, unless somebody waits for them.
+//! - After a failure of the bucket nothing new is started for a while, then one upload at a
 //!   time until one succeeds. Waits double up to `max_backoff`; progress of any kind, or a
 //!   [`UploaderHandle::kick`], starts them over. While someone waits for a flush they are short.
 //! - What an operator must mend (permissions, a bucket that is gone) is tried again slowly and
@@ -14,6 +15,7 @@
 //! - A blob that cannot be read from this disk waits by itself and holds up no other.
 
 mod chunks;
+mod small;
 mod status;
 mod task;
 
@@ -40,7 +42,11 @@ use tracing::{debug, error, warn};
 
 pub use status::UploadStatus;
 
-use self::task::{Outcome, UploadError, upload_blob};
+use self::{
+    small::{Ended, upload_together},
+    status::UploadingGuard,
+    task::{Outcome, UploadError, upload_blob},
+};
 use crate::{
     base::{activity::Activity, digest::Digest, retry::Backoff},
     store::{Store, StoreError, blobs::Blobs, error::chain, ledger::Ledger, rows::BlobRow},
@@ -85,8 +91,11 @@ const BUSY_PAUSE: Duration = Duration::from_millis(4);
 /// For how long uploads are held back like that; others wait for the files.
 const MAX_PACED: Duration = Duration::from_secs(4);
 
+/// How long small blobs wait for others: a machine that makes them one by one sends two packs a second.
+const GATHER: Duration = Duration::from_millis(500);
+
 /// Rows taken from the queue at once.
-const BATCH: usize = 256;
+const BATCH: usize = small::MAX_TOGETHER;
 
 /// How long a shutdown lets requests end.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
@@ -102,7 +111,7 @@ struct Shared {
     options: UploadOptions,
     /// Requests that may be made now.
     places: Arc<Semaphore>,
-    counters: status::Counters,
+    counters: Arc<status::Counters>,
     kicks: watch::Sender<u64>,
     stopping: AtomicBool,
     /// Told when a blob is no longer dirty.
@@ -143,7 +152,7 @@ fn spawn_over(
         bucket,
         places: Arc::new(Semaphore::new(options.parallel.max(1))),
         options,
-        counters: status::Counters::default(),
+        counters: Arc::default(),
         kicks: watch::Sender::new(0),
         stopping: AtomicBool::new(false),
         cleaned: Notify::new(),
@@ -230,6 +239,10 @@ impl Shared {
         self.stopping.load(Ordering::Acquire)
     }
 
+    fn uploading(&self, bytes: u64) -> UploadingGuard {
+        self.counters.uploading(bytes)
+    }
+
     fn is_dirty(&self, row: &BlobRow) -> bool {
         // Nobody can tell: it may be.
         self.blobs.is_dirty(&row.digest).unwrap_or(true)
@@ -243,7 +256,11 @@ struct Loop {
     busy: HashSet<Digest>,
     /// Blobs that this disk did not give, and when they are tried again.
     unreadable: HashMap<Digest, (Instant, Backoff)>,
-    tasks: JoinSet<(Digest, Result<Outcome, UploadError>)>,
+    tasks: JoinSet<Vec<Ended>>,
+    /// Small blobs that do not fill a pack wait until then.
+    gathering_until: Instant,
+    /// Some do.
+    gathering: bool,
     /// Set after the bucket failed, until an upload succeeds.
     failing: bool,
     backoff: Backoff,
@@ -265,6 +282,8 @@ impl Loop {
             busy: HashSet::new(),
             unreadable: HashMap::new(),
             tasks: JoinSet::new(),
+            gathering_until: Instant::now(),
+            gathering: false,
             failing: false,
             paused_until: None,
             paced_until: Instant::now(),
@@ -295,9 +314,16 @@ impl Loop {
             {
                 until = until.min(self.paced_until);
             }
+            if self.gathering && self.paused_until.is_none() {
+                until = until.min(self.gathering_until.max(now));
+            }
             tokio::select! {
                 Some(done) = self.tasks.join_next() => match done {
-                    Ok((digest, result)) => self.finished(digest, result),
+                    Ok(ended) => {
+                        for (digest, result) in ended {
+                            self.finished(digest, result);
+                        }
+                    }
                     Err(err) => error!(error = %err, "an upload ended by itself"),
                 },
                 kicked = kicks.changed() => {
@@ -329,6 +355,7 @@ impl Loop {
         self.paused_until = None;
         self.backoff.reset();
         self.unreadable.clear();
+        self.gathering_until = Instant::now();
     }
 
     /// Whether uploads give way to programs: while these keep the daemon busy, but not for ever.
@@ -360,6 +387,7 @@ impl Loop {
         if self.tasks.len() >= most {
             return Ok(());
         }
+        self.gathering = false;
         let now = Instant::now();
         if self.queue.is_empty() {
             // Those that are passed over below must not hide the others.
@@ -367,28 +395,67 @@ impl Loop {
             self.queue.extend(self.shared.ledger.dirty_blobs(limit)?);
         }
         while self.tasks.len() < most {
-            if self.is_paced() {
-                if now < self.paced_until {
-                    break;
-                }
-                self.paced_until = now + BUSY_PAUSE;
+            if self.is_paced() && now < self.paced_until {
+                break;
             }
-            let Some(row) = self.queue.pop_front() else {
+            let Some(rows) = self.next_upload(now) else {
                 break;
             };
-            let digest = row.digest;
-            let waits = self
-                .unreadable
-                .get(&digest)
-                .is_some_and(|(until, _)| *until > now);
-            if waits || !self.busy.insert(digest) {
-                continue;
-            }
+            self.paced_until = now + BUSY_PAUSE * rows.len() as u32;
+            self.busy.extend(rows.iter().map(|row| row.digest));
             let shared = Arc::clone(&self.shared);
-            self.tasks
-                .spawn(async move { (digest, upload_blob(shared, row).await) });
+            self.tasks.spawn(async move {
+                match &rows[..] {
+                    [row] => {
+                        let (digest, row) = (row.digest, Arc::clone(row));
+                        vec![(digest, upload_blob(shared, row).await)]
+                    }
+                    _ => upload_together(shared, rows).await,
+                }
+            });
         }
         Ok(())
+    }
+
+    /// What goes next: one blob, or several small ones.
+    fn next_upload(&mut self, now: Instant) -> Option<Vec<Arc<BlobRow>>> {
+        loop {
+            let first = self.queue.pop_front()?;
+            if !self.is_free(&first.digest, now) {
+                continue;
+            }
+            if !small::fits(0, 0, first.size) {
+                return Some(vec![first]);
+            }
+            let mut bytes = first.size;
+            let mut together = vec![first];
+            let mut is_full = false;
+            for row in std::mem::take(&mut self.queue) {
+                if !self.is_free(&row.digest, now) {
+                    continue;
+                }
+                if small::fits(together.len(), bytes, row.size) {
+                    bytes += row.size;
+                    together.push(row);
+                } else {
+                    is_full |= row.size <= small::MAX_SMALL_BYTES;
+                    self.queue.push_back(row);
+                }
+            }
+            if !is_full && now < self.gathering_until && self.shared.waiting.load(Ordering::Acquire) == 0 {
+                // They stay in the index, and are found there again with those that came meanwhile.
+                self.gathering = true;
+                continue;
+            }
+            self.gathering_until = now + GATHER;
+            return Some(together);
+        }
+    }
+
+    /// Whether a blob may be uploaded now.
+    fn is_free(&self, digest: &Digest, now: Instant) -> bool {
+        let waits = self.unreadable.get(digest);
+        !self.busy.contains(digest) && waits.is_none_or(|(until, _)| *until <= now)
     }
 
     fn finished(&mut self, digest: Digest, result: Result<Outcome, UploadError>) {
@@ -403,7 +470,7 @@ impl Loop {
                 }
                 self.shared.cleaned.notify_waiters();
             }
-            Err(UploadError::Stopped) => {}
+            Err(UploadError::Stopped | UploadError::Together) => {}
             Err(UploadError::Bucket(err)) => self.bucket_failed(&err),
             Err(UploadError::Store(err)) => {
                 let words = chain(&err);

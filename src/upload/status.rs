@@ -1,7 +1,7 @@
 //! What the uploader is doing, as `casmount status` shows it.
 
 use std::sync::{
-    Mutex,
+    Arc, Mutex,
     atomic::{AtomicU64, Ordering},
 };
 
@@ -38,11 +38,11 @@ pub(super) struct Counters {
 
 impl Counters {
     /// Counts a blob as being uploaded until the guard is dropped.
-    pub(super) fn uploading(&self, bytes: u64) -> UploadingGuard<'_> {
+    pub(super) fn uploading(self: &Arc<Self>, bytes: u64) -> UploadingGuard {
         self.uploading_blobs.fetch_add(1, Ordering::Relaxed);
         self.uploading_bytes.fetch_add(bytes, Ordering::Relaxed);
         UploadingGuard {
-            counters: self,
+            counters: Arc::clone(self),
             bytes,
         }
     }
@@ -101,12 +101,12 @@ impl Counters {
 }
 
 #[derive(Debug)]
-pub(super) struct UploadingGuard<'a> {
-    counters: &'a Counters,
+pub(super) struct UploadingGuard {
+    counters: Arc<Counters>,
     bytes: u64,
 }
 
-impl Drop for UploadingGuard<'_> {
+impl Drop for UploadingGuard {
     fn drop(&mut self) {
         self.counters.uploading_blobs.fetch_sub(1, Ordering::Relaxed);
         self.counters

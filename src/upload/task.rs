@@ -46,6 +46,9 @@ pub(super) enum UploadError {
     Bucket(#[from] TierError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Another blob that it was to go with failed, and says why.
+    #[error("it was to go with another, which failed")]
+    Together,
     /// The uploader is being shut down.
     #[error("the uploader stops")]
     Stopped,
@@ -56,7 +59,7 @@ pub(super) async fn upload_blob(shared: Arc<Shared>, row: Arc<BlobRow>) -> Resul
     if !shared.blobs.is_dirty(&digest)? {
         return Ok(Outcome::Gone);
     }
-    let _uploading = shared.counters.uploading(row.size);
+    let _uploading = shared.uploading(row.size);
     let began_millis = shared.bucket.clock().now_millis();
     let Some(blob) = shared.blobs.lease(&digest, row.size)? else {
         return Err(StoreError::Missing { blob: digest }.into());

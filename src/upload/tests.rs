@@ -92,6 +92,111 @@ async fn dirty_blobs_become_durable_and_their_bytes_are_in_the_bucket() {
 }
 
 #[tokio::test]
+async fn small_blobs_travel_together() {
+    let rig = Rig::new();
+    let bytes: Vec<_> = (0..100u64).map(|seed| noise(1000, seed)).collect();
+    let sealed: Vec<_> = bytes.iter().map(|bytes| rig.seal(bytes)).collect();
+    let uploader = uploader(&rig);
+    assert_eq!(uploader.wait_clean(soon()).await, 0);
+    assert_eq!(rig.bucket.requests("put").len(), 1);
+    for (sliced, bytes) in sealed.iter().zip(&bytes) {
+        assert!(is_durable(&rig, sliced));
+        assert_in_bucket(&rig, sliced, bytes);
+    }
+    assert_eq!(uploader.status().uploaded_blobs, 100);
+    assert_eq!(uploader.status().uploaded_bytes, 100_000);
+    // A few find their like under their own names.
+    for seed in 200..203u64 {
+        rig.seal(&noise(1000, seed));
+    }
+    assert_eq!(uploader.wait_clean(soon()).await, 0);
+    assert_eq!(rig.bucket.requests("put").len(), 4);
+}
+
+#[tokio::test]
+async fn small_blobs_that_are_wrong_or_gone_hold_up_no_other() {
+    let rig = Rig::new();
+    rig.bucket.fail(|_, _| Some(Fault::Unavailable));
+    let sealed: Vec<_> = (0..8u64).map(|seed| rig.seal(&noise(500, seed))).collect();
+    fs::write(rig.path(&sealed[2].digest), b"changed behind our back").unwrap();
+    fs::write(rig.path(&sealed[3].digest), b"").unwrap();
+    rig.ledger
+        .commit(vec![Change::DropBlob(sealed[4].digest)])
+        .unwrap();
+    let uploader = uploader(&rig);
+    eventually_async("the bucket is away", || uploader.status().last_error.is_some()).await;
+    rig.bucket.heal();
+    assert_eq!(uploader.wait_clean(soon()).await, 0);
+    for index in [0, 1, 5, 6, 7] {
+        assert!(is_durable(&rig, &sealed[index]), "{index}");
+    }
+    for index in [2, 3] {
+        assert_eq!(rig.durability(&sealed[index]), Some(Durability::Quarantined));
+        assert_eq!(chunk_in_bucket(&rig, &sealed[index].digest), None);
+    }
+    assert_eq!(rig.row(&sealed[4]), None);
+    assert_eq!(uploader.status().quarantined_blobs, 2);
+    assert_eq!(uploader.status().uploading_blobs, 0);
+}
+
+#[tokio::test]
+async fn small_blobs_whose_reply_was_lost_or_whose_pack_is_none_become_durable() {
+    let rig = Rig::new();
+    let mut lost = false;
+    rig.bucket.fail(move |verb, _| {
+        let first = verb == "put" && !std::mem::replace(&mut lost, true);
+        first.then_some(Fault::LostReply)
+    });
+    let bytes: Vec<_> = (0..10u64).map(|seed| noise(700, seed)).collect();
+    let sealed: Vec<_> = bytes.iter().map(|bytes| rig.seal(bytes)).collect();
+    let uploader = uploader(&rig);
+    assert_eq!(uploader.wait_clean(soon()).await, 0);
+    assert_eq!(rig.bucket.len(), 1, "the pack that it had sent");
+    for (sliced, bytes) in sealed.iter().zip(&bytes) {
+        assert!(is_durable(&rig, sliced));
+        assert_in_bucket(&rig, sliced, bytes);
+    }
+    uploader.shutdown().await;
+    let other = beside(&rig);
+    other
+        .bucket
+        .insert(other.bucket.requests("put")[0].clone(), vec![7; 5000].into());
+    for bytes in &bytes {
+        other.seal(bytes);
+    }
+    let second = self::uploader(&other);
+    assert_eq!(second.wait_clean(soon()).await, 0);
+    for (sliced, bytes) in sealed.iter().zip(&bytes) {
+        assert!(is_durable(&other, sliced));
+        assert_in_bucket(&other, sliced, bytes);
+    }
+}
+
+#[tokio::test]
+async fn small_blobs_that_another_machine_sent_are_not_sent_again() {
+    let first = Rig::new();
+    let bytes: Vec<_> = (0..10u64).map(|seed| noise(700, seed)).collect();
+    let sealed: Vec<_> = bytes.iter().map(|bytes| first.seal(bytes)).collect();
+    assert_eq!(uploader(&first).wait_clean(soon()).await, 0);
+    first.bucket.forget_requests();
+    // It learned from their entries where they are.
+    let second = beside(&first);
+    for sliced in &sealed {
+        let place = first.ledger.chunk(&sliced.digest).unwrap().unwrap().place;
+        assert!(place.is_some());
+        let told = second.ledger.told_places(&sliced.chunks, &[place]).unwrap();
+        second.ledger.commit(told).unwrap();
+    }
+    for bytes in &bytes {
+        second.seal(bytes);
+    }
+    assert_eq!(uploader(&second).wait_clean(soon()).await, 0);
+    assert!(sealed.iter().all(|sliced| is_durable(&second, sliced)));
+    assert!(second.bucket.requests("put").is_empty());
+    assert_eq!(second.bucket.requests("head").len(), 1);
+}
+
+#[tokio::test]
 async fn chunks_that_the_bucket_has_are_not_sent_again() {
     let rig = Rig::new();
     let uploader = uploader(&rig);
@@ -298,7 +403,7 @@ async fn no_more_requests_are_under_way_than_asked_for() {
     rig.bucket.hold();
     rig.seal(&noise(LARGE, 8));
     for seed in 0..10u64 {
-        rig.seal(&noise(100, 80 + seed));
+        rig.seal(&noise(super::small::MAX_SMALL_BYTES as usize + 1, 80 + seed));
     }
     let uploader = uploader(&rig);
     // A pack takes two of the four.
