@@ -66,6 +66,38 @@ fn changing_a_megabyte_of_a_large_file_uploads_little() {
 }
 
 #[test]
+fn small_files_cost_few_requests() {
+    let lab = Lab::new(StoreKind::S3);
+    let a = lab.machine("a");
+    let mut rng = Rng::from_environment();
+    let files: Vec<_> = (0..1500)
+        .map(|n| {
+            let len = 1 + rng.below(8 << 10);
+            (format!("file-{n}"), rng.bytes(len as usize))
+        })
+        .collect();
+    lab.server().reset_counts();
+    for (name, bytes) in &files {
+        file(&a.path(name), bytes);
+    }
+    a.flush();
+    let puts = lab.server().counts().of("PutObject");
+    eprintln!("1,500 new small files took {puts} PUTs");
+    // The segment among them.
+    assert!((2..=60).contains(&puts), "{puts}");
+
+    let b = lab.machine("b");
+    b.until_content("file-1499", &files[1499].1);
+    lab.server().reset_counts();
+    for (name, bytes) in &files {
+        assert!(content(&b.path(name)) == *bytes, "{name}");
+    }
+    let gets = lab.server().counts().of("GetObject");
+    eprintln!("reading them on a cold machine took {gets} GETs");
+    assert!(gets <= 150, "{gets}");
+}
+
+#[test]
 fn a_small_read_of_a_cold_gigabyte_transfers_little() {
     let lab = Lab::new(StoreKind::S3);
     let mut a = lab.machine("a");

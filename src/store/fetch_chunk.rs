@@ -1,5 +1,5 @@
 //! One chunk from the bucket into a blob's file: single flight, verified, bounded in time and memory.
-//! `fetch_run` brings several by one request.
+//! `fetch_run` brings several by one request, `fetch_pack` small blobs with their neighbours.
 //!
 //! # Invariants
 //!
@@ -36,6 +36,7 @@ use super::{
     StoreError,
     blobs::{Blob, Blobs},
     error::chain,
+    fetch_pack::Neighbours,
     fetch_run::Brought,
     fresh::Fresh,
     ledger::Ledger,
@@ -148,6 +149,7 @@ pub(super) struct ChunkFetcher {
     pub(super) runs: Flights<(Digest, usize, usize), Brought>,
     gets: Flights<Digest, Result<Arrived, Failure>>,
     pub(super) fresh: Fresh,
+    pub(super) neighbours: Neighbours,
     unkept: Mutex<LruCache<Digest, Bytes>>,
     full_at: Mutex<Option<Instant>>,
     counters: Counters,
@@ -172,6 +174,7 @@ impl ChunkFetcher {
             runs: Flights::default(),
             gets: Flights::default(),
             fresh: Fresh::default(),
+            neighbours: Neighbours::default(),
             unkept: Mutex::new(LruCache::new(UNKEPT_CHUNKS)),
             full_at: Mutex::default(),
             counters: Counters::default(),
@@ -335,6 +338,16 @@ impl ChunkFetcher {
         let mut place = self.place(&name)?;
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
         let mut wrong = 0;
+        if let Some(place) = place
+            && let Some(bytes) = Box::pin(self.with_neighbours(place, name, len)).await
+        {
+            let permit = Arc::clone(&self.requests).acquire_owned().await;
+            self.count_arrival(len, 0);
+            return Ok(Arrived {
+                bytes,
+                _permit: Arc::new(permit.expect("nobody closes it")),
+            });
+        }
         loop {
             let key = place.map_or_else(|| layout::blob(&name), |place| layout::pack(&place.pack));
             let range = place.map(|place| place.range());
@@ -396,13 +409,16 @@ impl ChunkFetcher {
         let counters = &self.counters;
         counters.chunks.fetch_add(1, Ordering::Relaxed);
         counters.bytes.fetch_add(len, Ordering::Relaxed);
-        counters
-            .transferred_bytes
-            .fetch_add(transferred, Ordering::Relaxed);
+        self.count_transfer(transferred);
         *counters
             .last_error
             .lock()
             .expect("no code panics while it holds it") = None;
+    }
+
+    pub(super) fn count_transfer(&self, bytes: u64) {
+        let transferred = &self.counters.transferred_bytes;
+        transferred.fetch_add(bytes, Ordering::Relaxed);
     }
 
     pub(super) fn was_full_lately(&self) -> bool {
@@ -466,7 +482,12 @@ impl ChunkFetcher {
 }
 
 /// Hashes on a thread that may be busy: half a millisecond is long for those that poll.
-async fn verified(bytes: Bytes, place: Option<PackPlace>, name: Digest, len: u64) -> Option<Bytes> {
+pub(super) async fn verified(
+    bytes: Bytes,
+    place: Option<PackPlace>,
+    name: Digest,
+    len: u64,
+) -> Option<Bytes> {
     blocking(move || unpacked_and_checked(bytes, place, name, len)).await
 }
 
@@ -488,7 +509,7 @@ pub(super) fn unpacked_and_checked(
 /// What takes chunks in.
 #[derive(Clone, Debug)]
 pub(super) struct Disk {
-    blobs: Arc<Blobs>,
+    pub(super) blobs: Arc<Blobs>,
     reclaimer: Arc<Reclaimer>,
 }
 

@@ -19,6 +19,9 @@ pub mod cachedir;
 pub mod error;
 pub mod fetch;
 mod fetch_chunk;
+mod fetch_pack;
+#[cfg(test)]
+mod fetch_pack_tests;
 mod fetch_run;
 #[cfg(test)]
 mod fetch_run_tests;

@@ -31,6 +31,9 @@
 //! chunk whose digest says so, or when the pack is full. So a change in the middle of a blob
 //! changes the packs around it only, and the others are found by their names.
 //!
+//! Blobs of at most [`MAX_SMALL_BYTES`] go into packs in the order in which they were made, as many as wait to be
+//! uploaded: what is made together is mostly read together.
+//!
 //! # Format of places
 //!
 //! ```text
@@ -57,6 +60,18 @@ use crate::base::{
 /// Bytes of chunks that go into one pack: as much as one request should carry, so that neither a stalled
 /// request nor a damaged answer costs much, and what a plain parallel reader asks for at once.
 pub const MAX_PACKED_BYTES: u64 = 4 << 20;
+
+/// The longest blob of one chunk that travels with others.
+///
+/// A request costs a bucket, and whoever waits for it, as much as some hundred kilobytes do.
+pub const MAX_SMALL_BYTES: u64 = 64 << 10;
+
+/// Members of one pack: as many as make a request worth it even when they are tiny, and few enough for a head
+/// that is read at once.
+pub const MAX_MEMBERS: usize = 1024;
+
+/// The longest object of a pack.
+pub const MAX_OBJECT_BYTES: u64 = MAX_PACKED_BYTES + head_bytes(MAX_MEMBERS);
 
 const MAGIC: &[u8; 8] = b"casmpk\0\x01";
 /// One chunk in so many is the last of its pack.
@@ -158,24 +173,47 @@ pub const fn head_bytes(count: usize) -> u64 {
 /// order; `None` for any other bytes.
 #[must_use]
 pub fn read_head(head: &[u8], chunks: &[Chunk]) -> Option<Members> {
-    let (count, records) = head.strip_prefix(MAGIC)?.split_first_chunk::<4>()?;
-    let (records, rest) = records.as_chunks::<MEMBER_BYTES>();
-    let count = u32::from_le_bytes(*count) as usize;
-    if count != chunks.len() || records.len() != count || !rest.is_empty() {
-        return None;
-    }
     let pack = name_of(chunks.iter().map(|chunk| chunk.digest));
-    let mut offset = head.len() as u32;
-    let mut members = Vec::with_capacity(count);
-    for (record, chunk) in records.iter().zip(chunks) {
+    let members = read_records(head, &pack)?;
+    let as_told = members.len() == chunks.len()
+        && head.len() as u64 == head_bytes(chunks.len())
+        && members
+            .iter()
+            .zip(chunks)
+            .all(|((found, _), chunk)| found == chunk);
+    as_told.then(|| {
+        let members = members.into_iter();
+        members.map(|(chunk, place)| (chunk.digest, place)).collect()
+    })
+}
+
+/// Reads from the whole object of the pack `name` what it has, and where; `None` when the object is
+/// not that pack, or was cut off. Their bytes are still to be checked, each against its digest.
+#[must_use]
+pub fn read_members(object: &[u8], name: &Digest) -> Option<Vec<(Chunk, PackPlace)>> {
+    let members = read_records(object, name)?;
+    let end = members.last()?.1.range().end;
+    let right = end == object.len() as u64 && name_of(members.iter().map(|(chunk, _)| chunk.digest)) == *name;
+    right.then_some(members)
+}
+
+/// What the head of an object says, as far as it is possible at all.
+fn read_records(object: &[u8], pack: &Digest) -> Option<Vec<(Chunk, PackPlace)>> {
+    let (count, records) = object.strip_prefix(MAGIC)?.split_first_chunk::<4>()?;
+    let count = u32::from_le_bytes(*count) as usize;
+    let (records, _) = records.as_chunks::<MEMBER_BYTES>();
+    let mut offset = u32::try_from(head_bytes(count)).ok()?;
+    let mut members = Vec::with_capacity(count.min(records.len()));
+    for record in records.get(..count)? {
         let (digest, lens) = record.split_first_chunk::<32>()?;
         let (len, stored) = lens.split_first_chunk::<4>()?;
         let coded = u32::from_le_bytes(stored.try_into().ok()?);
-        if digest != chunk.digest.as_bytes() || u32::from_le_bytes(*len) != chunk.len {
-            return None;
-        }
+        let chunk = Chunk {
+            digest: Digest::from_bytes(*digest),
+            len: u32::from_le_bytes(*len),
+        };
         let place = PackPlace {
-            pack,
+            pack: *pack,
             offset,
             stored_len: coded & !ZSTD,
             zstd: coded & ZSTD != 0,
@@ -184,7 +222,7 @@ pub fn read_head(head: &[u8], chunks: &[Chunk]) -> Option<Members> {
             return None;
         }
         offset = offset.checked_add(place.stored_len)?;
-        members.push((chunk.digest, place));
+        members.push((chunk, place));
     }
     Some(members)
 }

@@ -478,6 +478,23 @@ impl Rig {
         (sliced, keys)
     }
 
+    /// Puts small blobs into one pack, and makes known where they are; returns its key, too.
+    pub(crate) fn publish_together(&self, blobs: &[Vec<u8>]) -> (Vec<Sliced>, String) {
+        let sliced: Vec<_> = blobs.iter().map(|bytes| slice(&bytes[..]).unwrap()).collect();
+        let mut builder = pack::Builder::new(blobs.len(), 0);
+        for (sliced, bytes) in sliced.iter().zip(blobs) {
+            builder.add(sliced.chunks.chunks()[0], bytes, false);
+        }
+        let pack = builder.finish();
+        for (sliced, (_, place)) in sliced.iter().zip(&pack.members) {
+            let told = self.ledger.told_places(&sliced.chunks, &[Some(*place)]);
+            self.ledger.commit(told.unwrap()).unwrap();
+        }
+        let key = layout::pack(&pack.name);
+        self.bucket.insert(key.clone(), pack.object);
+        (sliced, key)
+    }
+
     pub(crate) fn open(&self, sliced: &Sliced) -> Arc<Blob> {
         let blob = self.blobs.open(&sliced.digest, sliced.chunks.size());
         blob.unwrap().expect("its chunks are known")

@@ -49,7 +49,14 @@ use self::{
 };
 use crate::{
     base::{activity::Activity, digest::Digest, retry::Backoff},
-    store::{Store, StoreError, blobs::Blobs, error::chain, ledger::Ledger, rows::BlobRow},
+    store::{
+        Store, StoreError,
+        blobs::Blobs,
+        error::chain,
+        ledger::Ledger,
+        pack::{MAX_MEMBERS, MAX_SMALL_BYTES},
+        rows::BlobRow,
+    },
     tier::SharedBucket,
 };
 
@@ -95,7 +102,7 @@ const MAX_PACED: Duration = Duration::from_secs(4);
 const GATHER: Duration = Duration::from_millis(500);
 
 /// Rows taken from the queue at once.
-const BATCH: usize = small::MAX_TOGETHER;
+const BATCH: usize = MAX_MEMBERS;
 
 /// How long a shutdown lets requests end.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
@@ -438,7 +445,7 @@ impl Loop {
                     bytes += row.size;
                     together.push(row);
                 } else {
-                    is_full |= row.size <= small::MAX_SMALL_BYTES;
+                    is_full |= row.size <= MAX_SMALL_BYTES;
                     self.queue.push_back(row);
                 }
             }

@@ -1,8 +1,6 @@
 //! Sends small blobs together, as the members of one pack.
 //!
-//! A request costs a bucket, and whoever waits for it, as much as a hundred kilobytes do: so many small
-//! blobs go by one request. Each keeps its name; where its bytes are travels with the entries that
-//! name it.
+//! Each keeps its name; where its bytes are travels with the entries that name it.
 //!
 //! What another machine has sent at the same time is stored twice then, where single objects
 //! would have met under one name. Sweeping and compaction deal with that, not uploads.
@@ -27,18 +25,11 @@ use crate::{
     store::{
         StoreError,
         blobs::Blob,
-        pack::{self, MAX_PACKED_BYTES, Pack},
+        pack::{self, MAX_MEMBERS, MAX_PACKED_BYTES, MAX_SMALL_BYTES, Pack},
         rows::BlobRow,
     },
     tier::{Body, Put, body, layout},
 };
-
-/// The longest blob that travels with others.
-pub(super) const MAX_SMALL_BYTES: u64 = 64 << 10;
-
-/// Blobs of one pack: as many as make a request worth it even when they are tiny, and few enough for a
-/// head that is read at once.
-pub(super) const MAX_TOGETHER: usize = 1024;
 
 /// Fewer are sent one by one, under their own names, where they meet those of other machines.
 const MIN_TOGETHER: usize = 4;
@@ -48,7 +39,7 @@ pub(super) type Ended = (Digest, Result<Outcome, UploadError>);
 
 /// Whether another blob of `size` goes into a pack that has `count` of `bytes` in all.
 pub(super) fn fits(count: usize, bytes: u64, size: u64) -> bool {
-    size <= MAX_SMALL_BYTES && count < MAX_TOGETHER && bytes + size <= MAX_PACKED_BYTES
+    size <= MAX_SMALL_BYTES && count < MAX_MEMBERS && bytes + size <= MAX_PACKED_BYTES
 }
 
 /// Uploads small blobs by one request, if nothing is wrong with any of them.

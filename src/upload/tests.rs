@@ -403,7 +403,7 @@ async fn no_more_requests_are_under_way_than_asked_for() {
     rig.bucket.hold();
     rig.seal(&noise(LARGE, 8));
     for seed in 0..10u64 {
-        rig.seal(&noise(super::small::MAX_SMALL_BYTES as usize + 1, 80 + seed));
+        rig.seal(&noise(pack::MAX_SMALL_BYTES as usize + 1, 80 + seed));
     }
     let uploader = uploader(&rig);
     // A pack takes two of the four.

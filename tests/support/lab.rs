@@ -10,6 +10,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use casmount::store::pack;
+
 use crate::{
     s3server::{Faults, ServerOptions, TestServer},
     support::{
@@ -185,28 +187,40 @@ impl Lab {
         }
     }
 
-    /// Asserts that every blob of the store has the bytes that its name promises.
+    /// Asserts that every blob of the store, in a pack or by itself, has the bytes that its name promises.
     ///
     /// Returns how many there are, so that a caller can demand some.
     #[track_caller]
     pub fn assert_blobs_match_their_names(&self) -> usize {
         let mut count = 0;
         for object in self.objects() {
-            if !object.key.starts_with("blobs/sha256/") {
-                continue;
-            }
-            count += 1;
             let name = object.key.rsplit('/').next().expect("a key has parts");
-            if tree::hex(&tree::digest(&object.bytes)) == name {
-                continue;
+            if object.key.starts_with("blobs/sha256/") {
+                count += 1;
+                let is_raw = tree::hex(&tree::digest(&object.bytes)) == name;
+                assert!(
+                    is_raw || is_frame_of(&object.bytes, name),
+                    "the bytes of {}",
+                    object.key
+                );
             }
-            let unpacked = zstd::decode_all(object.bytes.as_slice()).unwrap_or_default();
-            assert_eq!(
-                tree::hex(&tree::digest(&unpacked)),
-                name,
-                "the bytes of {}",
-                object.key
-            );
+            if object.key.starts_with("packs/") {
+                let pack = name.parse().expect("a pack is named by a digest");
+                let members = pack::read_members(&object.bytes, &pack)
+                    .unwrap_or_else(|| panic!("{} is not the pack of its name", object.key));
+                count += members.len();
+                for (chunk, place) in members {
+                    let range = place.range();
+                    let stored = &object.bytes[range.start as usize..range.end as usize];
+                    let name = chunk.digest.to_string();
+                    let is_right = if place.zstd {
+                        is_frame_of(stored, &name)
+                    } else {
+                        tree::hex(&tree::digest(stored)) == name
+                    };
+                    assert!(is_right, "the bytes of {name} in {}", object.key);
+                }
+            }
         }
         count
     }
@@ -216,4 +230,9 @@ impl Lab {
         let keys = self.objects().into_iter().map(|object| object.key);
         keys.filter(|key| key.starts_with("blobs/")).collect()
     }
+}
+
+fn is_frame_of(packed: &[u8], name: &str) -> bool {
+    let unpacked = zstd::decode_all(packed).unwrap_or_default();
+    tree::hex(&tree::digest(&unpacked)) == name
 }

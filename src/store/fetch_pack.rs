@@ -1,0 +1,167 @@
+//! Small blobs and their neighbours: a whole pack by one request.
+//!
+//! Files that were made together mostly are read together. Who misses one small member of a pack gets it
+//! by itself; who misses a second one gets the pack, and all of its small members become resident,
+//! so that a build that reads thousands of them asks the bucket some two times a pack.
+//!
+//! # Invariants
+//!
+//! - Every member is checked by its digest before it is kept or served; what else the pack says is an address only.
+//! - Neighbours never take the place of what was read: they are not kept when that would need room.
+
+use std::{num::NonZeroUsize, sync::Mutex};
+
+use bytes::Bytes;
+use lru::LruCache;
+use tokio::{task::spawn_blocking, time::timeout};
+use tracing::{debug, warn};
+
+use super::{
+    fetch_chunk::{ChunkFetcher, Disk, unpacked_and_checked, verified},
+    pack::{self, MAX_OBJECT_BYTES, MAX_SMALL_BYTES, PackPlace},
+};
+use crate::{
+    base::{chunk::Chunk, digest::Digest, flight::Flights},
+    tier::layout,
+};
+
+/// Packs remembered, 40 bytes each.
+const REMEMBERED: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+
+/// Packs kept in memory while their members are written to the disk: 16 MiB at the most.
+const HELD: NonZeroUsize = NonZeroUsize::new(4).unwrap();
+
+/// A whole pack counts as two requests for chunks.
+const WEIGHT: u32 = 2;
+
+/// What was fetched of a pack lately.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Met {
+    OneMember,
+    /// All of it: a member that is missed again was not kept for a reason.
+    Whole,
+}
+
+#[derive(Debug)]
+pub(super) struct Neighbours {
+    met: Mutex<LruCache<Digest, Met>>,
+    flights: Flights<Digest, Option<Bytes>>,
+    held: Mutex<LruCache<Digest, Bytes>>,
+}
+
+impl Default for Neighbours {
+    fn default() -> Self {
+        Self {
+            met: Mutex::new(LruCache::new(REMEMBERED)),
+            flights: Flights::default(),
+            held: Mutex::new(LruCache::new(HELD)),
+        }
+    }
+}
+
+impl Neighbours {
+    /// Notes that a member of `pack` is missed; whether the whole pack is to be fetched.
+    fn miss(&self, pack: Digest) -> bool {
+        let mut met = self.met.lock().expect("no code panics while it holds the packs");
+        match met.get(&pack) {
+            Some(Met::OneMember) => true,
+            Some(Met::Whole) => false,
+            None => {
+                met.put(pack, Met::OneMember);
+                false
+            }
+        }
+    }
+
+    fn note_whole(&self, pack: Digest) {
+        let mut met = self.met.lock().expect("no code panics while it holds the packs");
+        met.put(pack, Met::Whole);
+    }
+
+    fn held(&self, pack: &Digest) -> Option<Bytes> {
+        let mut held = self.held.lock().expect("no code panics while it holds the packs");
+        held.get(pack).cloned()
+    }
+
+    fn hold(&self, pack: Digest, object: Bytes) {
+        let mut held = self.held.lock().expect("no code panics while it holds the packs");
+        held.put(pack, object);
+    }
+}
+
+impl ChunkFetcher {
+    /// The bytes of a small member of a pack, if they come with its neighbours; `None` when it is
+    /// to be fetched by itself.
+    pub(super) async fn with_neighbours(&self, place: PackPlace, name: Digest, len: u64) -> Option<Bytes> {
+        if len > MAX_SMALL_BYTES || self.was_full_lately() {
+            return None;
+        }
+        let object = match self.neighbours.held(&place.pack) {
+            Some(object) => object,
+            None if self.neighbours.miss(place.pack) => {
+                let fetch = self.fetch_pack(place.pack);
+                self.neighbours.flights.run(place.pack, fetch).await?
+            }
+            None => return None,
+        };
+        let range = place.range();
+        let stored = (range.end <= object.len() as u64)
+            .then(|| object.slice(range.start as usize..range.end as usize))?;
+        verified(stored, Some(place), name, len).await
+    }
+
+    async fn fetch_pack(&self, name: Digest) -> Option<Bytes> {
+        // Whoever asked may have looked before the last flight landed.
+        if let Some(object) = self.neighbours.held(&name) {
+            return Some(object);
+        }
+        let key = layout::pack(&name);
+        let _places = self.requests.acquire_many(WEIGHT).await.ok()?;
+        let get = self.bucket.get(&key, None, MAX_OBJECT_BYTES);
+        let object = match timeout(self.attempt_time(), get).await.ok()? {
+            Ok(found) => found?,
+            // Whoever asks for a member by itself finds out what is wrong, and says so.
+            Err(err) => {
+                debug!(%key, error = %err, "a pack was not fetched");
+                return None;
+            }
+        };
+        self.neighbours.note_whole(name);
+        let Some(members) = pack::read_members(&object.bytes, &name) else {
+            self.wrong_answer(&key, 1);
+            return None;
+        };
+        self.count_transfer(object.transferred_bytes);
+        self.neighbours.hold(name, object.bytes.clone());
+        let (disk, bytes) = (self.disk.clone(), object.bytes.clone());
+        spawn_blocking(move || disk.keep_members(&bytes, &members));
+        Some(object.bytes)
+    }
+}
+
+impl Disk {
+    /// Writes the small members of a pack to their places, as far as there is room.
+    fn keep_members(&self, object: &Bytes, members: &[(Chunk, PackPlace)]) {
+        let small = members
+            .iter()
+            .filter(|(chunk, _)| u64::from(chunk.len) <= MAX_SMALL_BYTES);
+        for (chunk, place) in small {
+            let len = u64::from(chunk.len);
+            let Ok(Some(blob)) = self.blobs.lease(&chunk.digest, len) else {
+                continue;
+            };
+            if blob.has_chunk(0) || blob.file.doubts_chunk(0) {
+                continue;
+            }
+            let range = place.range();
+            let stored = object.slice(range.start as usize..range.end as usize);
+            let Some(bytes) = unpacked_and_checked(stored, Some(*place), chunk.digest, len) else {
+                warn!(pack = %place.pack, member = %chunk.digest, "a pack has wrong bytes for a member");
+                continue;
+            };
+            if self.blobs.is_disk_full() || self.blobs.store_chunk(&blob, 0, &bytes).is_err() {
+                return;
+            }
+        }
+    }
+}
