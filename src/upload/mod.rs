@@ -321,7 +321,7 @@ impl Loop {
             {
                 until = until.min(self.paced_until);
             }
-            if self.gathering && self.paused_until.is_none() {
+            if self.gathering && self.paused_until.is_none() && self.tasks.len() < self.most() {
                 until = until.min(self.gathering_until.max(now));
             }
             tokio::select! {
