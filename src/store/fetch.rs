@@ -272,14 +272,19 @@ impl Fetcher {
             return;
         }
         let Some(runtime) = self.runtime.get() else { return };
-        let ahead = cursor.lock().advance(blob.chunks(), offset, len);
-        if ahead.is_empty() {
-            return;
-        }
-        let whole_packs = self.chunks.to_end_of_pack(blob, ahead);
-        match whole_packs.and_then(|ahead| Ok((ahead.end, self.chunks.runs_ahead(blob, ahead)?))) {
-            Ok((until, runs)) => {
-                cursor.lock().asked_until(until);
+        let ahead = {
+            let mut cursor = cursor.lock();
+            let ahead = cursor.advance(blob.chunks(), offset, len);
+            if ahead.is_empty() {
+                return;
+            }
+            // Whoever reads them will be told what is wrong.
+            let whole_packs = self.chunks.to_end_of_pack(blob, ahead.clone()).unwrap_or(ahead);
+            cursor.asked_until(whole_packs.end);
+            whole_packs
+        };
+        match self.chunks.runs_ahead(blob, ahead) {
+            Ok(runs) => {
                 for run in runs {
                     runtime.spawn(Arc::clone(&self.chunks).run_ahead(Arc::clone(blob), run));
                 }

@@ -510,7 +510,7 @@ pub(super) fn unpacked_and_checked(
 #[derive(Clone, Debug)]
 pub(super) struct Disk {
     pub(super) blobs: Arc<Blobs>,
-    reclaimer: Arc<Reclaimer>,
+    pub(super) reclaimer: Arc<Reclaimer>,
 }
 
 impl Disk {

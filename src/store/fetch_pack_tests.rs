@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::{
     StoreError,
     fetch::{Fetcher, ReadCursor},
-    rows::Residency,
-    testing::{Fault, Rig, eventually_async, noise},
+    rows::{Durability, Residency},
+    testing::{Fault, READ_TIMEOUT, Rig, eventually_async, noise},
 };
 use crate::{base::chunk::Sliced, tier::layout};
 
@@ -140,4 +140,80 @@ async fn a_pack_that_does_not_come_is_tried_by_its_member() {
     assert!(read(&fetcher, &rig, &sliced[2]).await.unwrap() == blobs[2]);
     assert_eq!(rig.bucket.requests("get").len(), 4);
     eventually_async("the rest is here", || is_here(&rig, &sliced[3])).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_entry_named_here_is_not_kept() {
+    let rig = Rig::new();
+    let blobs = small_blobs(4);
+    let (sliced, _) = rig.publish_together_but(&blobs, 3);
+    let fetcher = rig.fetcher();
+    for index in 0..2 {
+        assert!(read(&fetcher, &rig, &sliced[index]).await.unwrap() == blobs[index]);
+    }
+    eventually_async("its neighbour is here", || is_here(&rig, &sliced[2])).await;
+    assert_eq!(rig.row(&sliced[3]), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_head_that_lies_about_lengths_changes_nothing_here() {
+    for (at, byte) in [
+        (12 + 3 * 40 + 32, 0xff),
+        (12 + 3 * 40 + 33, 0xff),
+        (12 + 3 * 40 + 32, 0),
+    ] {
+        let rig = Rig::new();
+        let blobs = small_blobs(4);
+        let dirty = rig.seal(&blobs[3]);
+        let (sliced, key) = rig.publish_together(&blobs);
+        let mut object = rig.bucket.object(&key).unwrap().to_vec();
+        object[at] = byte;
+        if byte == 0 {
+            // A member of no bytes at all.
+            object[at..at + 4].fill(0);
+        }
+        rig.bucket.insert(key, object.into());
+        let fetcher = rig.fetcher();
+        for index in 0..3 {
+            assert!(read(&fetcher, &rig, &sliced[index]).await.unwrap() == blobs[index]);
+        }
+        let row = rig.row(&dirty).unwrap();
+        assert_eq!(
+            (row.durability, row.residency),
+            (Durability::Dirty, Residency::Whole)
+        );
+        assert!(read(&fetcher, &rig, &dirty).await.unwrap() == blobs[3]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn neighbours_are_not_kept_where_there_is_no_room() {
+    let rig = Rig::new();
+    let blobs = small_blobs(20);
+    let (sliced, _) = rig.publish_together(&blobs);
+    let fetcher = rig.fetcher_with(READ_TIMEOUT, rig.reclaimer(4000));
+    for index in [0, 1, 19, 7] {
+        assert!(read(&fetcher, &rig, &sliced[index]).await.unwrap() == blobs[index]);
+    }
+    let kept: u64 = sliced
+        .iter()
+        .enumerate()
+        .filter(|(index, _)| ![0, 1, 19, 7].contains(index))
+        .filter(|(_, sliced)| is_here(&rig, sliced))
+        .map(|(_, sliced)| sliced.chunks.size())
+        .sum();
+    assert!(kept <= 4000, "{kept}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_member_that_is_missed_again_and_again_brings_no_pack() {
+    let rig = Rig::new();
+    let blobs = small_blobs(3);
+    let (sliced, _) = rig.publish_together(&blobs);
+    let fetcher = rig.fetcher();
+    for _ in 0..3 {
+        assert!(read(&fetcher, &rig, &sliced[1]).await.unwrap() == blobs[1]);
+        assert!(rig.blobs.evict(&sliced[1].digest).unwrap().is_some());
+    }
+    assert_eq!(fetcher.status().transferred_bytes, 3 * blobs[1].len() as u64);
 }

@@ -66,9 +66,9 @@ pub const MAX_PACKED_BYTES: u64 = 4 << 20;
 /// A request costs a bucket, and whoever waits for it, as much as some hundred kilobytes do.
 pub const MAX_SMALL_BYTES: u64 = 64 << 10;
 
-/// Members of one pack: as many as make a request worth it even when they are tiny, and few enough for a head
-/// that is read at once.
-pub const MAX_MEMBERS: usize = 1024;
+/// Small blobs in one pack: as many as make a request worth it even when they are tiny. Whoever sends
+/// them has all of their files open.
+pub const MAX_MEMBERS: usize = 256;
 
 /// The longest object of a pack.
 pub const MAX_OBJECT_BYTES: u64 = MAX_PACKED_BYTES + head_bytes(MAX_MEMBERS);
@@ -218,7 +218,8 @@ fn read_records(object: &[u8], pack: &Digest) -> Option<Vec<(Chunk, PackPlace)>>
             stored_len: coded & !ZSTD,
             zstd: coded & ZSTD != 0,
         };
-        if place.stored_len == 0 || place.stored_len > MAX_CHUNK_BYTES {
+        let possible = 1..=MAX_CHUNK_BYTES;
+        if !possible.contains(&place.stored_len) || !possible.contains(&chunk.len) {
             return None;
         }
         offset = offset.checked_add(place.stored_len)?;

@@ -136,6 +136,12 @@ impl Reclaimer {
         evicted
     }
 
+    /// Whether so many bytes more would be within the limit of the cache's size. Costs nothing.
+    pub(super) fn has_room(&self, bytes: u64) -> bool {
+        let resident = self.shared.ledger.totals().resident_bytes;
+        resident.saturating_add(bytes) <= self.shared.options.cache_size
+    }
+
     /// Has the thread look at the limits now. Never waits.
     pub fn kick(&self) {
         self.shared.call().run = true;

@@ -480,13 +480,19 @@ impl Rig {
 
     /// Puts small blobs into one pack, and makes known where they are; returns its key, too.
     pub(crate) fn publish_together(&self, blobs: &[Vec<u8>]) -> (Vec<Sliced>, String) {
+        self.publish_together_but(blobs, usize::MAX)
+    }
+
+    /// The same, but nobody told this machine of the member `unnamed`.
+    pub(crate) fn publish_together_but(&self, blobs: &[Vec<u8>], unnamed: usize) -> (Vec<Sliced>, String) {
         let sliced: Vec<_> = blobs.iter().map(|bytes| slice(&bytes[..]).unwrap()).collect();
         let mut builder = pack::Builder::new(blobs.len(), 0);
         for (sliced, bytes) in sliced.iter().zip(blobs) {
             builder.add(sliced.chunks.chunks()[0], bytes, false);
         }
         let pack = builder.finish();
-        for (sliced, (_, place)) in sliced.iter().zip(&pack.members) {
+        let members = sliced.iter().zip(&pack.members).enumerate();
+        for (_, (sliced, (_, place))) in members.filter(|(index, _)| *index != unnamed) {
             let told = self.ledger.told_places(&sliced.chunks, &[Some(*place)]);
             self.ledger.commit(told.unwrap()).unwrap();
         }

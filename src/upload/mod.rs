@@ -102,7 +102,7 @@ const MAX_PACED: Duration = Duration::from_secs(4);
 const GATHER: Duration = Duration::from_millis(500);
 
 /// Rows taken from the queue at once.
-const BATCH: usize = MAX_MEMBERS;
+const BATCH: usize = 8 * MAX_MEMBERS;
 
 /// How long a shutdown lets requests end.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
@@ -386,6 +386,7 @@ impl Loop {
     /// Starts as many uploads as may run.
     fn start_uploads(&mut self) -> Result<(), StoreError> {
         let most = self.most();
+        self.gathering = false;
         if self.shared.ledger.totals().dirty_blobs == 0 {
             self.queue.clear();
             self.paced_since = None;
@@ -394,7 +395,6 @@ impl Loop {
         if self.tasks.len() >= most {
             return Ok(());
         }
-        self.gathering = false;
         let now = Instant::now();
         if self.queue.is_empty() {
             // Those that are passed over below must not hide the others.
@@ -436,7 +436,7 @@ impl Loop {
             }
             let mut bytes = first.size;
             let mut together = vec![first];
-            let mut is_full = false;
+            let mut more = false;
             for row in std::mem::take(&mut self.queue) {
                 if !self.is_free(&row.digest, now) {
                     continue;
@@ -445,10 +445,11 @@ impl Loop {
                     bytes += row.size;
                     together.push(row);
                 } else {
-                    is_full |= row.size <= MAX_SMALL_BYTES;
+                    more |= row.size <= MAX_SMALL_BYTES;
                     self.queue.push_back(row);
                 }
             }
+            let is_full = more || together.len() == MAX_MEMBERS;
             if !is_full && now < self.gathering_until && self.shared.waiting.load(Ordering::Acquire) == 0 {
                 // They stay in the index, and are found there again with those that came meanwhile.
                 self.gathering = true;
@@ -478,16 +479,21 @@ impl Loop {
                 self.shared.cleaned.notify_waiters();
             }
             Err(UploadError::Stopped | UploadError::Together) => {}
+            Err(UploadError::TogetherLater) => self.wait_by_itself(digest),
             Err(UploadError::Bucket(err)) => self.bucket_failed(&err),
             Err(UploadError::Store(err)) => {
                 let words = chain(&err);
                 error!(%digest, error = %words, "a dirty blob cannot be read; the upload is tried again later");
                 self.shared.counters.failed(words);
-                let again = Backoff::new(POLL, OPERATOR_LOG_PAUSE);
-                let (until, backoff) = self.unreadable.entry(digest).or_insert((Instant::now(), again));
-                *until = Instant::now() + backoff.next_wait();
+                self.wait_by_itself(digest);
             }
         }
+    }
+
+    fn wait_by_itself(&mut self, digest: Digest) {
+        let again = Backoff::new(POLL, OPERATOR_LOG_PAUSE);
+        let (until, backoff) = self.unreadable.entry(digest).or_insert((Instant::now(), again));
+        *until = Instant::now() + backoff.next_wait();
     }
 
     fn bucket_failed(&mut self, err: &crate::tier::TierError) {

@@ -2,10 +2,10 @@
 //!
 //! Each keeps its name; where its bytes are travels with the entries that name it.
 //!
-//! What another machine has sent at the same time is stored twice then, where single objects
-//! would have met under one name. Sweeping and compaction deal with that, not uploads.
+//! What another machine sends at the same time is stored twice then, where single objects would have
+//! met under one name.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use bytes::Bytes;
 use tokio::task::{JoinSet, spawn_blocking};
@@ -47,116 +47,138 @@ pub(super) async fn upload_together(shared: Arc<Shared>, rows: Vec<Arc<BlobRow>>
     if rows.len() < MIN_TOGETHER {
         return one_by_one(&shared, rows).await;
     }
-    let mut ended = Vec::with_capacity(rows.len());
-    let mut group = Vec::with_capacity(rows.len());
-    for row in rows {
-        match Member::new(&shared, &row) {
-            Ok(Some(member)) => group.push(member),
-            Ok(None) => ended.push((row.digest, Ok(Outcome::Gone))),
-            Err(err) => ended.push((row.digest, Err(err.into()))),
-        }
-    }
-    let digests: Vec<_> = group.iter().map(|member| member.row.digest).collect();
-    match upload_members(&shared, group).await {
-        Ok(done) => ended.extend(done),
-        Err(err) => {
-            // What failed is told once.
-            let others = std::iter::repeat_with(|| Err(UploadError::Together));
-            let results = std::iter::once(Err(err)).chain(others);
-            ended.extend(digests.into_iter().zip(results));
-        }
-    }
-    ended
+    let digests: Vec<_> = rows.iter().map(|row| row.digest).collect();
+    upload_rows(&shared, rows).await.unwrap_or_else(|err| {
+        let others = match err {
+            UploadError::Store(_) => || Err(UploadError::TogetherLater),
+            _ => || Err(UploadError::Together),
+        };
+        // What failed is told once.
+        let results = std::iter::once(Err(err)).chain(std::iter::repeat_with(others));
+        digests.into_iter().zip(results).collect()
+    })
 }
 
 /// A dirty blob that is kept here while it is sent.
 struct Member {
     row: Arc<BlobRow>,
-    blob: Arc<Blob>,
+    _blob: Arc<Blob>,
     _uploading: UploadingGuard,
 }
 
-impl Member {
-    /// `None` for a blob that is no longer dirty.
-    fn new(shared: &Arc<Shared>, row: &Arc<BlobRow>) -> Result<Option<Self>, StoreError> {
-        if !shared.blobs.is_dirty(&row.digest)? {
-            return Ok(None);
-        }
-        let Some(blob) = shared.blobs.lease(&row.digest, row.size)? else {
-            return Err(StoreError::Missing { blob: row.digest });
-        };
-        Ok(Some(Self {
-            row: Arc::clone(row),
-            blob,
-            _uploading: shared.uploading(row.size),
-        }))
-    }
+/// What was found of a blob that is to be uploaded.
+enum Found {
+    /// Nothing is to be sent.
+    Ended(Ended),
+    /// The bucket has it.
+    Known(Arc<BlobRow>),
+    Read(Member, Bytes),
+}
 
-    fn chunk(&self) -> Chunk {
-        self.blob.chunks().chunks()[0]
+impl Member {
+    /// Reads a blob, unless the bucket has it, as `known` says.
+    fn find(shared: &Arc<Shared>, row: &Arc<BlobRow>, known: &HashSet<Digest>) -> Found {
+        let ended = |outcome| Found::Ended((row.digest, outcome));
+        match shared.blobs.is_dirty(&row.digest) {
+            Ok(true) if known.contains(&row.digest) => return Found::Known(Arc::clone(row)),
+            Ok(true) => {}
+            Ok(false) => return ended(Ok(Outcome::Gone)),
+            Err(err) => return ended(Err(err.into())),
+        }
+        let blob = match shared.blobs.lease(&row.digest, row.size) {
+            Ok(Some(blob)) => blob,
+            Ok(None) => return ended(Err(StoreError::Missing { blob: row.digest }.into())),
+            Err(err) => return ended(Err(err.into())),
+        };
+        let uploading = shared.uploading(row.size);
+        match read_checked(&blob, 0) {
+            Ok(Some((_, bytes))) => {
+                let member = Self {
+                    row: Arc::clone(row),
+                    _blob: blob,
+                    _uploading: uploading,
+                };
+                Found::Read(member, bytes)
+            }
+            Ok(None) => {
+                let outcome = shared.blobs.quarantine(&blob, &[0]);
+                shared.counters.quarantined_blob();
+                ended(outcome.map(|()| Outcome::Quarantined).map_err(Into::into))
+            }
+            Err(err) => ended(Err(err.into())),
+        }
     }
 }
 
-async fn upload_members(shared: &Arc<Shared>, mut group: Vec<Member>) -> Result<Vec<Ended>, UploadError> {
+async fn upload_rows(shared: &Arc<Shared>, rows: Vec<Arc<BlobRow>>) -> Result<Vec<Ended>, UploadError> {
     let began_millis = shared.bucket.clock().now_millis();
-    let mut ended = Vec::with_capacity(group.len());
     // Some may have come with the entries of other machines.
-    let list = ChunkList::new(group.iter().map(Member::chunk).collect());
+    let single = |row: &Arc<BlobRow>| Chunk {
+        digest: row.digest,
+        len: row.size as u32,
+    };
+    let list = ChunkList::new(rows.iter().map(single).collect());
     let known = present(shared, &list).await?;
-    for member in group.extract_if(.., |member| known.contains(&member.row.digest)) {
-        shared.counters.skipped();
-        ended.push(durable(shared, &member, began_millis));
-    }
-    let (group, read) = read_all(group).await?;
-    let (mut sent, mut chunks, mut bodies) = (Vec::new(), Vec::new(), Vec::new());
-    for (member, read) in group.into_iter().zip(read) {
-        match read {
-            Ok(Some((chunk, bytes))) => {
-                sent.push(member);
-                chunks.push(chunk);
+    let unknown: Vec<_> = (0..rows.len())
+        .filter(|&index| !known.contains(&rows[index].digest))
+        .collect();
+    // Before anything is read: what is in memory counts.
+    let places = places_for(shared, &list, &unknown).await?;
+    let (of_thread, asked) = (Arc::clone(shared), rows);
+    let found = aside(move || {
+        let found = asked.iter().map(|row| Member::find(&of_thread, row, &known));
+        found.collect::<Vec<_>>()
+    });
+    let (mut ended, mut had, mut sent) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut chunks, mut bodies) = (Vec::new(), Vec::new());
+    for found in found.await? {
+        match found {
+            Found::Ended(end) => ended.push(end),
+            Found::Known(row) => had.push(row),
+            Found::Read(member, bytes) => {
+                chunks.push(single(&member.row));
                 bodies.push(bytes);
+                sent.push(member);
             }
-            Ok(None) => ended.push(quarantined(shared, &member)),
-            Err(err) => ended.push((member.row.digest, Err(err.into()))),
         }
     }
-    if sent.is_empty() {
-        return Ok(ended);
+    for _ in &had {
+        shared.counters.skipped();
     }
-    let indexes: Vec<_> = (0..chunks.len()).collect();
-    let _places = places_for(shared, &ChunkList::new(chunks.clone()), &indexes).await?;
-    let (packed, compress) = (chunks.clone(), shared.bucket.compresses());
-    let pack = spawn_blocking(move || make_pack(&packed, &bodies, compress)).await;
-    let pack = pack.map_err(|_| UploadError::Stopped)?;
-    let key = layout::pack(&pack.name);
-    let members = match put(shared, &key, Body::raw(pack.object)).await? {
-        Put::Written(_) => Some(pack.members),
-        // The reply to an earlier attempt was lost, or another machine made the same.
-        Put::Refused => find_pack(shared, &chunks).await?,
-    };
-    let Some(members) = members else {
-        warn!(%key, "another object has the name of a pack; its blobs are stored one by one");
-        let rows = sent.iter().map(|member| Arc::clone(&member.row)).collect();
-        ended.extend(one_by_one(shared, rows).await);
-        return Ok(ended);
-    };
-    confirm_members(shared, members)?;
-    for member in &sent {
-        shared.counters.sent(member.row.size);
-        ended.push(durable(shared, member, began_millis));
+    if !sent.is_empty() {
+        let (packed, compress) = (chunks.clone(), shared.bucket.compresses());
+        let pack = aside(move || make_pack(&packed, &bodies, compress)).await?;
+        let key = layout::pack(&pack.name);
+        let members = match put(shared, &key, Body::raw(pack.object)).await? {
+            Put::Written(_) => Some(pack.members),
+            // The reply to an earlier attempt was lost, or another machine made the same.
+            Put::Refused => find_pack(shared, &chunks).await?,
+        };
+        let rows: Vec<_> = sent.iter().map(|member| Arc::clone(&member.row)).collect();
+        let Some(members) = members else {
+            warn!(%key, "another object has the name of a pack; its blobs are stored one by one");
+            drop((places, sent));
+            ended.extend(one_by_one(shared, rows).await);
+            return Ok(ended);
+        };
+        confirm_members(shared, members)?;
+        for row in &rows {
+            shared.counters.sent(row.size);
+        }
+        had.extend(rows);
     }
+    let shared = Arc::clone(shared);
+    let durable = aside(move || {
+        let rows = had.iter().map(|row| durable(&shared, row, began_millis));
+        rows.collect::<Vec<_>>()
+    });
+    ended.extend(durable.await?);
     Ok(ended)
 }
 
-type Read = Result<Option<(Chunk, Bytes)>, StoreError>;
-
-/// Reads the bytes of all, away from the runtime's workers.
-async fn read_all(group: Vec<Member>) -> Result<(Vec<Member>, Vec<Read>), UploadError> {
-    let reading = spawn_blocking(move || {
-        let read = group.iter().map(|member| read_checked(&member.blob, 0)).collect();
-        (group, read)
-    });
-    reading.await.map_err(|_| UploadError::Stopped)
+/// Runs what waits for the disk, or computes for long, away from the runtime's workers.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, UploadError> {
+    spawn_blocking(work).await.map_err(|_| UploadError::Stopped)
 }
 
 fn make_pack(chunks: &[Chunk], bodies: &[Bytes], compress: bool) -> Pack {
@@ -171,9 +193,8 @@ fn make_pack(chunks: &[Chunk], bodies: &[Bytes], compress: bool) -> Pack {
     pack.finish()
 }
 
-fn durable(shared: &Shared, member: &Member, began_millis: u64) -> Ended {
-    let digest = member.row.digest;
-    let outcome = match shared.blobs.set_durable(&digest, began_millis) {
+fn durable(shared: &Shared, row: &BlobRow, began_millis: u64) -> Ended {
+    let outcome = match shared.blobs.set_durable(&row.digest, began_millis) {
         Ok(true) => {
             shared.counters.uploaded_blob();
             Ok(Outcome::Durable)
@@ -181,16 +202,7 @@ fn durable(shared: &Shared, member: &Member, began_millis: u64) -> Ended {
         Ok(false) => Ok(Outcome::Gone),
         Err(err) => Err(err.into()),
     };
-    (digest, outcome)
-}
-
-fn quarantined(shared: &Shared, member: &Member) -> Ended {
-    let outcome = shared.blobs.quarantine(&member.blob, &[0]);
-    shared.counters.quarantined_blob();
-    (
-        member.row.digest,
-        outcome.map(|()| Outcome::Quarantined).map_err(Into::into),
-    )
+    (row.digest, outcome)
 }
 
 async fn one_by_one(shared: &Arc<Shared>, rows: Vec<Arc<BlobRow>>) -> Vec<Ended> {

@@ -13,7 +13,7 @@ pub struct UploadStatus {
     pub uploaded_blobs: u64,
     /// Bytes of chunks that were sent, before compression.
     pub uploaded_bytes: u64,
-    /// Chunks of large blobs that the bucket had already.
+    /// Chunks that the bucket had already.
     pub skipped_chunks: u64,
     pub retries: u64,
     pub quarantined_blobs: u64,

@@ -49,6 +49,9 @@ pub(super) enum UploadError {
     /// Another blob that it was to go with failed, and says why.
     #[error("it was to go with another, which failed")]
     Together,
+    /// The same, for a reason that lies on this disk.
+    #[error("it was to go with another, which this disk did not give")]
+    TogetherLater,
     /// The uploader is being shut down.
     #[error("the uploader stops")]
     Stopped,

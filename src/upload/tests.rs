@@ -27,9 +27,13 @@ use crate::{
 const LARGE: usize = 12 << 20;
 
 fn uploader(rig: &Rig) -> UploaderHandle {
+    uploader_with(rig, 4)
+}
+
+fn uploader_with(rig: &Rig, parallel: usize) -> UploaderHandle {
     let options = UploadOptions {
         activity: Arc::default(),
-        parallel: 4,
+        parallel,
         max_backoff: Duration::from_millis(400),
     };
     let (ledger, blobs) = (Arc::clone(&rig.ledger), Arc::clone(&rig.blobs));
@@ -114,6 +118,21 @@ async fn small_blobs_travel_together() {
 }
 
 #[tokio::test]
+async fn more_small_blobs_than_a_pack_holds_do_not_wait_for_others() {
+    let rig = Rig::new();
+    let count = 3 * pack::MAX_MEMBERS as u64;
+    let sealed: Vec<_> = (0..count).map(|seed| rig.seal(&noise(100, seed))).collect();
+    let uploader = uploader(&rig);
+    // Nobody waits for them with a flush, which would hurry them.
+    eventually_async("all are durable", || {
+        sealed.iter().all(|sliced| is_durable(&rig, sliced))
+    })
+    .await;
+    assert_eq!(rig.bucket.requests("put").len(), 3);
+    uploader.shutdown().await;
+}
+
+#[tokio::test]
 async fn small_blobs_that_are_wrong_or_gone_hold_up_no_other() {
     let rig = Rig::new();
     rig.bucket.fail(|_, _| Some(Fault::Unavailable));
@@ -164,7 +183,8 @@ async fn small_blobs_whose_reply_was_lost_or_whose_pack_is_none_become_durable()
     for bytes in &bytes {
         other.seal(bytes);
     }
-    let second = self::uploader(&other);
+    // The only place is given back before they go one by one.
+    let second = uploader_with(&other, 1);
     assert_eq!(second.wait_clean(soon()).await, 0);
     for (sliced, bytes) in sealed.iter().zip(&bytes) {
         assert!(is_durable(&other, sliced));

@@ -221,7 +221,7 @@ impl Settling {
         if let Some(due) = again {
             state.due.insert(ino, due);
             state.order.push(Reverse((due, ino)));
-            self.wake.notify_one();
+            self.wake.notify_all();
         }
         drop(state);
         self.progress.notify_waiters();
