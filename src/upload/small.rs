@@ -155,17 +155,17 @@ async fn upload_rows(shared: &Arc<Shared>, rows: Vec<Arc<BlobRow>>) -> Result<Ve
             Put::Refused => find_pack(shared, &chunks).await?,
         };
         let rows: Vec<_> = sent.iter().map(|member| Arc::clone(&member.row)).collect();
-        let Some(members) = members else {
+        drop((places, sent));
+        if let Some(members) = members {
+            confirm_members(shared, members)?;
+            for row in &rows {
+                shared.counters.sent(row.size);
+            }
+            had.extend(rows);
+        } else {
             warn!(%key, "another object has the name of a pack; its blobs are stored one by one");
-            drop((places, sent));
             ended.extend(one_by_one(shared, rows).await);
-            return Ok(ended);
-        };
-        confirm_members(shared, members)?;
-        for row in &rows {
-            shared.counters.sent(row.size);
         }
-        had.extend(rows);
     }
     let shared = Arc::clone(shared);
     let durable = aside(move || {

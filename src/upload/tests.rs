@@ -214,6 +214,27 @@ async fn small_blobs_that_another_machine_sent_are_not_sent_again() {
     assert!(sealed.iter().all(|sliced| is_durable(&second, sliced)));
     assert!(second.bucket.requests("put").is_empty());
     assert_eq!(second.bucket.requests("head").len(), 1);
+
+    // Nor are they forgotten when what they travel with cannot be sent together.
+    let third = beside(&first);
+    for sliced in &sealed {
+        let place = first.ledger.chunk(&sliced.digest).unwrap().unwrap().place;
+        let told = third.ledger.told_places(&sliced.chunks, &[place]).unwrap();
+        third.ledger.commit(told).unwrap();
+    }
+    for bytes in &bytes {
+        third.seal(bytes);
+    }
+    let new: Vec<_> = (50..55u64).map(|seed| third.seal(&noise(700, seed))).collect();
+    let name = pack::name_of(new.iter().map(|sliced| sliced.digest));
+    third.bucket.insert(layout::pack(&name), vec![7; 5000].into());
+    assert_eq!(uploader(&third).wait_clean(soon()).await, 0);
+    assert!(sealed.iter().chain(&new).all(|sliced| is_durable(&third, sliced)));
+    assert_eq!(
+        third.bucket.requests("put").len(),
+        6,
+        "the pack, and five by themselves"
+    );
 }
 
 #[tokio::test]
