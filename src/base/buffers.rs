@@ -46,12 +46,12 @@ impl Pool {
         if !(MIN_BYTES..=MAX_KEPT_BYTES).contains(&capacity) {
             return Vec::with_capacity(capacity);
         }
-        let mut kept = self.kept();
-        let fitting = kept.iter().rposition(|buffer| buffer.capacity() >= capacity);
-        match fitting {
-            Some(place) => kept.swap_remove(place),
-            None => Vec::with_capacity(class(capacity)),
-        }
+        let fitting = {
+            let mut kept = self.kept();
+            let place = kept.iter().rposition(|buffer| buffer.capacity() >= capacity);
+            place.map(|place| kept.swap_remove(place))
+        };
+        fitting.unwrap_or_else(|| Vec::with_capacity(class(capacity)))
     }
 
     fn share(&'static self, buffer: Vec<u8>) -> Bytes {
@@ -80,7 +80,7 @@ impl Pool {
 /// Packs are of all lengths: a buffer that just fits one fits few others. What is not
 /// written to takes no memory.
 fn class(capacity: usize) -> usize {
-    capacity.next_power_of_two().min(MAX_KEPT_BYTES).max(capacity)
+    capacity.next_power_of_two().min(MAX_KEPT_BYTES)
 }
 
 struct Lent {

@@ -1,7 +1,8 @@
 //! Sends the chunks of one blob that the bucket lacks.
 //!
 //! The only chunk of a blob becomes an object of its own, unless `small` sends it with others. Those of a
-//! larger blob go into packs, in the order in which they lie in the blob, so that whoever reads it later gets many by one request.
+//! larger blob go into packs, in the order in which they lie in the blob, so that whoever reads it later
+//! gets many by one request.
 //!
 //! What the bucket has is known by the rows of the chunks. Those that were not confirmed lately are
 //! asked for, by one request for all chunks of a pack; of chunks that nothing is known of, the pack that
@@ -13,15 +14,12 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::{
-    sync::OwnedSemaphorePermit,
-    task::{JoinSet, spawn_blocking},
-};
+use tokio::{sync::OwnedSemaphorePermit, task::JoinSet};
 use tracing::warn;
 
 use super::{
     Shared,
-    task::{UploadError, put, retrying},
+    task::{UploadError, aside, put, retrying},
 };
 use crate::{
     base::{
@@ -177,7 +175,7 @@ async fn upload_single(shared: &Shared, blob: &Arc<Blob>, index: usize) -> Resul
         }
     }
     let (read, compress) = (Arc::clone(blob), shared.bucket.compresses());
-    let Some(body) = aside(move || prepare(&read, index, compress)).await? else {
+    let Some(body) = aside(move || prepare(&read, index, compress)).await?? else {
         return Ok(vec![index]);
     };
     put(shared, &key, body).await?;
@@ -206,7 +204,7 @@ async fn upload_group(
         return Ok(Vec::new());
     }
     let (read, indexes, compress) = (Arc::clone(blob), group.to_vec(), shared.bucket.compresses());
-    let (pack, body) = match aside(move || prepare_pack(&read, &indexes, compress)).await? {
+    let (pack, body) = match aside(move || prepare_pack(&read, &indexes, compress)).await?? {
         Ok(ready) => ready,
         Err(wrong) => return Ok(wrong),
     };
@@ -244,13 +242,6 @@ pub(super) async fn find_pack(shared: &Shared, chunks: &[Chunk]) -> Result<Optio
 pub(super) fn confirm_members(shared: &Shared, members: Members) -> Result<(), StoreError> {
     let members = members.into_iter();
     confirm(shared, members.map(|(digest, place)| (digest, Some(place))))
-}
-
-async fn aside<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
-) -> Result<T, UploadError> {
-    let done = spawn_blocking(work).await.map_err(|_| UploadError::Stopped)?;
-    Ok(done?)
 }
 
 /// Reads a chunk from the disk and checks it; `None` when it is another.

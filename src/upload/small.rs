@@ -8,14 +8,14 @@
 use std::{collections::HashSet, sync::Arc};
 
 use bytes::Bytes;
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::task::JoinSet;
 use tracing::warn;
 
 use super::{
     Shared,
     chunks::{confirm_members, find_pack, places_for, present, read_checked},
     status::UploadingGuard,
-    task::{Outcome, UploadError, put, upload_blob},
+    task::{Outcome, UploadError, aside, put, upload_blob},
 };
 use crate::{
     base::{
@@ -174,11 +174,6 @@ async fn upload_rows(shared: &Arc<Shared>, rows: Vec<Arc<BlobRow>>) -> Result<Ve
     });
     ended.extend(durable.await?);
     Ok(ended)
-}
-
-/// Runs what waits for the disk, or computes for long, away from the runtime's workers.
-async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, UploadError> {
-    spawn_blocking(work).await.map_err(|_| UploadError::Stopped)
 }
 
 fn make_pack(chunks: &[Chunk], bodies: &[Bytes], compress: bool) -> Pack {

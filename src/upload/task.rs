@@ -10,7 +10,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::{sleep, timeout};
+use tokio::{
+    task::spawn_blocking,
+    time::{sleep, timeout},
+};
 
 use super::{Shared, chunks::upload_chunks};
 use crate::{
@@ -103,6 +106,13 @@ async fn upload_list(shared: &Shared, blob: &Blob) -> Result<(), UploadError> {
 /// Creates an object; of one that is named by its content it is as good that it exists already.
 pub(super) async fn put(shared: &Shared, key: &str, body: Body) -> Result<Put, UploadError> {
     retrying(shared, "put", key, || shared.bucket.put_new(key, body.clone())).await
+}
+
+/// Runs what waits for the disk, or computes for long, away from the runtime's workers.
+pub(super) async fn aside<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, UploadError> {
+    spawn_blocking(work).await.map_err(|_| UploadError::Stopped)
 }
 
 /// Makes a request, and again after a short wait while it may help.
