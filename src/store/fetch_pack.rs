@@ -143,11 +143,11 @@ impl ChunkFetcher {
         }
         self.neighbours.note_whole(name);
         let object = got.ok()?.ok()??;
+        self.count_transfer(object.transferred_bytes);
         let Some(members) = pack::read_members(&object.bytes, &name) else {
             self.wrong_answer(&key, 1);
             return None;
         };
-        self.count_transfer(object.transferred_bytes);
         self.neighbours.hold(name, object.bytes.clone());
         let (disk, ledger) = (self.disk.clone(), Arc::clone(&self.ledger));
         let bytes = object.bytes.clone();

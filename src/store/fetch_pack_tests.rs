@@ -121,6 +121,9 @@ async fn a_pack_with_another_head_or_gone_is_got_along_without() {
         assert!(read(&fetcher, &rig, &sliced[index]).await.unwrap() == blobs[index]);
     }
     assert!(!is_here(&rig, &sliced[4]));
+    let members: usize = blobs[..3].iter().map(Vec::len).sum();
+    let transferred = fetcher.status().transferred_bytes as usize;
+    assert_eq!(transferred, members + object.len(), "also what was of no use");
     // Nothing there at all, but objects of their own.
     rig.bucket.remove(&key);
     for (sliced, bytes) in sliced.iter().zip(&blobs) {
