@@ -1,12 +1,14 @@
 //! Results of the vfs as answers to the kernel.
 
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+
 use fuser::{
-    BackingId, Errno, FileHandle, FopenFlags, Generation, ReplyAttr, ReplyCreate, ReplyData, ReplyEmpty,
-    ReplyEntry, ReplyOpen, ReplyXattr,
+    BackingId, Errno, FileHandle, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
 };
 
 use super::convert;
-use crate::vfs::{Attr, Opened, VfsError};
+use crate::vfs::{Attr, DirPage, FsStat, Opened, VfsError};
 
 pub(super) fn entry(reply: ReplyEntry, result: Result<Option<Attr>, VfsError>) {
     match result {
@@ -97,4 +99,50 @@ fn open_flags(opened: &Opened) -> FopenFlags {
         flags |= FopenFlags::FOPEN_NOFLUSH;
     }
     flags
+}
+
+pub(super) fn written(reply: ReplyWrite, result: Result<u32, VfsError>) {
+    match result {
+        Ok(bytes) => reply.written(bytes),
+        Err(err) => reply.error(convert::errno(&err)),
+    }
+}
+
+pub(super) fn offset(reply: ReplyLseek, result: Result<u64, VfsError>) {
+    match result {
+        Ok(at) => reply.offset(at as i64),
+        Err(err) => reply.error(convert::errno(&err)),
+    }
+}
+
+pub(super) fn stat_fs(reply: ReplyStatfs, result: Result<FsStat, VfsError>) {
+    match result {
+        Err(err) => reply.error(convert::errno(&err)),
+        Ok(fs) => reply.statfs(
+            fs.blocks,
+            fs.free,
+            fs.available,
+            fs.files,
+            fs.free_files,
+            fs.block_bytes,
+            fs.name_max,
+            fs.block_bytes,
+        ),
+    }
+}
+
+pub(super) fn directory(mut reply: ReplyDirectory, page: Result<DirPage, VfsError>) {
+    match page {
+        Err(err) => reply.error(convert::errno(&err)),
+        Ok(entries) => {
+            for entry in entries {
+                let kind = convert::file_type(entry.kind);
+                let name = OsStr::from_bytes(&entry.name);
+                if reply.add(INodeNo(entry.ino.0), entry.next_offset, kind, name) {
+                    break;
+                }
+            }
+            reply.ok();
+        }
+    }
 }

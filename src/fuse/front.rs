@@ -20,7 +20,10 @@ use fuser::{
     ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::{answer, convert};
+use super::{
+    answer, convert,
+    turns::{Turns, Work},
+};
 use crate::{
     namespace::tree::AttrChange,
     store::rows::NodeKind,
@@ -48,14 +51,21 @@ pub(super) struct Front {
     runtime: tokio::runtime::Handle,
     /// Asked for by the user; cleared when the kernel does not offer it.
     passthrough: Arc<AtomicBool>,
+    turns: Turns,
 }
 
 impl Front {
-    pub(super) fn new(vfs: Arc<Vfs>, runtime: tokio::runtime::Handle, passthrough: Arc<AtomicBool>) -> Self {
+    pub(super) fn new(
+        vfs: Arc<Vfs>,
+        runtime: tokio::runtime::Handle,
+        passthrough: Arc<AtomicBool>,
+        turns: Turns,
+    ) -> Self {
         Self {
             vfs,
             runtime,
             passthrough,
+            turns,
         }
     }
 
@@ -121,14 +131,17 @@ impl Filesystem for Front {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let _turn = self.turns.take(Work::Quick);
         answer::entry(reply, self.vfs.lookup(convert::ino(parent), name.as_bytes()));
     }
 
     fn forget(&self, _req: &Request, _ino: INodeNo, _nlookup: u64) {
+        let _turn = self.turns.take(Work::Quick);
         // Numbers are never used again, and rows do not depend on what the kernel remembers.
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let _turn = self.turns.take(Work::Quick);
         answer::attr(reply, self.vfs.attr(convert::ino(ino)));
     }
 
@@ -150,6 +163,7 @@ impl Filesystem for Front {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        let _turn = self.turns.take(Work::Quick);
         let change = AttrChange {
             perm: mode.map(|mode| mode & 0o7777),
             uid,
@@ -176,6 +190,7 @@ impl Filesystem for Front {
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        let _turn = self.turns.take(Work::Quick);
         answer::data(reply, self.vfs.read_link(convert::ino(ino)));
     }
 
@@ -189,6 +204,7 @@ impl Filesystem for Front {
         rdev: u32,
         reply: ReplyEntry,
     ) {
+        let _turn = self.turns.take(Work::Quick);
         let Some(kind) = convert::kind_of_mode(mode) else {
             return reply.error(Errno::EINVAL);
         };
@@ -207,6 +223,7 @@ impl Filesystem for Front {
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+        let _turn = self.turns.take(Work::Quick);
         self.make(
             req,
             parent,
@@ -222,6 +239,7 @@ impl Filesystem for Front {
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let _turn = self.turns.take(Work::Quick);
         let target = target.as_os_str().as_bytes();
         let new = NewObject {
             kind: NodeKind::Symlink,
@@ -233,10 +251,12 @@ impl Filesystem for Front {
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _turn = self.turns.take(Work::Quick);
         answer::empty(reply, self.vfs.unlink(convert::ino(parent), name.as_bytes()));
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _turn = self.turns.take(Work::Quick);
         answer::empty(reply, self.vfs.rmdir(convert::ino(parent), name.as_bytes()));
     }
 
@@ -250,6 +270,7 @@ impl Filesystem for Front {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        let _turn = self.turns.take(Work::Quick);
         let Some(mode) = convert::rename_mode(flags) else {
             return reply.error(Errno::EINVAL);
         };
@@ -259,6 +280,7 @@ impl Filesystem for Front {
     }
 
     fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        let _turn = self.turns.take(Work::Quick);
         let linked = self
             .vfs
             .link(convert::ino(ino), convert::ino(newparent), newname.as_bytes());
@@ -266,6 +288,7 @@ impl Filesystem for Front {
     }
 
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let _turn = self.turns.take(Work::Quick);
         let ino = convert::ino(ino);
         let request = convert::open_request(flags);
         let lend = |file: &std::fs::File| reply.open_backing(file).map(|id| Arc::new(id) as Loan);
@@ -294,6 +317,7 @@ impl Filesystem for Front {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        let _turn = self.turns.take(Work::Quick);
         let new = NewFile {
             kind: NodeKind::File,
             perm: mode & 0o7777,
@@ -351,6 +375,7 @@ impl Filesystem for Front {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let _turn = self.turns.take(Work::Quick);
         let unanswered = READ_BUFFER.with_borrow_mut(|buffer| {
             match self.vfs.read_resident(fh.into(), offset, size as usize, buffer) {
                 Ok(None) => return Some(reply),
@@ -378,13 +403,12 @@ impl Filesystem for Front {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        match self.vfs.write(fh.into(), offset, data) {
-            Ok(written) => reply.written(written),
-            Err(err) => reply.error(convert::errno(&err)),
-        }
+        let _turn = self.turns.take(Work::Long);
+        answer::written(reply, self.vfs.write(fh.into(), offset, data));
     }
 
     fn flush(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+        let _turn = self.turns.take(Work::Quick);
         answer::empty(reply, self.vfs.flush(fh.into()));
     }
 
@@ -398,10 +422,12 @@ impl Filesystem for Front {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        let _turn = self.turns.take(Work::Quick);
         answer::empty(reply, self.vfs.release(fh.into()));
     }
 
     fn fsync(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        let _turn = self.turns.take(Work::Quick);
         // Waits for the disk: not on a thread that answers other requests.
         let vfs = Arc::clone(&self.vfs);
         self.runtime
@@ -409,36 +435,23 @@ impl Filesystem for Front {
     }
 
     fn fsyncdir(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        let _turn = self.turns.take(Work::Quick);
         let vfs = Arc::clone(&self.vfs);
         self.runtime
             .spawn_blocking(move || answer::empty(reply, vfs.fsync_dir()));
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let _turn = self.turns.take(Work::Quick);
         match self.vfs.open_dir(convert::ino(ino)) {
             Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
             Err(err) => reply.error(convert::errno(&err)),
         }
     }
 
-    fn readdir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        match self.vfs.read_dir(fh.into(), offset) {
-            Err(err) => reply.error(convert::errno(&err)),
-            Ok(entries) => {
-                for entry in entries {
-                    let kind = convert::file_type(entry.kind);
-                    if reply.add(
-                        INodeNo(entry.ino.0),
-                        entry.next_offset,
-                        kind,
-                        OsStr::from_bytes(&entry.name),
-                    ) {
-                        break;
-                    }
-                }
-                reply.ok();
-            }
-        }
+    fn readdir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {
+        let _turn = self.turns.take(Work::Long);
+        answer::directory(reply, self.vfs.read_dir(fh.into(), offset));
     }
 
     fn readdirplus(
@@ -449,6 +462,7 @@ impl Filesystem for Front {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
+        let _turn = self.turns.take(Work::Long);
         let entries = match self.vfs.read_dir(fh.into(), offset) {
             Err(err) => return reply.error(convert::errno(&err)),
             Ok(entries) => entries,
@@ -475,24 +489,14 @@ impl Filesystem for Front {
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
+        let _turn = self.turns.take(Work::Quick);
         self.vfs.release_dir(fh.into());
         reply.ok();
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        match self.vfs.stat_fs() {
-            Err(err) => reply.error(convert::errno(&err)),
-            Ok(fs) => reply.statfs(
-                fs.blocks,
-                fs.free,
-                fs.available,
-                fs.files,
-                fs.free_files,
-                fs.block_bytes,
-                fs.name_max,
-                fs.block_bytes,
-            ),
-        }
+        let _turn = self.turns.take(Work::Quick);
+        answer::stat_fs(reply, self.vfs.stat_fs());
     }
 
     fn setxattr(
@@ -505,6 +509,7 @@ impl Filesystem for Front {
         _position: u32,
         reply: ReplyEmpty,
     ) {
+        let _turn = self.turns.take(Work::Quick);
         answer::empty(
             reply,
             self.vfs
@@ -513,14 +518,17 @@ impl Filesystem for Front {
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let _turn = self.turns.take(Work::Quick);
         answer::xattr(reply, size, self.vfs.xattr(convert::ino(ino), name.as_bytes()));
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let _turn = self.turns.take(Work::Quick);
         answer::xattr(reply, size, self.vfs.list_xattrs(convert::ino(ino)));
     }
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _turn = self.turns.take(Work::Quick);
         answer::empty(reply, self.vfs.remove_xattr(convert::ino(ino), name.as_bytes()));
     }
 
@@ -534,6 +542,7 @@ impl Filesystem for Front {
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        let _turn = self.turns.take(Work::Long);
         answer::empty(reply, self.vfs.allocate(fh.into(), offset, length, mode));
     }
 
@@ -546,6 +555,7 @@ impl Filesystem for Front {
         whence: i32,
         reply: ReplyLseek,
     ) {
+        let _turn = self.turns.take(Work::Long);
         let what = match whence {
             libc::SEEK_DATA => Seek::Data,
             libc::SEEK_HOLE => Seek::Hole,
@@ -555,10 +565,7 @@ impl Filesystem for Front {
         let Ok(offset) = u64::try_from(offset) else {
             return reply.error(Errno::ENXIO);
         };
-        match self.vfs.seek(fh.into(), offset, what) {
-            Ok(at) => reply.offset(at as i64),
-            Err(err) => reply.error(convert::errno(&err)),
-        }
+        answer::offset(reply, self.vfs.seek(fh.into(), offset, what));
     }
 
     fn copy_file_range(
@@ -574,12 +581,10 @@ impl Filesystem for Front {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        match self
+        let _turn = self.turns.take(Work::Long);
+        let copied = self
             .vfs
-            .copy_range(fh_in.into(), offset_in, fh_out.into(), offset_out, len)
-        {
-            Ok(copied) => reply.written(copied as u32),
-            Err(err) => reply.error(convert::errno(&err)),
-        }
+            .copy_range(fh_in.into(), offset_in, fh_out.into(), offset_out, len);
+        answer::written(reply, copied.map(|copied| copied as u32));
     }
 }

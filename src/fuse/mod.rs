@@ -5,17 +5,19 @@
 //! answer    results as answers
 //! convert   types of the protocol to types of the vfs and back
 //! notify    what the kernel must forget, told from a thread of its own
+//! turns     which thread takes the next request
 //! ```
 
 mod answer;
 mod convert;
 mod front;
 mod notify;
+mod turns;
 
 use std::{
     ffi::CString,
     fmt, io,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     path::PathBuf,
     process::{Command, Stdio},
     sync::{
@@ -80,7 +82,8 @@ pub fn mount(vfs: Arc<Vfs>, options: &MountOptions, runtime: tokio::runtime::Han
     config.n_threads = Some(options.threads.max(1));
     config.clone_fd = true;
     let passthrough = Arc::new(AtomicBool::new(options.passthrough));
-    let front = front::Front::new(vfs, runtime, Arc::clone(&passthrough));
+    let turns = turns::Turns::start()?;
+    let front = front::Front::new(vfs, runtime, Arc::clone(&passthrough), turns.clone());
     let session = match mount_as_root(options) {
         Ok(device) => Session::from_fd(front, device, config.acl, config).inspect_err(|_| {
             // The mount answers nobody: better none.
@@ -105,6 +108,7 @@ pub fn mount(vfs: Arc<Vfs>, options: &MountOptions, runtime: tokio::runtime::Han
         }
         Err(err) => Err(err.into()),
     }?;
+    turns.read_from(session.as_fd().try_clone_to_owned()?);
     let session = session.spawn()?;
     let notices = notify::Notices::start(session.notifier())?;
     Ok(Mounted {
