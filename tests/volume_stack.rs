@@ -52,6 +52,7 @@ impl Store {
                 until_millis,
             }),
             created_millis: 1,
+            deleted_millis: None,
         };
         self.put(&layout::volume(volume), json.encode()).await;
     }

@@ -65,7 +65,7 @@ impl From<VolumeName> for String {
 }
 
 /// One volume of a stack.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct StackLayer {
     pub volume: VolumeName,
     /// What was published later is not seen; milliseconds since 1970 of the bucket's clock.

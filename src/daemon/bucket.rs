@@ -6,7 +6,8 @@ use crate::{
     config::Settings,
     daemon::error::StartError,
     tier::{
-        SharedBucket, TierError,
+        SharedBucket, TierError, layout,
+        probe::{self, IfAbsent},
         url::{self, ConnectOptions, StoreUrl},
     },
 };
@@ -29,6 +30,20 @@ pub async fn connect(settings: &Settings) -> Result<SharedBucket, StartError> {
     url::connect(&store, &options)
         .await
         .map_err(|err| failed(settings, err))
+}
+
+/// How long a store may take to say who it is.
+const OPEN_WITHIN: Duration = Duration::from_secs(30);
+
+/// Connects to a store that must be there; its clock is known from here on.
+pub async fn open(settings: &Settings) -> Result<SharedBucket, StartError> {
+    let bucket = connect(settings).await?;
+    let answer = probe::open_store(bucket.as_ref(), IfAbsent::Refuse);
+    match tokio::time::timeout(OPEN_WITHIN, answer).await {
+        Ok(Ok(_)) => Ok(bucket),
+        Ok(Err(cause)) => Err(failed(settings, cause)),
+        Err(_) => Err(failed(settings, no_answer(layout::STORE, OPEN_WITHIN))),
+    }
 }
 
 /// The store took too long to answer.

@@ -65,7 +65,11 @@ pub async fn start(plan: &Plan, announcer: &Announcer) -> Result<Serving, StartE
         announcer.step("probing the store");
         probe_first_use(settings, &bucket).await?;
     }
+    if reachable && !settings.read_only {
+        volumes::make_fork(settings, &bucket, STORE_WITHIN).await?;
+    }
     let stack = volumes::resolve(settings, &bucket, bound, reachable, STORE_WITHIN).await?;
+    volumes::check_fork(settings, &stack)?;
 
     announcer.step("opening the cache directory");
     let disk = budget::disk_of(&settings.cache_dir).map_err(|source| StartError::Disk {
