@@ -75,8 +75,10 @@ pub enum PromoteError {
         into: VolumeName,
     },
     #[error(
-        "the bytes of {count} files of volume {volume} are gone from the store, {path} first: make or remove \
-         them there, then promote again"
+        "the bytes of {count} {} of volume {volume} are gone from the store, {path} first: make or remove \
+         {} there, then promote again",
+        if *count == 1 { "file" } else { "files" },
+        if *count == 1 { "it" } else { "them" }
     )]
     Lost {
         volume: VolumeName,

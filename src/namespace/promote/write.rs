@@ -124,3 +124,49 @@ impl Writer<'_> {
         Ok(true)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        base::{clock::Stamp, volume::StackLayer},
+        namespace::{history, view},
+        tier::url::{ConnectOptions, connect},
+    };
+
+    #[tokio::test]
+    async fn many_changes_become_a_chain_of_segments_in_their_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("file://{}", dir.path().display());
+        let bucket = connect(&url.parse().unwrap(), &ConnectOptions::default())
+            .await
+            .unwrap();
+        let volume: VolumeName = "main".parse().unwrap();
+        let change = |number: u64| PathChange {
+            path: format!("f{number}").into_bytes(),
+            stamp: Stamp {
+                millis: number,
+                counter: 0,
+                machine: MachineId(number % 3),
+            },
+            entry: None,
+        };
+        let changes: Vec<PathChange> = (1..=40_000).map(change).collect();
+        let written = write(&bucket, &volume, &changes, &|_| {}).await.unwrap();
+        assert_eq!(written, 3);
+        let mut log = history::newest(&bucket, &volume, 10).await.unwrap();
+        log.reverse();
+        assert_eq!(log.len(), 3);
+        let machine = log[0].machine;
+        assert!(log.iter().all(|of| of.machine == machine));
+        let read: Vec<PathChange> = log.into_iter().flat_map(|of| of.changes).collect();
+        assert!(read == changes, "other changes, or in another order");
+        let layer = StackLayer {
+            volume,
+            until_millis: None,
+        };
+        let registers = view::registers(&bucket, &layer, &|_, _| {}).await.unwrap();
+        assert_eq!(registers.len(), 40_000);
+        assert_eq!(write(&bucket, &layer.volume, &[], &|_| {}).await.unwrap(), 0);
+    }
+}
