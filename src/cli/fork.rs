@@ -53,6 +53,7 @@ enum ForkCommand {
 #[command(after_help = "\
 Examples:
   casmount fork create pr-17 --from main
+  casmount fork create pr-18 --from main --own-prefix
   casmount fork create release-2 --from main --at now --store s3://my-bucket/ci")]
 struct CreateArgs {
     /// What the fork is called
@@ -63,6 +64,10 @@ struct CreateArgs {
     /// How much of the parent it shows
     #[arg(long, value_enum, default_value_t = At::Live)]
     at: At,
+    /// Keep its blobs apart, below its own prefix in the store: for machines that may write nothing else, those
+    /// of pull requests for example. Promoting then reads every byte and copies what is right
+    #[arg(long)]
+    own_prefix: bool,
     #[command(flatten)]
     bucket: BucketArgs,
     /// Print JSON
@@ -85,6 +90,8 @@ struct Fork {
     parent: String,
     /// What is published in the parent later is not seen; null: all of it is.
     until_millis: Option<u64>,
+    /// Its blobs are kept apart.
+    own_prefix: bool,
     created_millis: u64,
 }
 
@@ -242,11 +249,18 @@ fn create(args: &CreateArgs) -> Result<(), Failure> {
         At::Live => ForkPoint::Live,
         At::Now => ForkPoint::Now,
     };
-    let made = args::block_on(daemon::fork::create(&settings, &args.name, &args.from, point))??;
+    let made = args::block_on(daemon::fork::create(
+        &settings,
+        &args.name,
+        &args.from,
+        point,
+        args.own_prefix,
+    ))??;
     let fork = Fork {
         volume: args.name.to_string(),
         parent: args.from.to_string(),
         until_millis: made.parent.and_then(|parent| parent.until_millis),
+        own_prefix: made.own_prefix,
         created_millis: made.created_millis,
     };
     if args.json {
@@ -255,6 +269,11 @@ fn create(args: &CreateArgs) -> Result<(), Failure> {
     let seen = match fork.until_millis {
         None => "live".to_owned(),
         Some(until) => format!("as of {}", format_moment(until)),
+    };
+    let seen = if fork.own_prefix {
+        format!("{seen}, its blobs apart")
+    } else {
+        seen
     };
     output::print(&format!(
         "made volume {}, a fork of {} ({seen})\n",

@@ -118,6 +118,8 @@ struct ListedJson {
     parent: Option<String>,
     /// What is published in the parent later is not seen; null: all of it is.
     until_millis: Option<u64>,
+    /// Its blobs are kept apart.
+    own_prefix: bool,
     /// null: not known, because it has no settings.
     created_millis: Option<u64>,
     deleted_millis: Option<u64>,
@@ -130,6 +132,7 @@ impl From<Listed> for ListedJson {
         Self {
             volume: listed.volume.to_string(),
             until_millis: listed.parent.as_ref().and_then(|parent| parent.until_millis),
+            own_prefix: listed.own_prefix,
             parent: listed.parent.map(|parent| parent.volume.to_string()),
             created_millis: listed.created_millis,
             deleted_millis: listed.deleted_millis,
@@ -165,6 +168,9 @@ fn list_text(volumes: &[ListedJson]) -> String {
                 None => format!("fork of {parent} (live)"),
                 Some(until) => format!("fork of {parent} (as of {})", format_moment(until)),
             });
+        }
+        if listed.own_prefix {
+            facts.push("its blobs apart".to_owned());
         }
         facts.extend(
             listed
@@ -315,6 +321,7 @@ mod tests {
             volume: volume.into(),
             parent: None,
             until_millis: None,
+            own_prefix: false,
             created_millis: None,
             deleted_millis: None,
             trouble: None,

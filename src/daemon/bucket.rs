@@ -1,12 +1,15 @@
 //! Reaching the store that the settings name.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use crate::{
+    base::volume::{Stack, StackLayer},
     config::Settings,
     daemon::error::StartError,
     tier::{
-        SharedBucket, TierError, layout,
+        SharedBucket, TierError,
+        domain::DomainBucket,
+        layout,
         probe::{self, IfAbsent},
         url::{self, ConnectOptions, StoreUrl},
     },
@@ -44,6 +47,18 @@ pub async fn open(settings: &Settings) -> Result<SharedBucket, StartError> {
         Ok(Err(cause)) => Err(failed(settings, cause)),
         Err(_) => Err(failed(settings, no_answer(layout::STORE, OPEN_WITHIN))),
     }
+}
+
+/// The bucket as a mount of `stack` uses it: the blobs of forks whose writers are trusted less are apart.
+pub fn of_stack(bucket: &SharedBucket, stack: &Stack) -> SharedBucket {
+    let prefix = |layer: &StackLayer| layout::volume_prefix(layer.volume.as_str());
+    let apart = |layer: &StackLayer| layer.own_prefix.then(|| prefix(layer));
+    let reads: Vec<String> = stack.layers().iter().filter_map(apart).collect();
+    if reads.is_empty() {
+        return Arc::clone(bucket);
+    }
+    let own = stack.layers().first().and_then(apart);
+    Arc::new(DomainBucket::new(Arc::clone(bucket), own, reads))
 }
 
 /// The store took too long to answer.

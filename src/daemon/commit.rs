@@ -80,7 +80,7 @@ async fn promote_into(
         let _ = listener.try_send(Reply::Progress(progress));
     }
     let volume = &serving.settings.volume;
-    let work = promote::promote(&serving.bucket, volume, into, &|_| {});
+    let work = promote::promote(&serving.whole_bucket, volume, into, &|_| {});
     let report = report(serving, into);
     let report = match tokio::time::timeout_at(deadline, work).await {
         Ok(Ok(done)) => CommitReport {

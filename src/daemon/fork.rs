@@ -23,10 +23,11 @@ pub async fn create(
     name: &VolumeName,
     from: &VolumeName,
     point: ForkPoint,
+    own_prefix: bool,
 ) -> Result<VolumeJson, StartError> {
     // Nobody forks a volume of a store that is not there.
     let bucket = bucket::open(settings).await?;
-    let made = stack::create_fork(bucket.as_ref(), name, from, point);
+    let made = stack::create_fork(bucket.as_ref(), name, from, point, own_prefix);
     match tokio::time::timeout(WITHIN, made).await {
         Ok(Ok(made)) => Ok(made),
         Ok(Err(StackError::Bucket(cause))) => Err(bucket::failed(settings, cause)),

@@ -11,14 +11,20 @@ const FIRST_WAIT: Duration = Duration::from_millis(200);
 const MAX_WAIT: Duration = Duration::from_secs(3);
 
 /// Does `ask` until it is answered, a few times at most.
-pub(super) async fn patiently<T, F>(mut ask: impl FnMut() -> F) -> Result<T, TierError>
+pub(super) async fn patiently<T, F>(ask: impl FnMut() -> F) -> Result<T, TierError>
 where
     F: Future<Output = Result<T, TierError>>,
 {
-    let mut backoff = Backoff::new(FIRST_WAIT, MAX_WAIT);
+    with(Backoff::new(FIRST_WAIT, MAX_WAIT), ask).await
+}
+
+async fn with<T, F>(mut waits: Backoff, mut ask: impl FnMut() -> F) -> Result<T, TierError>
+where
+    F: Future<Output = Result<T, TierError>>,
+{
     for _ in 1..TRIES {
         match ask().await {
-            Err(err) if err.is_transient() => tokio::time::sleep(backoff.next_wait()).await,
+            Err(err) if err.is_transient() => tokio::time::sleep(waits.next_wait()).await,
             other => return other,
         }
     }
@@ -29,29 +35,29 @@ where
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    async fn asked(answer: impl Fn(u32) -> Result<(), TierError>) -> (u32, bool) {
+        let mut count = 0;
+        let waits = Backoff::new(Duration::from_millis(1), Duration::from_millis(1));
+        let result = with(waits, || {
+            count += 1;
+            std::future::ready(answer(count))
+        });
+        let is_ok = result.await.is_ok();
+        (count, is_ok)
+    }
+
+    #[tokio::test]
     async fn only_what_may_pass_is_asked_again_and_not_for_ever() {
-        let unavailable = || TierError::Unavailable {
+        let away = || TierError::Unavailable {
             verb: "get",
             key: "k".into(),
             source: "away".into(),
         };
-        for (answers, asked) in [(0, 1), (2, 3), (9, 5)] {
-            let mut count = 0;
-            let result = patiently(|| {
-                count += 1;
-                let fails = count <= answers;
-                async move { if fails { Err(unavailable()) } else { Ok(()) } }
-            })
-            .await;
-            assert_eq!((count, result.is_ok()), (asked, answers < TRIES));
-        }
-        let mut count = 0;
-        let refused = patiently(|| {
-            count += 1;
-            async { Err::<(), _>(TierError::Unsupported { why: String::new() }) }
-        });
-        assert!(refused.await.is_err());
-        assert_eq!(count, 1);
+        let after = |failures: u32| move |count: u32| if count <= failures { Err(away()) } else { Ok(()) };
+        assert_eq!(asked(after(0)).await, (1, true));
+        assert_eq!(asked(after(2)).await, (3, true));
+        assert_eq!(asked(after(9)).await, (TRIES, false));
+        let refused = |_| Err(TierError::Unsupported { why: String::new() });
+        assert_eq!(asked(refused).await, (1, false));
     }
 }

@@ -19,11 +19,15 @@
 //! The fork stays as it is. Where it goes on to say what was promoted, it hides what its parent says later,
 //! as ever.
 //!
+//! A fork whose writers are trusted less keeps its blobs below its own prefix. `adopt` then reads every byte, and copies
+//! what is right: only a machine that may write the parent's blobs can promote it.
+//!
 //! # Cost
 //!
 //! Reading the fork's log ([`super::view`]), one HEAD for each pack and each blob of its own that is named, and
 //! one PUT for some 16,000 changes.
 
+mod adopt;
 mod durable;
 mod write;
 
@@ -33,8 +37,10 @@ use crate::{
         id::MachineId,
         volume::{StackLayer, VolumeName},
     },
-    tier::{SharedBucket, TierError},
+    tier::{SharedBucket, TierError, layout},
 };
+
+use adopt::Domains;
 
 use super::{
     change::PathChange,
@@ -86,6 +92,18 @@ pub enum PromoteError {
         path: String,
     },
     #[error(
+        "the bytes of {count} {} of volume {volume} are not in the store as {} says, {path} first: nothing of a \
+         writer who does that should be promoted; make or remove {} there to promote the rest",
+        if *count == 1 { "file" } else { "files" },
+        if *count == 1 { "its name" } else { "their names" },
+        if *count == 1 { "it" } else { "them" }
+    )]
+    Wrong {
+        volume: VolumeName,
+        count: u64,
+        path: String,
+    },
+    #[error(
         "the store took too long to write a part of the promotion: try again, nothing is promoted twice by that"
     )]
     Late,
@@ -119,16 +137,16 @@ pub async fn promote(
     into: &VolumeName,
     on_step: OnStep<'_>,
 ) -> Result<Promoted, PromoteError> {
-    check(bucket, fork, into).await?;
-    let layer = StackLayer {
-        volume: fork.clone(),
-        until_millis: None,
-    };
+    let domains = check(bucket, fork, into).await?;
+    let layer = StackLayer::live(fork.clone());
     let reading = |segments, of| on_step(PromoteStep::Reading { segments, of });
     let registers = view::registers(bucket, &layer, &reading).await?;
-    let changes = in_order(registers, bucket.clock().now_millis(), MachineId::random());
+    let mut changes = in_order(registers, bucket.clock().now_millis(), MachineId::random());
     let removed = changes.iter().filter(|change| change.entry.is_none()).count() as u64;
-    let confirmed = durable::confirm(bucket, fork, &changes, on_step).await?;
+    let confirmed = match &domains {
+        Some(domains) => adopt::adopt(bucket, domains, fork, &mut changes, on_step).await?,
+        None => durable::confirm(bucket, fork, &changes, on_step).await?,
+    };
     // The fork or its parent can have been deleted meanwhile; nothing is written into what nobody reads.
     check(bucket, fork, into).await?;
     let segments = write::write(bucket, into, &changes, on_step).await?;
@@ -141,10 +159,14 @@ pub async fn promote(
     })
 }
 
-/// Refuses what is not a fork of `into`.
-async fn check(bucket: &SharedBucket, fork: &VolumeName, into: &VolumeName) -> Result<(), PromoteError> {
+/// Refuses what is not a fork of `into`; returns where blobs are to be looked at, if the fork's are apart.
+async fn check(
+    bucket: &SharedBucket,
+    fork: &VolumeName,
+    into: &VolumeName,
+) -> Result<Option<Domains>, PromoteError> {
     let volume = || fork.clone();
-    match stack::standing(bucket.as_ref(), fork).await? {
+    let json = match stack::standing(bucket.as_ref(), fork).await? {
         Standing::Absent => return Err(PromoteError::Absent { volume: volume() }),
         Standing::Plain => return Err(PromoteError::NoFork { volume: volume() }),
         Standing::Deleted => return Err(StackError::Deleted { volume: volume() }.into()),
@@ -155,11 +177,19 @@ async fn check(bucket: &SharedBucket, fork: &VolumeName, into: &VolumeName) -> R
                 into: into.clone(),
             });
         }
-        Standing::Fork(..) => {}
-    }
+        Standing::Fork(json, _) => json,
+    };
     // Also when something further below is odd: its readers are refused then.
-    stack::read(bucket.as_ref(), into).await?;
-    Ok(())
+    let below = stack::read(bucket.as_ref(), into).await?;
+    let prefix = |volume: &VolumeName| layout::volume_prefix(volume.as_str());
+    let apart = below.layers().iter().filter(|layer| layer.own_prefix);
+    Ok(json.own_prefix.then(|| Domains {
+        trusted: apart
+            .map(|layer| prefix(&layer.volume))
+            .chain([String::new()])
+            .collect(),
+        from: prefix(fork),
+    }))
 }
 
 /// The changes of a fork in the order in which they go out (laws 4 and 6).

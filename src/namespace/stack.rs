@@ -14,6 +14,7 @@
 //! parent.volume        optional: the volume below
 //! parent.until_millis  optional: of the parent, and of all that lies below it, nothing is seen that
 //!                      was published later (the time in a segment's key, by the bucket's clock)
+//! own_prefix           optional: true when its blobs and packs are below its own prefix ([`crate::tier::domain`])
 //! created_millis       when the volume was made, by the bucket's clock; for people
 //! deleted_millis       optional: when it was deleted, by the bucket's clock; nothing else of it counts then
 //! ```
@@ -52,6 +53,8 @@ pub struct VolumeJson {
     pub version: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<StackLayer>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub own_prefix: bool,
     pub created_millis: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deleted_millis: Option<u64>,
@@ -164,7 +167,11 @@ pub async fn read(bucket: &dyn Bucket, volume: &VolumeName) -> Result<Stack, Sta
     let mut until_millis = None;
     let mut above = volume.clone();
     let mut next = read_live(bucket, volume).await?;
-    while let Some(mut parent) = next.and_then(|json| json.parent) {
+    while let Some(json) = next {
+        if json.own_prefix {
+            stack.keep_last_apart();
+        }
+        let Some(mut parent) = json.parent else { break };
         let below = parent.volume.clone();
         if stack.layers().iter().any(|layer| layer.volume == below) {
             return Err(StackError::Cycle { volume: below, stack });
@@ -184,6 +191,8 @@ pub async fn read(bucket: &dyn Bucket, volume: &VolumeName) -> Result<Stack, Sta
         // A layer is not seen for longer than the one that leads to it.
         until_millis = [until_millis, parent.until_millis].into_iter().flatten().min();
         parent.until_millis = until_millis;
+        // Whether its blobs are apart, it says itself.
+        parent.own_prefix = false;
         stack.push(parent);
         above = below;
     }
@@ -203,7 +212,8 @@ pub async fn standing(bucket: &dyn Bucket, volume: &VolumeName) -> Result<Standi
     })
 }
 
-/// Makes the volume `name`, a fork of `from`.
+/// Makes the volume `name`, a fork of `from`. With `own_prefix`, or when `from` has one, its
+/// blobs are kept below its own prefix.
 ///
 /// The bucket must have answered before: the time is taken from its clock.
 pub async fn create_fork(
@@ -211,6 +221,7 @@ pub async fn create_fork(
     name: &VolumeName,
     from: &VolumeName,
     point: ForkPoint,
+    own_prefix: bool,
 ) -> Result<VolumeJson, StackError> {
     let exists = || StackError::Exists { volume: name.clone() };
     match standing(bucket, name).await? {
@@ -237,7 +248,10 @@ pub async fn create_fork(
                 ForkPoint::Live => None,
                 ForkPoint::Now => Some(newest(bucket, &below, now).await?),
             },
+            own_prefix: false,
         }),
+        // Who may write the blobs of such a parent must not be believed by those of all.
+        own_prefix: own_prefix || below.layers().iter().any(|layer| layer.own_prefix),
         created_millis: now,
         deleted_millis: None,
     };
@@ -282,6 +296,7 @@ pub async fn ensure_fork(
         let json = VolumeJson {
             version: VERSION,
             parent: None,
+            own_prefix: false,
             created_millis: bucket.clock().now_millis(),
             deleted_millis: None,
         };
@@ -290,7 +305,7 @@ pub async fn ensure_fork(
             .put_new(&layout::volume(from.as_str()), Body::raw(json.encode()))
             .await?;
     }
-    match create_fork(bucket, name, from, ForkPoint::Live).await {
+    match create_fork(bucket, name, from, ForkPoint::Live, false).await {
         Ok(_) => Ok(true),
         // Another machine of the same job was first.
         Err(StackError::Exists { .. }) => match standing(bucket, name).await? {
@@ -359,10 +374,8 @@ mod tests {
     fn the_object_is_written_as_ever() {
         let live = VolumeJson {
             version: VERSION,
-            parent: Some(StackLayer {
-                volume: name("main"),
-                until_millis: None,
-            }),
+            parent: Some(StackLayer::live(name("main"))),
+            own_prefix: false,
             created_millis: 1_767_225_600_000,
             deleted_millis: None,
         };
@@ -375,11 +388,12 @@ mod tests {
         assert_eq!(bounded.parent.as_ref().unwrap().until_millis, Some(7));
         assert_eq!(String::from_utf8(bounded.encode()).unwrap(), text);
         let deleted = VolumeJson {
+            own_prefix: true,
             deleted_millis: Some(9),
             ..live
         };
         let text = "{\n  \"version\": 1,\n  \"parent\": {\n    \"volume\": \"main\"\n  },\n  \
-                    \"created_millis\": 1767225600000,\n  \"deleted_millis\": 9\n}\n";
+                    \"own_prefix\": true,\n  \"created_millis\": 1767225600000,\n  \"deleted_millis\": 9\n}\n";
         assert_eq!(String::from_utf8(deleted.encode()).unwrap(), text);
         assert_eq!(VolumeJson::decode(&name("f"), text.as_bytes()).unwrap(), deleted);
     }

@@ -279,7 +279,10 @@ mod tests {
         }
     }
 
-    fn registers(all: &[(&str, u64, Option<(NodeKind, u32)>)]) -> Arc<Registers> {
+    /// Path, time, and what is there: its kind and its mode.
+    type Told<'a> = (&'a str, u64, Option<(NodeKind, u32)>);
+
+    fn registers(all: &[Told<'_>]) -> Arc<Registers> {
         let mut registers = Registers::new();
         for (path, millis, what) in all {
             let change = PathChange {

@@ -38,6 +38,7 @@ const TRIES: u32 = 4;
 pub struct Listed {
     pub volume: VolumeName,
     pub parent: Option<StackLayer>,
+    pub own_prefix: bool,
     /// `None`: it has no settings, because it is no fork.
     pub created_millis: Option<u64>,
     pub deleted_millis: Option<u64>,
@@ -123,6 +124,7 @@ async fn look(bucket: &dyn Bucket, volume: VolumeName) -> Result<Listed, TierErr
     let listed = Listed {
         volume,
         parent: None,
+        own_prefix: false,
         created_millis: None,
         deleted_millis: None,
         trouble: None,
@@ -130,6 +132,7 @@ async fn look(bucket: &dyn Bucket, volume: VolumeName) -> Result<Listed, TierErr
     Ok(match read {
         Ok(Some((json, _))) => Listed {
             parent: json.parent,
+            own_prefix: json.own_prefix,
             created_millis: Some(json.created_millis),
             deleted_millis: json.deleted_millis,
             ..listed
@@ -170,7 +173,12 @@ pub async fn delete(
                 volume: volume.clone(),
             });
         }
-        Standing::Deleted => true,
+        Standing::Deleted => {
+            // A deletion that was killed between its second and its third step left a fork that nobody can read.
+            // What it lies over is kept, for whoever mends that by hand.
+            refuse_if_covered(bucket, volume).await?;
+            true
+        }
         Standing::Fork(..) => {
             refuse_if_covered(bucket, volume).await?;
             mark(bucket, volume).await?;

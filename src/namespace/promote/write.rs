@@ -161,10 +161,7 @@ mod tests {
         assert!(log.iter().all(|of| of.machine == machine));
         let read: Vec<PathChange> = log.into_iter().flat_map(|of| of.changes).collect();
         assert!(read == changes, "other changes, or in another order");
-        let layer = StackLayer {
-            volume,
-            until_millis: None,
-        };
+        let layer = StackLayer::live(volume);
         let registers = view::registers(&bucket, &layer, &|_, _| {}).await.unwrap();
         assert_eq!(registers.len(), 40_000);
         assert_eq!(write(&bucket, &layer.volume, &[], &|_| {}).await.unwrap(), 0);
