@@ -4,6 +4,8 @@
 mod lab;
 mod s3server;
 mod support;
+#[path = "support/volumes.rs"]
+mod volumes;
 
 use std::{
     collections::BTreeMap,
@@ -11,16 +13,18 @@ use std::{
     io::Write,
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
-    process::Output,
-    time::{Duration, SystemTime},
 };
 
 use lab::{Lab, StoreKind};
 use serde_json::Value;
 use support::{
-    machine::{Machine, MachineSpec},
+    machine::Machine,
     posix::{content, file, rw},
-    tempdir, tree, wait,
+    tempdir, tree,
+};
+use volumes::{
+    assert_says, fork, is_absent, machine, objects_of, parent, refusal, spec, stored, try_fork,
+    until_caught_up,
 };
 
 on_both_stores!(
@@ -39,70 +43,6 @@ on_both_stores!(
     a_volume_that_lies_over_something_odd_is_refused,
     a_fork_that_cannot_be_made_is_refused_and_nothing_is_made,
 );
-
-/// How long another machine may take when the test does not measure it.
-const SOON: Duration = Duration::from_secs(30);
-
-fn is_absent(path: &Path) -> bool {
-    fs::symlink_metadata(path).is_err_and(|err| err.raw_os_error() == Some(libc::ENOENT))
-}
-
-/// Waits until `machine` has read everything that is published now, of all of its layers.
-#[track_caller]
-fn until_caught_up(machine: &Machine) {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
-    wait::until(&format!("{} has read all logs", machine.spec.name), SOON, || {
-        let layers = machine.status()["layers"].clone();
-        let caught_up =
-            |layer: &Value| u128::from(layer["caught_up_millis"].as_u64().unwrap()) > now.as_millis();
-        layers.as_array().unwrap().iter().all(caught_up).then_some(())
-    });
-}
-
-fn spec(lab: &Lab, name: &str, volume: &str) -> MachineSpec {
-    lab.spec(name).arg(format!("--volume={volume}"))
-}
-
-fn machine(lab: &Lab, name: &str, volume: &str) -> Machine {
-    spec(lab, name, volume).start()
-}
-
-fn try_fork(lab: &Lab, args: &[&str]) -> Output {
-    let spec = lab.spec("forker");
-    let mut command = spec.command();
-    command.args(["fork", "create"]).args(args).args(&spec.args);
-    wait::run(&mut command, SOON)
-}
-
-#[track_caller]
-fn fork(lab: &Lab, name: &str, from: &str, more: &[&str]) -> String {
-    let output = try_fork(lab, &[&[name, "--from", from], more].concat());
-    let err = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(0), "{err}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// What is in the store of a volume.
-fn objects_of(lab: &Lab, volume: &str) -> BTreeMap<String, Vec<u8>> {
-    let prefix = format!("volumes/{volume}/");
-    lab.objects()
-        .into_iter()
-        .filter(|object| object.key.starts_with(&prefix))
-        .map(|object| (object.key, object.bytes))
-        .collect()
-}
-
-/// A parent with a file of some chunks, a directory and a few small files.
-fn parent(lab: &Lab) -> Machine {
-    let parent = machine(lab, "parent", "main");
-    fs::create_dir_all(parent.path("dir/deep")).unwrap();
-    file(&parent.path("large"), &vec![b'l'; 5_000_000]);
-    for name in ["kept", "deleted", "written", "renamed", "dir/a", "dir/deep/b"] {
-        file(&parent.path(name), name.as_bytes());
-    }
-    parent.flush();
-    parent
-}
 
 fn a_fork_shows_what_its_parent_has_and_the_parent_nothing_of_it(kind: StoreKind) {
     let lab = Lab::new(kind);
@@ -442,34 +382,6 @@ fn a_fork_is_mounted_while_its_store_is_away(kind: StoreKind) {
     let late = machine(&lab, "late", "fork");
     late.until_content("new", b"made meanwhile");
     tree::assert_same_but_dir_times(&tree::read(fork.root()), &tree::read(late.root()));
-}
-
-/// Runs a mount that must be refused; returns the one line that says why.
-#[track_caller]
-fn refusal(spec: &MachineSpec) -> String {
-    let mut command = spec.mount_command();
-    command
-        .env("CASMOUNT_LOG_FILE", spec.dir.join("log"))
-        .arg("--foreground")
-        .arg(&spec.mountpoint);
-    let output = wait::run(&mut command, Duration::from_secs(60));
-    assert_eq!(output.status.code(), Some(1), "{}", output.status);
-    let err = String::from_utf8(output.stderr).expect("messages are text");
-    assert_eq!(err.lines().count(), 1, "not one line:\n{err}");
-    assert!(!tempdir::mountpoints().contains(&spec.mountpoint));
-    err
-}
-
-#[track_caller]
-fn assert_says(line: &str, words: &[&str]) {
-    for word in words {
-        assert!(line.contains(word), "{line:?} does not say {word:?}");
-    }
-}
-
-fn stored(lab: &Lab) -> BTreeMap<String, Vec<u8>> {
-    let objects = lab.objects().into_iter();
-    objects.map(|object| (object.key, object.bytes)).collect()
 }
 
 fn a_cache_directory_of_another_volume_is_refused_and_unchanged(kind: StoreKind) {

@@ -5,7 +5,10 @@ use casmount::{
         id::MachineId,
         volume::{StackLayer, VolumeName},
     },
-    namespace::stack::{self, ForkPoint, StackError, VolumeJson},
+    namespace::{
+        stack::{self, ForkPoint, StackError, Standing, VolumeJson},
+        volumes::{self, DeleteError},
+    },
     tier::{
         Body, SharedBucket, layout,
         probe::{self, IfAbsent},
@@ -48,10 +51,12 @@ impl Store {
         let json = VolumeJson {
             version: 1,
             parent: Some(StackLayer {
-                volume: name(parent),
                 until_millis,
+                ..StackLayer::live(name(parent))
             }),
+            own_prefix: false,
             created_millis: 1,
+            deleted_millis: None,
         };
         self.put(&layout::volume(volume), json.encode()).await;
     }
@@ -65,7 +70,7 @@ impl Store {
     }
 
     async fn fork(&self, volume: &str, from: &str, point: ForkPoint) -> Result<VolumeJson, StackError> {
-        stack::create_fork(self.bucket.as_ref(), &name(volume), &name(from), point).await
+        stack::create_fork(self.bucket.as_ref(), &name(volume), &name(from), point, false).await
     }
 }
 
@@ -215,4 +220,52 @@ async fn an_object_of_a_newer_version_and_a_damaged_one_are_refused_wherever_the
     assert!(store.fork("h", "new", ForkPoint::Live).await.is_err());
     assert!(store.fork("h", "odd", ForkPoint::Live).await.is_err());
     assert_eq!(store.read("h").await.unwrap(), layers(&[("h", None)]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_is_never_deleted_below_a_fork_that_is_made_at_the_same_time() {
+    let store = Store::new().await;
+    store.plain("main", 1000).await;
+    let (mut made_it, mut deleted_it) = (0, 0);
+    for round in 0..60 {
+        let (below, above) = (name(&format!("below{round}")), name(&format!("above{round}")));
+        store.fork(below.as_str(), "main", ForkPoint::Live).await.unwrap();
+        let making = {
+            let (bucket, below, above) = (store.bucket.clone(), below.clone(), above.clone());
+            tokio::spawn(async move {
+                stack::create_fork(bucket.as_ref(), &above, &below, ForkPoint::Live, false).await
+            })
+        };
+        let deleting = {
+            let (bucket, below) = (store.bucket.clone(), below.clone());
+            tokio::spawn(async move {
+                // Later by a part of what the other one takes, so that they meet in every order.
+                for _ in 0..round * 20 {
+                    tokio::task::yield_now().await;
+                }
+                volumes::delete(&bucket, &below, |_| {}).await
+            })
+        };
+        let (made, deleted) = (making.await.unwrap(), deleting.await.unwrap());
+        let standing =
+            async |volume: &VolumeName| stack::standing(store.bucket.as_ref(), volume).await.unwrap();
+        match (made, deleted) {
+            (Ok(_), Err(DeleteError::Covered { .. })) => {
+                made_it += 1;
+                assert_eq!(store.read(above.as_str()).await.unwrap().len(), 3);
+            }
+            (Err(_), Ok(_)) => {
+                deleted_it += 1;
+                assert_eq!(standing(&below).await, Standing::Deleted);
+                assert_eq!(standing(&above).await, Standing::Absent);
+            }
+            // Both gave way.
+            (Err(_), Err(DeleteError::Covered { .. })) => {
+                assert!(matches!(standing(&below).await, Standing::Fork(..)));
+                assert_eq!(standing(&above).await, Standing::Absent);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(made_it + deleted_it > 0);
 }

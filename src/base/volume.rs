@@ -65,12 +65,27 @@ impl From<VolumeName> for String {
 }
 
 /// One volume of a stack.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct StackLayer {
     pub volume: VolumeName,
     /// What was published later is not seen; milliseconds since 1970 of the bucket's clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until_millis: Option<u64>,
+    /// Its blobs are below its own prefix in the bucket, because its writers are trusted less.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub own_prefix: bool,
+}
+
+impl StackLayer {
+    /// All of a volume, whatever is published in it.
+    #[must_use]
+    pub fn live(volume: VolumeName) -> Self {
+        Self {
+            volume,
+            until_millis: None,
+            own_prefix: false,
+        }
+    }
 }
 
 /// The mounted volume and those that it is read through, from the top; never empty.
@@ -82,10 +97,14 @@ impl Stack {
     /// A volume that lies over nothing.
     #[must_use]
     pub fn of(volume: VolumeName) -> Self {
-        Self(vec![StackLayer {
-            volume,
-            until_millis: None,
-        }])
+        Self(vec![StackLayer::live(volume)])
+    }
+
+    /// Notes that the blobs of the lowest layer so far are below its own prefix.
+    pub fn keep_last_apart(&mut self) {
+        if let Some(last) = self.0.last_mut() {
+            last.own_prefix = true;
+        }
     }
 
     /// The mounted volume.
@@ -172,6 +191,7 @@ mod tests {
         let layer = |volume: &str, until_millis| StackLayer {
             volume: volume.parse().unwrap(),
             until_millis,
+            own_prefix: false,
         };
         let mut stack = Stack::of("fork".parse().unwrap());
         assert_eq!(stack.to_string(), "fork");
@@ -185,6 +205,13 @@ mod tests {
         assert_eq!(
             json,
             r#"[{"volume":"fork"},{"volume":"main"},{"volume":"base","until_millis":1767225600000}]"#
+        );
+        assert_eq!(serde_json::from_str::<Stack>(&json).unwrap(), stack);
+        stack.keep_last_apart();
+        let json = serde_json::to_string(&stack).unwrap();
+        assert!(
+            json.ends_with(r#""until_millis":1767225600000,"own_prefix":true}]"#),
+            "{json}"
         );
         assert_eq!(serde_json::from_str::<Stack>(&json).unwrap(), stack);
         for bad in [

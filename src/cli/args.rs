@@ -80,6 +80,15 @@ pub fn settings(flags: Layer, config: Option<&Path>, dirs: &Dirs) -> Result<Sett
     Ok(Settings::load(sources, |name| std::env::var_os(name))?)
 }
 
+/// Runs the work of a command that needs no daemon.
+pub fn block_on<T>(work: impl Future<Output = T>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|err| Failure::because(1, format!("cannot start the runtime: {err}")))?;
+    Ok(runtime.block_on(work))
+}
+
 /// A mount, and how the output is wanted.
 #[derive(Clone, Debug, Args)]
 pub struct MountedArgs {

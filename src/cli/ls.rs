@@ -8,7 +8,7 @@ use super::{
     args::{self, MountedArgs},
     asking,
     failure::Failure,
-    output,
+    output::{self, escape},
 };
 use crate::daemon::control::protocol::{ListedFile, Reply, Request};
 
@@ -67,19 +67,6 @@ fn table(files: &[ListedFile]) -> String {
         .expect("a string takes everything");
     }
     out
-}
-
-/// A name with a line break in it must not look like two files.
-fn escape(path: &str) -> String {
-    path.chars()
-        .flat_map(|c| {
-            if c.is_control() {
-                c.escape_default().collect::<Vec<_>>()
-            } else {
-                vec![c]
-            }
-        })
-        .collect()
 }
 
 #[cfg(test)]

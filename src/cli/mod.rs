@@ -9,6 +9,7 @@
 
 pub mod args;
 pub mod asking;
+pub mod commit;
 pub mod doctor;
 pub mod failure;
 pub mod flush;
@@ -18,6 +19,7 @@ pub mod mount;
 pub mod output;
 pub mod status;
 pub mod unmount;
+pub mod volume;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -50,7 +52,9 @@ enum Command {
     Mount(mount::MountArgs),
     Unmount(unmount::UnmountArgs),
     Flush(flush::FlushArgs),
+    Commit(commit::CommitArgs),
     Fork(fork::ForkArgs),
+    Volume(volume::VolumeArgs),
     Status(status::StatusArgs),
     Ls(ls::LsArgs),
     Doctor(doctor::DoctorArgs),
@@ -69,7 +73,9 @@ pub fn run() -> ExitCode {
         Command::Mount(args) => mount::run(&args),
         Command::Unmount(args) => unmount::run(&args),
         Command::Flush(args) => flush::run(&args),
+        Command::Commit(args) => commit::run(&args),
         Command::Fork(args) => fork::run(&args),
+        Command::Volume(args) => volume::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Doctor(args) => doctor::run(&args),

@@ -10,7 +10,7 @@ use super::{
     output::{self, ProgressLine},
 };
 use crate::{
-    config::{Dirs, Layer, OwnerMode, Settings, layer},
+    config::{CommitMode, Dirs, Layer, OwnerMode, Settings, VolumeName, layer},
     daemon::{
         announce::Announcer,
         detach::{self, Started},
@@ -36,12 +36,19 @@ Examples:
   casmount mount /mnt/cache
   casmount mount --store s3://my-bucket/ci --volume linux --cache-size 60G /mnt/cache
   casmount mount --store s3://test --endpoint-url http://localhost:9000 --foreground /mnt/cache
-  casmount mount --store file:///mnt/nfs/store --read-only /mnt/cache")]
+  casmount mount --store file:///mnt/nfs/store --read-only /mnt/cache
+  casmount mount --fork-from main --volume job-17 --commit on-success /mnt/cache   a CI job with its own fork")]
 pub struct MountArgs {
     /// An empty directory
     mountpoint: PathBuf,
     #[command(flatten)]
     store: StoreArgs,
+    /// Make the volume a fork of this one, if it is not there yet: what is done in the mount stays in the fork
+    #[arg(long, value_name = "PARENT")]
+    fork_from: Option<VolumeName>,
+    /// When the fork becomes a part of its parent; unmounted in any other way, it never does [default: never]
+    #[arg(long, value_enum, value_name = "WHEN")]
+    commit: Option<CommitMode>,
     /// How much the cache may hold: 500M, 60G, 1.5T [default: half of the disk]
     #[arg(long, value_name = "SIZE", value_parser = args::size)]
     cache_size: Option<u64>,
@@ -108,6 +115,8 @@ impl MountArgs {
             _ => Some("trace".to_owned()),
         };
         Layer {
+            fork_from: self.fork_from.clone(),
+            commit: self.commit,
             cache_size: self.cache_size,
             min_free: self.min_free,
             settle: self.settle,
@@ -150,6 +159,12 @@ pub fn run(args: &MountArgs) -> Result<(), Failure> {
 
 fn prepare(args: &MountArgs, dirs: &Dirs) -> Result<Plan, Failure> {
     let mut settings = args::settings(args.layer(), args.store.bucket.config.as_deref(), dirs)?;
+    if settings.fork_from.as_ref() == Some(&settings.volume) {
+        return Err(Failure::usage(format!(
+            "a fork of volume {0} needs another name than {0}: name it with --volume",
+            settings.volume
+        )));
+    }
     // A wrong URL is a wrong command, whatever else is wrong.
     crate::daemon::bucket::parse_url(&settings.store)?;
     let mountpoint = mountpoint::canonical(&args.mountpoint)?;
@@ -292,6 +307,8 @@ mod tests {
         let all = layer(&[
             "--store=s3://b",
             "--volume=v",
+            "--fork-from=p",
+            "--commit=on-success",
             "--cache-dir=/c",
             "--cache-size=1G",
             "--min-free=1",
@@ -319,6 +336,7 @@ mod tests {
                 "read-only" | "allow-other" | "xattr" => "no",
                 "passthrough" => "yes",
                 "owner" => "mount",
+                "commit" => "never",
                 "umask" => "007",
                 "log-level" => "trace",
                 _ => "other",

@@ -73,10 +73,29 @@ impl Default for ProgressLine {
     }
 }
 
+/// Whether a step of a long work is worth a line where lines stay: some twenty in all, and the last.
+pub fn is_shown(done: u64, of: u64) -> bool {
+    done == of || done.is_multiple_of((of / 20).max(1))
+}
+
+/// A name with a line break in it must not look like two files.
+pub fn escape(path: &str) -> String {
+    path.chars()
+        .flat_map(|c| {
+            if c.is_control() {
+                c.escape_default().collect::<Vec<_>>()
+            } else {
+                vec![c]
+            }
+        })
+        .collect()
+}
+
 /// What a drain waits for, in words.
 pub fn progress_text(progress: &Progress) -> String {
     let left = match progress.step.as_str() {
         "sealing" => format!("{} to seal", count(progress.unsealed, "file")),
+        "promoting" => return "promoting".to_owned(),
         "publishing" => format!("{} to publish", count(progress.unpublished, "change")),
         _ => format!(
             "{} to upload ({})",

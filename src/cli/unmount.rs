@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::{
     args::{self, MountedArgs},
-    asking,
+    asking, commit,
     failure::Failure,
     output,
 };
@@ -27,7 +27,8 @@ use crate::daemon::{
 Examples:
   casmount unmount /mnt/cache
   casmount unmount --deadline 10m /mnt/cache
-  casmount unmount --lazy /mnt/cache               also when programs still use it")]
+  casmount unmount --lazy /mnt/cache               also when programs still use it
+  make && casmount unmount --success /mnt/cache    and merge the job's fork, see casmount mount --commit")]
 pub struct UnmountArgs {
     #[command(flatten)]
     mounted: MountedArgs,
@@ -37,6 +38,9 @@ pub struct UnmountArgs {
     /// Unmount even while programs use it: they keep what they have open until the daemon ends
     #[arg(long)]
     lazy: bool,
+    /// The work was good: a fork that was mounted with --commit on-success becomes a part of its parent
+    #[arg(long)]
+    success: bool,
 }
 
 pub fn run(args: &UnmountArgs) -> Result<(), Failure> {
@@ -44,6 +48,7 @@ pub fn run(args: &UnmountArgs) -> Result<(), Failure> {
     let request = Request::Unmount {
         deadline_millis: args.deadline.as_millis() as u64,
         lazy: args.lazy,
+        success: args.success,
     };
     let reply = asking::await_work(&mountpoint, &request, args.deadline);
     let place = mountpoint.display();
@@ -52,17 +57,29 @@ pub fn run(args: &UnmountArgs) -> Result<(), Failure> {
             if args.mounted.json {
                 output::print_json(&report)?;
             }
-            if report.complete {
-                return Ok(());
+            let committed = report.committed.as_ref();
+            if !report.drained.complete {
+                let merged = match committed {
+                    Some(committed) => format!(", and nothing was promoted into {}", committed.into),
+                    None => String::new(),
+                };
+                return Err(Failure::because(
+                    1,
+                    format!(
+                        "unmounted {place}, but not everything is in the store{merged}: {}; the next mount with \
+                         this cache directory goes on with it",
+                        output::left_text(&report.drained)
+                    ),
+                ));
             }
-            Err(Failure::because(
-                1,
-                format!(
-                    "unmounted {place}, but not everything is in the store: {}; the next mount with this cache \
-                     directory goes on with it",
-                    output::left_text(&report)
-                ),
-            ))
+            match committed {
+                Some(committed) => match commit::failure_of(committed) {
+                    Some(failure) => Err(failure),
+                    None if args.mounted.json => Ok(()),
+                    None => output::print(&commit::text(committed)),
+                },
+                None => Ok(()),
+            }
         }
         Ok(Reply::Busy { users }) => {
             if args.mounted.json {

@@ -14,11 +14,22 @@ pub enum OwnerMode {
     Preserve,
 }
 
+/// When what was done in a fork becomes a part of its parent (`--commit`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum CommitMode {
+    /// When it is unmounted with success: casmount unmount --success
+    OnSuccess,
+    /// Only when asked for: casmount commit, casmount fork promote
+    Never,
+}
+
 /// What one source says; `None` where it says nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Layer {
     pub store: Option<String>,
     pub volume: Option<VolumeName>,
+    pub fork_from: Option<VolumeName>,
+    pub commit: Option<CommitMode>,
     pub cache_dir: Option<PathBuf>,
     pub cache_size: Option<u64>,
     pub min_free: Option<u64>,
@@ -47,9 +58,11 @@ pub enum SetError {
 
 impl Layer {
     /// The names of all settings, as in the file.
-    pub const KEYS: [&'static str; 19] = [
+    pub const KEYS: [&'static str; 21] = [
         "store",
         "volume",
+        "fork-from",
+        "commit",
         "cache-dir",
         "cache-size",
         "min-free",
@@ -75,6 +88,8 @@ impl Layer {
         match key {
             "store" => self.store = Some(text.to_owned()),
             "volume" => self.volume = Some(text.parse().map_err(bad)?),
+            "fork-from" => self.fork_from = Some(text.parse().map_err(bad)?),
+            "commit" => self.commit = Some(parse_commit(text).map_err(bad)?),
             "cache-dir" => self.cache_dir = Some(text.into()),
             "cache-size" => self.cache_size = Some(parse_size(text).map_err(|err| bad(err.to_string()))?),
             "min-free" => self.min_free = Some(parse_size(text).map_err(|err| bad(err.to_string()))?),
@@ -129,6 +144,8 @@ impl Layer {
         Self {
             store: self.store.or(lower.store),
             volume: self.volume.or(lower.volume),
+            fork_from: self.fork_from.or(lower.fork_from),
+            commit: self.commit.or(lower.commit),
             cache_dir: self.cache_dir.or(lower.cache_dir),
             cache_size: self.cache_size.or(lower.cache_size),
             min_free: self.min_free.or(lower.min_free),
@@ -188,6 +205,11 @@ fn parse_owner(text: &str) -> Result<OwnerMode, String> {
         .map_err(|_| format!("{text:?} is not an owner (mount or preserve)"))
 }
 
+fn parse_commit(text: &str) -> Result<CommitMode, String> {
+    <CommitMode as clap::ValueEnum>::from_str(text, false)
+        .map_err(|_| format!("{text:?} is not a time to commit (on-success or never)"))
+}
+
 fn parse_id(text: &str) -> Result<u32, String> {
     text.parse()
         .map_err(|_| format!("{text:?} is not a numeric user or group id"))
@@ -217,6 +239,7 @@ mod tests {
             "settle" | "read-timeout" => "3s",
             "read-only" | "allow-other" | "passthrough" | "xattr" => "yes",
             "owner" => "preserve",
+            "commit" => "on-success",
             "uid" | "gid" => "1000",
             "umask" => "022",
             "log-level" => "debug",
@@ -277,6 +300,8 @@ mod tests {
             ("uid", "alice"),
             ("read-only", "maybe"),
             ("volume", "../x"),
+            ("fork-from", "../x"),
+            ("commit", "always"),
             ("log-level", "a=b=c"),
         ] {
             let got = Layer::default().set(key, text);

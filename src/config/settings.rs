@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::{ConfigError, Dirs, Layer, OwnerMode, VolumeName, file};
+use super::{CommitMode, ConfigError, Dirs, Layer, OwnerMode, VolumeName, file};
 use crate::base::digest::Digest;
 
 /// Long enough that a file written again and again is uploaded once, short
@@ -24,6 +24,9 @@ pub struct Settings {
     /// The directory of the store, when none was named.
     pub default_store: Option<PathBuf>,
     pub volume: VolumeName,
+    /// Made as a fork of this volume, if it is not there.
+    pub fork_from: Option<VolumeName>,
+    pub commit: CommitMode,
     pub cache_dir: PathBuf,
     /// `None`: a share of the disk, see [`super::Budget`].
     pub cache_size: Option<u64>,
@@ -93,6 +96,8 @@ impl Settings {
             store,
             default_store,
             volume,
+            fork_from: layer.fork_from,
+            commit: layer.commit.unwrap_or(CommitMode::Never),
             cache_dir,
             cache_size: layer.cache_size,
             min_free: layer.min_free,

@@ -8,6 +8,7 @@ use std::{
 use tokio::{sync::mpsc, time::Instant};
 
 use super::{
+    commit,
     control::{
         protocol::{Reply, Request},
         server::Answerer,
@@ -21,6 +22,8 @@ use super::{
 pub struct StopRequest {
     pub deadline: Instant,
     pub lazy: bool,
+    /// What was done in the mount may become a part of the parent.
+    pub success: bool,
     pub replies: mpsc::Sender<Reply>,
 }
 
@@ -49,13 +52,18 @@ pub fn answerer(serving: Weak<Serving>, stop: mpsc::Sender<StopRequest>) -> Answ
             Request::Flush { deadline_millis } => {
                 tokio::spawn(flush(serving, after(deadline_millis), replies));
             }
+            Request::Commit { deadline_millis } => {
+                tokio::spawn(commit(serving, after(deadline_millis), replies));
+            }
             Request::Unmount {
                 deadline_millis,
                 lazy,
+                success,
             } => {
                 let request = StopRequest {
                     deadline: after(deadline_millis),
                     lazy,
+                    success,
                     replies,
                 };
                 if let Err(refused) = stop.try_send(request) {
@@ -75,6 +83,17 @@ async fn flush(serving: Arc<Serving>, deadline: Instant, replies: mpsc::Sender<R
         _ = ending.wait_for(|ending| *ending) => error("the daemon stopped before the flush was complete"),
         // Nobody waits for the answer any more: the command was interrupted.
         () = replies.closed() => return,
+    };
+    drop(serving);
+    let _ = replies.send(reply).await;
+}
+
+async fn commit(serving: Arc<Serving>, deadline: Instant, replies: mpsc::Sender<Reply>) {
+    let mut ending = serving.ending.subscribe();
+    // Goes on when nobody waits for the answer any more: half a promotion helps nobody.
+    let reply = tokio::select! {
+        reply = commit::run(&serving, deadline, &replies) => reply,
+        _ = ending.wait_for(|ending| *ending) => error("the daemon stopped before the commit was complete"),
     };
     drop(serving);
     let _ = replies.send(reply).await;

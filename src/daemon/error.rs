@@ -6,7 +6,7 @@ use std::{error::Error, io, path::PathBuf};
 use super::mountpoint::MountpointError;
 use crate::{
     config::ConfigError,
-    namespace::{TreeError, stack::StackError},
+    namespace::{TreeError, promote::PromoteError, stack::StackError, view::ViewError, volumes::DeleteError},
     store::StoreError,
     tier::TierError,
 };
@@ -39,6 +39,17 @@ pub enum StartError {
     /// What the volume lies over cannot be known.
     #[error(transparent)]
     Volume { source: StackError },
+    #[error(
+        "there is no volume {volume} in the store {store}; see which there are with: casmount volume list"
+    )]
+    NoVolume { volume: String, store: String },
+    /// A volume cannot be read as a whole.
+    #[error(transparent)]
+    View { source: ViewError },
+    #[error(transparent)]
+    Promote { source: PromoteError },
+    #[error(transparent)]
+    Delete { source: DeleteError },
     #[error("cannot read the tree of the volume from the index")]
     Tree { source: TreeError },
     #[error("cannot go on with the files that the last stop left unsealed")]
@@ -68,6 +79,10 @@ impl StartError {
             | Self::Cache { .. }
             | Self::OtherVolume { .. }
             | Self::Volume { .. }
+            | Self::NoVolume { .. }
+            | Self::View { .. }
+            | Self::Promote { .. }
+            | Self::Delete { .. }
             | Self::Tree { .. }
             | Self::Files { .. }
             | Self::Mount { .. }

@@ -1,4 +1,4 @@
-//! Making a fork of a volume: no daemon is needed for it, only the store.
+//! Making, promoting and deleting forks: no daemon is needed for it, only the store.
 
 use std::time::Duration;
 
@@ -6,14 +6,15 @@ use super::{bucket, error::StartError};
 use crate::{
     base::volume::VolumeName,
     config::Settings,
-    namespace::stack::{self, ForkPoint, StackError, VolumeJson},
-    tier::{
-        SharedBucket,
-        probe::{self, IfAbsent},
+    namespace::{
+        promote::{self, OnStep, PromoteError, Promoted},
+        stack::{self, ForkPoint, StackError, VolumeJson},
+        view::ViewError,
+        volumes::{self, DeleteError, Deleted},
     },
 };
 
-/// How long the store may take to answer everything that it is asked.
+/// How long the store may take to make a fork.
 const WITHIN: Duration = Duration::from_secs(30);
 
 /// Makes the volume `name`, a fork of `from`, in the store of `settings`.
@@ -22,10 +23,12 @@ pub async fn create(
     name: &VolumeName,
     from: &VolumeName,
     point: ForkPoint,
+    own_prefix: bool,
 ) -> Result<VolumeJson, StartError> {
-    let bucket = bucket::connect(settings).await?;
-    let made = tokio::time::timeout(WITHIN, ask(&bucket, name, from, point)).await;
-    match made {
+    // Nobody forks a volume of a store that is not there.
+    let bucket = bucket::open(settings).await?;
+    let made = stack::create_fork(bucket.as_ref(), name, from, point, own_prefix);
+    match tokio::time::timeout(WITHIN, made).await {
         Ok(Ok(made)) => Ok(made),
         Ok(Err(StackError::Bucket(cause))) => Err(bucket::failed(settings, cause)),
         Ok(Err(source)) => Err(StartError::Volume { source }),
@@ -33,13 +36,33 @@ pub async fn create(
     }
 }
 
-async fn ask(
-    bucket: &SharedBucket,
+/// Makes what the fork `name` says a part of its parent `into`.
+pub async fn promote(
+    settings: &Settings,
     name: &VolumeName,
-    from: &VolumeName,
-    point: ForkPoint,
-) -> Result<VolumeJson, StackError> {
-    // Nobody forks a volume of a store that is not there; and its clock is known from here on.
-    probe::open_store(bucket.as_ref(), IfAbsent::Refuse).await?;
-    stack::create_fork(bucket.as_ref(), name, from, point).await
+    into: &VolumeName,
+    on_step: OnStep<'_>,
+) -> Result<Promoted, StartError> {
+    let bucket = bucket::open(settings).await?;
+    let promoted = promote::promote(&bucket, name, into, on_step).await;
+    promoted.map_err(|err| match err {
+        PromoteError::Stack(StackError::Bucket(cause)) | PromoteError::View(ViewError::Bucket(cause)) => {
+            bucket::failed(settings, cause)
+        }
+        source => StartError::Promote { source },
+    })
+}
+
+/// Deletes the fork `name`.
+pub async fn delete(
+    settings: &Settings,
+    name: &VolumeName,
+    on_removed: impl FnMut(u64),
+) -> Result<Deleted, StartError> {
+    let bucket = bucket::open(settings).await?;
+    let deleted = volumes::delete(&bucket, name, on_removed).await;
+    deleted.map_err(|err| match err {
+        DeleteError::Stack(StackError::Bucket(cause)) => bucket::failed(settings, cause),
+        source => StartError::Delete { source },
+    })
 }

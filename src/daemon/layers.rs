@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{runtime::Handle, time::Instant};
+use tokio::{runtime::Handle, task::JoinHandle, time::Instant};
 
 use crate::{
     base::{activity::Activity, id::StoreId, volume::Stack},
@@ -36,6 +36,8 @@ pub struct Layers {
     pub uploader: UploaderHandle,
     pub publisher: PublisherHandle,
     pub follower: Arc<StackFollowerHandle>,
+    /// Of a fork.
+    watch: Option<JoinHandle<()>>,
 }
 
 impl Layers {
@@ -112,12 +114,14 @@ impl Layers {
             Arc::clone(&store),
             Arc::clone(bucket),
         );
+        let watch = volumes::watch(bucket, stack, publisher.to_halt());
         Ok(Self {
             store,
             vfs,
             uploader,
             publisher,
             follower,
+            watch,
         })
     }
 
@@ -127,6 +131,9 @@ impl Layers {
     /// file) is left to the end of the process; the next start then mends as after a crash.
     pub async fn take_down(self, within: Duration) {
         let deadline = Instant::now() + within;
+        if let Some(watch) = self.watch {
+            watch.abort();
+        }
         self.uploader.shutdown().await;
         self.publisher.shutdown().await;
         if let Some(follower) = sole(self.follower, deadline).await {

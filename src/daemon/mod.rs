@@ -5,7 +5,8 @@
 //! run                              the life: start, serve, stop
 //! start  layers  notices           putting the layers up, in order
 //! serving  answer  control         what commands can ask meanwhile
-//! drain  stop                      the end, with nothing left behind
+//! drain  commit  stop              the end, with nothing left behind
+//! fork  volume                     what commands do to volumes without a daemon
 //! mountpoint mountinfo users root_check    the place, seen from outside
 //! ```
 //!
@@ -21,6 +22,7 @@
 pub mod announce;
 pub mod answer;
 pub mod bucket;
+pub mod commit;
 pub mod control;
 pub mod detach;
 pub mod drain;
@@ -40,4 +42,5 @@ pub mod serving;
 pub mod start;
 pub mod stop;
 pub mod users;
+pub mod volume;
 pub mod volumes;

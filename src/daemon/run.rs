@@ -112,7 +112,7 @@ async fn live(plan: &Plan, dirs: &Dirs, announcer: &Announcer) -> Result<Ended, 
             tracing::info!("the mount is in use and stays");
             continue;
         };
-        let complete = report.complete;
+        let complete = report.drained.complete;
         stop::close(serving, server, cause, report).await;
         return Ok(if complete {
             Ended::Complete

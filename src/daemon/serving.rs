@@ -37,6 +37,8 @@ pub struct Serving {
     pub started: Instant,
     pub store_id: StoreId,
     pub bucket: SharedBucket,
+    /// The same, also where the blobs of the mounted volume are kept apart.
+    pub whole_bucket: SharedBucket,
     pub layers: Layers,
     pub mounted: Arc<Mounted>,
     /// An unmount is under way.

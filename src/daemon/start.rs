@@ -61,11 +61,16 @@ pub async fn start(plan: &Plan, announcer: &Announcer) -> Result<Serving, StartE
     announcer.step("asking the store");
     let bucket = bucket::connect(settings).await?;
     let (store_id, reachable) = identify(settings, &bucket, known).await?;
+    if reachable && !settings.read_only {
+        volumes::make_fork(settings, &bucket, STORE_WITHIN).await?;
+    }
+    let stack = volumes::resolve(settings, &bucket, bound, reachable, STORE_WITHIN).await?;
+    volumes::check_fork(settings, &stack)?;
+    let (whole_bucket, bucket) = (Arc::clone(&bucket), bucket::of_stack(&bucket, &stack));
     if known.is_none() && reachable {
         announcer.step("probing the store");
         probe_first_use(settings, &bucket).await?;
     }
-    let stack = volumes::resolve(settings, &bucket, bound, reachable, STORE_WITHIN).await?;
 
     announcer.step("opening the cache directory");
     let disk = budget::disk_of(&settings.cache_dir).map_err(|source| StartError::Disk {
@@ -145,6 +150,7 @@ pub async fn start(plan: &Plan, announcer: &Announcer) -> Result<Serving, StartE
         started,
         store_id,
         bucket,
+        whole_bucket,
         layers,
         mounted,
         stopping: AtomicBool::new(false),

@@ -11,8 +11,9 @@ use tokio::{sync::mpsc, time::Instant};
 
 use super::{
     answer::StopRequest,
+    commit,
     control::{
-        protocol::{DrainReport, Reply},
+        protocol::{Reply, UnmountReport},
         server::ControlServer,
     },
     drain,
@@ -54,13 +55,18 @@ impl Cause {
 }
 
 /// Drains and unmounts. `None`: the mount is in use and stays, and whoever asked was told.
-pub async fn drain_and_unmount(serving: &Serving, cause: &Cause) -> Option<DrainReport> {
+pub async fn drain_and_unmount(serving: &Serving, cause: &Cause) -> Option<UnmountReport> {
     serving.stopping.store(true, Ordering::Relaxed);
     let deadline = cause.deadline();
     // Most of the work, while programs can still read.
     let report = drain::run(serving, deadline, cause.replies()).await;
     let unmounted = match cause {
-        Cause::Gone => return Some(report),
+        Cause::Gone => {
+            return Some(UnmountReport {
+                drained: report,
+                committed: None,
+            });
+        }
         Cause::Signal => serving.mounted.unmount(false).or_else(|err| {
             tracing::warn!(%err, users = ?users::of(&serving.mountpoint), "the mount is in use; detaching it");
             serving.mounted.unmount(true)
@@ -88,7 +94,17 @@ pub async fn drain_and_unmount(serving: &Serving, cause: &Cause) -> Option<Drain
     let seconds = report.seconds;
     let mut last = drain::run(serving, deadline, cause.replies()).await;
     last.seconds += seconds;
-    Some(last)
+    // Whoever only takes the mount away, or kills the daemon, did not say that the work was good.
+    let committed = match cause {
+        Cause::Command(request) if request.success => {
+            commit::at_success(serving, &last, deadline, cause.replies()).await
+        }
+        Cause::Command(_) | Cause::Signal | Cause::Gone => None,
+    };
+    Some(UnmountReport {
+        drained: last,
+        committed,
+    })
 }
 
 /// `fusermount3` only says it in words.
@@ -97,7 +113,7 @@ fn is_busy(err: &io::Error) -> bool {
 }
 
 /// Closes everything, then says the last words to whoever asked.
-pub async fn close(serving: Arc<Serving>, mut server: ControlServer, cause: Cause, report: DrainReport) {
+pub async fn close(serving: Arc<Serving>, mut server: ControlServer, cause: Cause, report: UnmountReport) {
     serving.ending.send_replace(true);
     server.retire();
     if let Some(serving) = sole(serving, Instant::now() + TAKE_DOWN_WITHIN).await {

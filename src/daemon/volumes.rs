@@ -1,9 +1,11 @@
-//! Which volumes a start mounts, and whether the cache directory is theirs.
+//! Which volumes a start mounts, whether the cache directory is theirs, and whether they are still there.
 //!
 //! A cache directory holds the tree of one stack of volumes. Mounting another one with it
 //! would mix two trees, so it is refused while nothing is changed yet.
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
+
+use tokio::task::JoinHandle;
 
 use super::{
     bucket,
@@ -11,14 +13,19 @@ use super::{
 };
 use crate::{
     base::volume::{Stack, VolumeName},
-    config::Settings,
+    config::{CommitMode, Settings},
     namespace::{
         follow::followed_volumes,
-        stack::{self, StackError},
+        publish::PublishHalt,
+        stack::{self, StackError, Standing},
     },
     store::Store,
     tier::SharedBucket,
 };
+
+/// How often a fork is looked at that may have been deleted by somebody else. A GET costs a
+/// tenth of the listings that a follower makes in this time.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 /// Refuses a cache directory of another volume, before anybody is asked anything.
 pub fn check_volume(dir: &Path, bound: Option<&Stack>, wanted: &VolumeName) -> Result<(), StartError> {
@@ -30,6 +37,66 @@ pub fn check_volume(dir: &Path, bound: Option<&Stack>, wanted: &VolumeName) -> R
         }),
         _ => Ok(()),
     }
+}
+
+/// Makes the fork that the settings ask for, if it is not there.
+pub async fn make_fork(
+    settings: &Settings,
+    bucket: &SharedBucket,
+    within: Duration,
+) -> Result<(), StartError> {
+    let Some(from) = &settings.fork_from else {
+        return Ok(());
+    };
+    let made = stack::ensure_fork(bucket.as_ref(), &settings.volume, from);
+    match tokio::time::timeout(within, made).await {
+        Ok(Ok(true)) => tracing::info!(volume = %settings.volume, %from, "made a fork"),
+        Ok(Ok(false)) => {}
+        Ok(Err(StackError::Bucket(cause))) => return Err(bucket::failed(settings, cause)),
+        Ok(Err(source)) => return Err(StartError::Volume { source }),
+        Err(_) => return Err(bucket::failed(settings, bucket::no_answer("volume.json", within))),
+    }
+    Ok(())
+}
+
+/// Refuses settings that want a fork where the volume is none, or is one of another volume.
+pub fn check_fork(settings: &Settings, stack: &Stack) -> Result<(), StartError> {
+    let parent = stack.layers().get(1).map(|layer| &layer.volume);
+    match (&settings.fork_from, parent) {
+        (Some(wanted), parent) if parent != Some(wanted) => Err(StartError::Volume {
+            source: StackError::OtherParent {
+                volume: settings.volume.clone(),
+                wanted: wanted.clone(),
+            },
+        }),
+        (None, None) if settings.commit == CommitMode::OnSuccess => Err(StartError::Usage {
+            why: format!(
+                "--commit on-success needs a fork, and volume {} is none: name its parent with --fork-from",
+                settings.volume
+            ),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Looks now and then whether the mounted fork was deleted; if so, nothing is published any more.
+///
+/// `None` when it is no fork: those cannot be deleted. Aborted by whoever holds it.
+pub fn watch(bucket: &SharedBucket, stack: &Stack, publishing: PublishHalt) -> Option<JoinHandle<()>> {
+    if stack.layers().len() < 2 {
+        return None;
+    }
+    let (bucket, volume) = (Arc::clone(bucket), stack.volume().clone());
+    Some(tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            // Whatever else is wrong, others meet and tell it.
+            if let Ok(Standing::Deleted) = stack::standing(bucket.as_ref(), &volume).await {
+                let deleted = StackError::Deleted { volume };
+                return publishing.halt(deleted.to_string());
+            }
+        }
+    }))
 }
 
 /// Asks the store what the volume lies over; while it is away, the cache directory knows.

@@ -17,6 +17,7 @@
 //!   have appeared, and never again.
 
 mod cursor;
+mod fetch;
 mod reader;
 mod stack;
 
@@ -34,6 +35,7 @@ use tokio::{
 };
 
 pub(super) use cursor::{SegmentKey, before};
+pub(super) use fetch::segment as fetch_segment;
 #[cfg(test)]
 pub(super) use reader::LogView;
 pub(super) use reader::{FollowError, Polled, Reader, Sink};

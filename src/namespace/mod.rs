@@ -5,6 +5,10 @@
 //! reads: the change with the greatest stamp wins ([`crate::base::clock::Stamp`]).
 //!
 //! A volume may lie over others ([`stack`]): a fork shows what its parent has where it says nothing itself.
+//! What is said in it can be promoted into the parent ([`promote`]).
+//!
+//! What a volume says is also read without a mount ([`view`], [`diff`], [`history`]), and which volumes there
+//! are ([`volumes`]).
 //!
 //! The changes of this machine, those of the others and those of the volumes below obey one law, so they lie
 //! in one table ([`tree`]), each with its stamp and its layer; an own one also has its place in the order of
@@ -13,13 +17,19 @@
 mod background;
 pub mod change;
 pub mod cut;
+pub mod diff;
 pub mod error;
 pub mod follow;
+pub mod history;
 #[cfg(test)]
 mod log_tests;
+mod patience;
+pub mod promote;
 pub mod publish;
 pub mod segment;
 pub mod stack;
 pub mod tree;
+pub mod view;
+pub mod volumes;
 
 pub use error::TreeError;

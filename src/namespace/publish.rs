@@ -14,12 +14,14 @@
 //! - After a failure the wait doubles up to `MAX_BACKOFF`, with jitter. Failures
 //!   are told once each in the log, and in the status until a step succeeds.
 //!
+//! - A publisher that is halted (its volume was deleted) writes nothing any more; what is pending stays.
+//!
 //! In a read-only mount there is no publisher.
 
 mod writer;
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, OnceLock},
     time::Duration,
 };
 
@@ -82,6 +84,21 @@ struct Shared {
     kick: Notify,
     /// Ends the wait between two looks, but not the one after a failure.
     hasten: Notify,
+    /// Why nothing may be published any more.
+    halted: OnceLock<String>,
+}
+
+/// Ends publishing for good, from outside.
+#[derive(Clone, Debug)]
+pub struct PublishHalt(Arc<Shared>);
+
+impl PublishHalt {
+    /// Lets nothing be published any more; the status says `why`.
+    pub fn halt(&self, why: String) {
+        if self.0.halted.set(why).is_ok() {
+            self.0.kick.notify_one();
+        }
+    }
 }
 
 impl Shared {
@@ -141,6 +158,11 @@ async fn run<S: Source>(
     let mut writer = None;
     let mut backoff = Backoff::new(FIRST_BACKOFF, MAX_BACKOFF);
     loop {
+        if let Some(why) = shared.halted.get() {
+            tracing::error!(why, "nothing is published any more");
+            shared.status().last_error = Some(why.clone());
+            return;
+        }
         let result = tokio::select! {
             result = step(&mut writer, &open) => result,
             _ = stop.changed() => return,
@@ -205,6 +227,11 @@ impl PublisherHandle {
         self.0.status()
     }
 
+    /// What ends publishing for good.
+    pub fn to_halt(&self) -> PublishHalt {
+        PublishHalt(Arc::clone(&self.0.shared))
+    }
+
     /// Waits until every change that was pending at the call (open files excepted) is published; ends early
     /// when `deadline` passes. Returns how many are left: at least that many, when they are very many.
     ///
@@ -238,7 +265,7 @@ impl<S: Source> Publishing<S> {
                 // The loop meets the same error, and tells it.
                 Err(_) => 1,
             };
-            if left == 0 || Instant::now() >= deadline {
+            if left == 0 || Instant::now() >= deadline || self.shared.halted.get().is_some() {
                 return left;
             }
             self.shared.hasten.notify_one();

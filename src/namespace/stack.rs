@@ -6,14 +6,17 @@
 //!
 //! # Format of `volumes/<name>/volume.json` (version 1)
 //!
-//! JSON, one object, written once, with the condition that there is none:
+//! JSON, one object, made with the condition that there is none, and replaced once at most, when the
+//! volume is deleted ([`super::volumes`]):
 //!
 //! ```text
 //! version              1; read first and alone, so that a newer one can change all the rest
-//! parent.volume        the volume below
+//! parent.volume        optional: the volume below
 //! parent.until_millis  optional: of the parent, and of all that lies below it, nothing is seen that
 //!                      was published later (the time in a segment's key, by the bucket's clock)
+//! own_prefix           optional: true when its blobs and packs are below its own prefix ([`crate::tier::domain`])
 //! created_millis       when the volume was made, by the bucket's clock; for people
+//! deleted_millis       optional: when it was deleted, by the bucket's clock; nothing else of it counts then
 //! ```
 //!
 //! Members that are not known are ignored. A volume without this object lies over nothing; it
@@ -22,6 +25,8 @@
 //! # Invariants
 //!
 //! - The parent of a volume never changes: a volume that exists gets none.
+//! - A name is made once: that of a deleted volume stays taken, so that a machine that comes back late
+//!   with changes for it, or with a cache directory of it, is never mixed with another volume of that name.
 //! - At most [`TreeLayer::MAX_BELOW`] volumes lie below one, and none twice.
 //! - Nothing is ever written to a parent.
 
@@ -34,7 +39,7 @@ use super::{
 use crate::{
     base::volume::{Stack, StackLayer, VolumeName},
     store::rows::TreeLayer,
-    tier::{Body, Bucket, Put, TierError, layout, probe},
+    tier::{Body, Bucket, Etag, Put, TierError, layout, probe},
 };
 
 const VERSION: u32 = 1;
@@ -48,7 +53,23 @@ pub struct VolumeJson {
     pub version: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<StackLayer>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub own_prefix: bool,
     pub created_millis: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deleted_millis: Option<u64>,
+}
+
+/// What a name stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Nothing, so far.
+    Absent,
+    /// A volume that lies over nothing.
+    Plain,
+    Fork(VolumeJson, StackLayer),
+    /// A volume that was deleted.
+    Deleted,
 }
 
 /// What lies below a volume cannot be known or made.
@@ -85,6 +106,13 @@ pub enum StackError {
          machine has published a change of it"
     )]
     NothingToFork { volume: VolumeName },
+    #[error(
+        "volume {volume} was deleted: name another volume; what was not published of it stays in the cache \
+         directories of the machines that had it mounted"
+    )]
+    Deleted { volume: VolumeName },
+    #[error("volume {volume} exists and is no fork of volume {wanted}: choose another name")]
+    OtherParent { volume: VolumeName, wanted: VolumeName },
     #[error(
         "the server of {url} ignores If-None-Match, so two machines could make one volume at once: forks need \
          a server that honours it"
@@ -138,8 +166,12 @@ pub async fn read(bucket: &dyn Bucket, volume: &VolumeName) -> Result<Stack, Sta
     let mut stack = Stack::of(volume.clone());
     let mut until_millis = None;
     let mut above = volume.clone();
-    let mut next = read_json(bucket, volume).await?;
-    while let Some(mut parent) = next.and_then(|json| json.parent) {
+    let mut next = read_live(bucket, volume).await?;
+    while let Some(json) = next {
+        if json.own_prefix {
+            stack.keep_last_apart();
+        }
+        let Some(mut parent) = json.parent else { break };
         let below = parent.volume.clone();
         if stack.layers().iter().any(|layer| layer.volume == below) {
             return Err(StackError::Cycle { volume: below, stack });
@@ -149,7 +181,7 @@ pub async fn read(bucket: &dyn Bucket, volume: &VolumeName) -> Result<Stack, Sta
                 volume: volume.clone(),
             });
         }
-        next = read_json(bucket, &below).await?;
+        next = read_live(bucket, &below).await?;
         if next.is_none() && !has_segment(bucket, &below).await? {
             return Err(StackError::NoParent {
                 volume: above,
@@ -159,13 +191,29 @@ pub async fn read(bucket: &dyn Bucket, volume: &VolumeName) -> Result<Stack, Sta
         // A layer is not seen for longer than the one that leads to it.
         until_millis = [until_millis, parent.until_millis].into_iter().flatten().min();
         parent.until_millis = until_millis;
+        // Whether its blobs are apart, it says itself.
+        parent.own_prefix = false;
         stack.push(parent);
         above = below;
     }
     Ok(stack)
 }
 
-/// Makes the volume `name`, a fork of `from`.
+/// What `volume` is; two requests at most.
+pub async fn standing(bucket: &dyn Bucket, volume: &VolumeName) -> Result<Standing, StackError> {
+    Ok(match read_json(bucket, volume).await? {
+        Some((json, _)) if json.deleted_millis.is_some() => Standing::Deleted,
+        Some((json, _)) => match json.parent.clone() {
+            Some(parent) => Standing::Fork(json, parent),
+            None => Standing::Plain,
+        },
+        None if has_segment(bucket, volume).await? => Standing::Plain,
+        None => Standing::Absent,
+    })
+}
+
+/// Makes the volume `name`, a fork of `from`. With `own_prefix`, or when `from` has one, its
+/// blobs are kept below its own prefix.
 ///
 /// The bucket must have answered before: the time is taken from its clock.
 pub async fn create_fork(
@@ -173,12 +221,15 @@ pub async fn create_fork(
     name: &VolumeName,
     from: &VolumeName,
     point: ForkPoint,
+    own_prefix: bool,
 ) -> Result<VolumeJson, StackError> {
     let exists = || StackError::Exists { volume: name.clone() };
-    if read_json(bucket, name).await?.is_some() || has_segment(bucket, name).await? {
-        return Err(exists());
+    match standing(bucket, name).await? {
+        Standing::Absent => {}
+        Standing::Deleted => return Err(StackError::Deleted { volume: name.clone() }),
+        Standing::Plain | Standing::Fork(..) => return Err(exists()),
     }
-    if read_json(bucket, from).await?.is_none() && !has_segment(bucket, from).await? {
+    if standing(bucket, from).await? == Standing::Absent {
         return Err(StackError::NothingToFork { volume: from.clone() });
     }
     let below = read(bucket, from).await?;
@@ -197,23 +248,94 @@ pub async fn create_fork(
                 ForkPoint::Live => None,
                 ForkPoint::Now => Some(newest(bucket, &below, now).await?),
             },
+            own_prefix: false,
         }),
+        // Who may write the blobs of such a parent must not be believed by those of all.
+        own_prefix: own_prefix || below.layers().iter().any(|layer| layer.own_prefix),
         created_millis: now,
+        deleted_millis: None,
     };
     let key = layout::volume(name.as_str());
-    match bucket.put_new(&key, Body::raw(json.encode())).await? {
+    let made = match bucket.put_new(&key, Body::raw(json.encode())).await? {
         Put::Written(_) => Ok(json),
         // A lost reply looks like a refusal.
-        Put::Refused if read_json(bucket, name).await?.as_ref() == Some(&json) => Ok(json),
-        Put::Refused => Err(exists()),
+        Put::Refused => match read_json(bucket, name).await? {
+            Some((there, _)) if there == json => Ok(json),
+            _ => Err(exists()),
+        },
+    }?;
+    // Who deletes a volume looks for forks of it after it said so: one of both sees the other.
+    if let Err(err) = read_live(bucket, from).await {
+        if matches!(err, StackError::Deleted { .. }) {
+            bucket.delete(&key).await?;
+        }
+        return Err(err);
+    }
+    Ok(made)
+}
+
+/// Makes the fork `name` of `from` if there is none; a parent that is not there is made, too, without
+/// anything in it. False when the fork was there.
+pub async fn ensure_fork(
+    bucket: &dyn Bucket,
+    name: &VolumeName,
+    from: &VolumeName,
+) -> Result<bool, StackError> {
+    let other = || StackError::OtherParent {
+        volume: name.clone(),
+        wanted: from.clone(),
+    };
+    match standing(bucket, name).await? {
+        Standing::Fork(_, parent) if parent.volume == *from => return Ok(false),
+        Standing::Deleted => return Err(StackError::Deleted { volume: name.clone() }),
+        Standing::Plain | Standing::Fork(..) => return Err(other()),
+        Standing::Absent if name == from => return Err(other()),
+        Standing::Absent => {}
+    }
+    if standing(bucket, from).await? == Standing::Absent {
+        let json = VolumeJson {
+            version: VERSION,
+            parent: None,
+            own_prefix: false,
+            created_millis: bucket.clock().now_millis(),
+            deleted_millis: None,
+        };
+        // Refused: another machine was first.
+        bucket
+            .put_new(&layout::volume(from.as_str()), Body::raw(json.encode()))
+            .await?;
+    }
+    match create_fork(bucket, name, from, ForkPoint::Live, false).await {
+        Ok(_) => Ok(true),
+        // Another machine of the same job was first.
+        Err(StackError::Exists { .. }) => match standing(bucket, name).await? {
+            Standing::Fork(_, parent) if parent.volume == *from => Ok(false),
+            _ => Err(other()),
+        },
+        Err(err) => Err(err),
     }
 }
 
-async fn read_json(bucket: &dyn Bucket, volume: &VolumeName) -> Result<Option<VolumeJson>, StackError> {
+/// The settings of `volume`, with the version of their object.
+pub(super) async fn read_json(
+    bucket: &dyn Bucket,
+    volume: &VolumeName,
+) -> Result<Option<(VolumeJson, Etag)>, StackError> {
     let key = layout::volume(volume.as_str());
     match bucket.get(&key, None, MAX_BYTES).await? {
-        Some(object) => VolumeJson::decode(volume, &object.bytes).map(Some),
+        Some(object) => Ok(Some((VolumeJson::decode(volume, &object.bytes)?, object.etag))),
         None => Ok(None),
+    }
+}
+
+/// The settings of `volume`, which must not be deleted.
+async fn read_live(bucket: &dyn Bucket, volume: &VolumeName) -> Result<Option<VolumeJson>, StackError> {
+    let json = read_json(bucket, volume).await?.map(|(json, _)| json);
+    match json {
+        Some(json) if json.deleted_millis.is_some() => Err(StackError::Deleted {
+            volume: volume.clone(),
+        }),
+        json => Ok(json),
     }
 }
 
@@ -252,11 +374,10 @@ mod tests {
     fn the_object_is_written_as_ever() {
         let live = VolumeJson {
             version: VERSION,
-            parent: Some(StackLayer {
-                volume: name("main"),
-                until_millis: None,
-            }),
+            parent: Some(StackLayer::live(name("main"))),
+            own_prefix: false,
             created_millis: 1_767_225_600_000,
+            deleted_millis: None,
         };
         let text = "{\n  \"version\": 1,\n  \"parent\": {\n    \"volume\": \"main\"\n  },\n  \
                     \"created_millis\": 1767225600000\n}\n";
@@ -266,6 +387,15 @@ mod tests {
         let bounded = VolumeJson::decode(&name("f"), text.as_bytes()).unwrap();
         assert_eq!(bounded.parent.as_ref().unwrap().until_millis, Some(7));
         assert_eq!(String::from_utf8(bounded.encode()).unwrap(), text);
+        let deleted = VolumeJson {
+            own_prefix: true,
+            deleted_millis: Some(9),
+            ..live
+        };
+        let text = "{\n  \"version\": 1,\n  \"parent\": {\n    \"volume\": \"main\"\n  },\n  \
+                    \"own_prefix\": true,\n  \"created_millis\": 1767225600000,\n  \"deleted_millis\": 9\n}\n";
+        assert_eq!(String::from_utf8(deleted.encode()).unwrap(), text);
+        assert_eq!(VolumeJson::decode(&name("f"), text.as_bytes()).unwrap(), deleted);
     }
 
     #[test]

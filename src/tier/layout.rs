@@ -4,7 +4,8 @@
 //! casmount.json                                   format version, store id, chunking
 //! blobs/sha256/<2 hex>/<64 hex>                   a chunk, a blob of one chunk, or a chunk list
 //! packs/<2 hex>/<64 hex>                          many chunks, named by the SHA-256 of their digests
-//! volumes/<name>/volume.json                      what a fork lies over; a volume without parent has none
+//! volumes/<name>/blobs/ packs/ probe/             the same of a fork whose writers are trusted less, see `domain`
+//! volumes/<name>/volume.json                      what a fork lies over, or that it was deleted; others may have none
 //! volumes/<name>/log/<yyyymmddThhmm>/<ms>-<machine>-<seq>   segments, immutable
 //! probe/<machine>-<random>                        of the first use; removed again
 //! ```
@@ -26,6 +27,12 @@ pub const FORMAT_VERSION: u32 = 1;
 /// The settings of a store.
 pub const STORE: &str = "casmount.json";
 
+/// What all blobs start with.
+pub const BLOBS_PREFIX: &str = "blobs/";
+
+/// What all packs start with.
+pub const PACKS_PREFIX: &str = "packs/";
+
 /// What all probe objects start with.
 pub const PROBE_PREFIX: &str = "probe/";
 
@@ -39,6 +46,15 @@ pub fn blob(digest: &Digest) -> String {
 #[must_use]
 pub fn pack(name: &Digest) -> String {
     format!("packs/{}/{name}", name.shard())
+}
+
+/// What everything of all volumes starts with.
+pub const VOLUMES_PREFIX: &str = "volumes/";
+
+/// What everything of a volume starts with.
+#[must_use]
+pub fn volume_prefix(volume: &str) -> String {
+    format!("{VOLUMES_PREFIX}{volume}/")
 }
 
 /// What a volume lies over.

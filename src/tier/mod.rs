@@ -9,6 +9,7 @@
 
 pub mod body;
 pub mod dir;
+pub mod domain;
 pub mod error;
 pub mod layout;
 pub mod probe;

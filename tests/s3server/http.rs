@@ -1,6 +1,7 @@
 //! Serves HTTP: counts, does wrong, and hands the rest to `s3s`.
 
 use std::{
+    collections::HashMap,
     io,
     net::TcpListener,
     sync::{Arc, Mutex, atomic::Ordering},
@@ -12,7 +13,7 @@ use http_body_util::{BodyExt, Limited};
 use hyper::{
     Method, Request, Response, StatusCode,
     body::{Body as _, Incoming},
-    header::{CONTENT_TYPE, DATE, HeaderValue},
+    header::{AUTHORIZATION, CONTENT_TYPE, DATE, HeaderValue},
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -24,6 +25,7 @@ use super::{
     backend::Backend,
     body::{ReplyBody, Spoil},
     faults::{Counts, Faults, Traffic, Wrong},
+    policy::Policy,
 };
 
 const ADMIN: &str = "/_admin/";
@@ -32,6 +34,9 @@ const ADMIN: &str = "/_admin/";
 pub(super) struct ServerState {
     pub(super) backend: Backend,
     service: S3Service,
+    bucket: String,
+    /// What access keys may do that may not do everything.
+    policies: HashMap<String, Policy>,
     faults: Arc<Mutex<Faults>>,
     requests: Mutex<Counts>,
     traffic: Arc<Traffic>,
@@ -42,13 +47,18 @@ impl ServerState {
         let faults = Arc::new(Mutex::new(options.faults.clone()));
         let backend = Backend::new(&options.bucket, options.dir.clone(), Arc::clone(&faults));
         let mut builder = S3ServiceBuilder::new(backend.clone());
-        builder.set_auth(s3s::auth::SimpleAuth::from_single(
-            options.access_key.as_str(),
-            options.secret_key.as_str(),
-        ));
+        let mut auth =
+            s3s::auth::SimpleAuth::from_single(options.access_key.as_str(), options.secret_key.as_str());
+        for key in &options.restricted {
+            auth.register(key.access_key.clone(), key.secret_key.clone().into());
+        }
+        builder.set_auth(auth);
+        let policy = |key: &super::RestrictedKey| (key.access_key.clone(), Policy::parse(&key.policy));
         Self {
             backend,
             service: builder.build(),
+            bucket: options.bucket.clone(),
+            policies: options.restricted.iter().map(policy).collect(),
             faults,
             requests: Mutex::default(),
             traffic: Arc::default(),
@@ -91,7 +101,10 @@ impl ServerState {
         if faults.latency_ms > 0 {
             tokio::time::sleep(Duration::from_millis(faults.latency_ms)).await;
         }
-        let wrong = faults.choose(operation, number);
+        let permitted = self.permits(&request, operation);
+        let wrong = faults
+            .choose(operation, number)
+            .or((!permitted).then_some(Wrong::Forbidden));
         if wrong.is_some() {
             self.traffic.faults.fetch_add(1, Ordering::Relaxed);
         }
@@ -106,6 +119,24 @@ impl ServerState {
         let date = HeaderValue::from_str(&httpdate::fmt_http_date(date)).expect("a date is plain text");
         reply.headers_mut().insert(DATE, date);
         Ok(reply)
+    }
+
+    /// Whether the access key that signed a request may do it.
+    fn permits(&self, request: &Request<Incoming>, operation: &str) -> bool {
+        let signature = request.headers().get(AUTHORIZATION);
+        let signer = signature
+            .and_then(|value| value.to_str().ok()?.split_once("Credential="))
+            .and_then(|(_, rest)| rest.split('/').next());
+        let Some(policy) = signer.and_then(|signer| self.policies.get(signer)) else {
+            return true;
+        };
+        let path = request.uri().path().trim_start_matches('/');
+        // Keys of a store have no character that is escaped in a URL.
+        let key = path
+            .split_once('/')
+            .map(|(_, key)| key)
+            .filter(|key| !key.is_empty());
+        policy.permits(operation, &self.bucket, key)
     }
 
     /// Returns an error where the connection is to be closed without a reply.

@@ -7,7 +7,7 @@
 //!
 //! Boundary: nothing of `casmount` is used here, so that a mistake there cannot
 //! hide itself. Persistence over a restart, versions, multipart uploads and
-//! access control lists are not offered.
+//! access control lists are not offered. Further access keys can be held to a policy each.
 //!
 //! ```text
 //! GET  /_admin/counts     what was asked so far, as JSON
@@ -29,6 +29,7 @@ mod backend;
 mod body;
 mod faults;
 mod http;
+mod policy;
 
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
@@ -54,6 +55,8 @@ pub struct ServerOptions {
     pub dir: Option<PathBuf>,
     pub access_key: String,
     pub secret_key: String,
+    /// Further access keys, each held to its policy.
+    pub restricted: Vec<RestrictedKey>,
     pub faults: Faults,
 }
 
@@ -65,9 +68,19 @@ impl Default for ServerOptions {
             dir: None,
             access_key: "test-access-key".to_owned(),
             secret_key: "test-secret-key".to_owned(),
+            restricted: Vec::new(),
             faults: Faults::default(),
         }
     }
+}
+
+/// An access key that may do what an IAM policy permits, and nothing else.
+#[derive(Clone, Debug)]
+pub struct RestrictedKey {
+    pub access_key: String,
+    pub secret_key: String,
+    /// JSON, as it stands in a file.
+    pub policy: String,
 }
 
 /// A running server; dropping it ends it.

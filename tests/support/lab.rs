@@ -13,7 +13,7 @@ use std::{
 use casmount::store::pack;
 
 use crate::{
-    s3server::{Faults, ServerOptions, TestServer},
+    s3server::{Faults, RestrictedKey, ServerOptions, TestServer},
     support::{
         machine::{Machine, MachineSpec},
         tempdir::TestDir,
@@ -57,6 +57,11 @@ pub struct StoredObject {
 
 impl Lab {
     pub fn new(kind: StoreKind) -> Self {
+        Self::with_keys(kind, Vec::new())
+    }
+
+    /// A lab whose S3 server knows more access keys, each held to a policy.
+    pub fn with_keys(kind: StoreKind, restricted: Vec<RestrictedKey>) -> Self {
         let dir = TestDir::new();
         let store = match kind {
             StoreKind::File => {
@@ -70,6 +75,7 @@ impl Lab {
                 // Bodies in files: a test of gigabytes must not need their size in memory.
                 Store::S3(Box::new(TestServer::start(ServerOptions {
                     dir: Some(bodies),
+                    restricted,
                     ..ServerOptions::default()
                 })))
             }

@@ -312,7 +312,20 @@ impl Machine {
     /// Flushes and unmounts by the command, and waits for the daemon's clean end.
     #[track_caller]
     pub fn unmount(&mut self) {
-        self.control_ok("unmount", &["--deadline", "90s"]);
+        self.unmount_with(&[]);
+    }
+
+    /// As [`Self::unmount`], with more arguments; returns what the command printed.
+    #[track_caller]
+    pub fn unmount_with(&mut self, args: &[&str]) -> String {
+        let out = self.control_ok("unmount", &[&["--deadline", "90s"], args].concat());
+        self.wait_until_ended();
+        out
+    }
+
+    /// Waits for the clean end of a daemon that was told to unmount.
+    #[track_caller]
+    pub fn wait_until_ended(&mut self) {
         let mut child = self.child.take().expect("the daemon was started");
         let name = self.spec.name.clone();
         let ended = wait::try_until(Duration::from_secs(30), || {

@@ -11,6 +11,7 @@ use crate::{
         error::{StartError, advice, chain, what_happened},
         start::CLOCK_TOLERANCE_MILLIS,
     },
+    namespace::stack,
     tier::{
         SharedBucket, TierError, layout,
         probe::{self, ProbeMode, ProbeReport, StoreJson},
@@ -70,6 +71,11 @@ async fn ask(settings: &Settings) -> (Vec<Finding>, Option<StoreId>) {
                 None,
             );
         }
+    };
+    // Where a mount of the volume would write; when that cannot be known, the rest says why.
+    let bucket = match stack::read(bucket.as_ref(), &settings.volume).await {
+        Ok(stack) => bucket::of_stack(&bucket, &stack),
+        Err(_) => bucket,
     };
     // What is permitted comes first: it explains why the rest may fail.
     let mode = if settings.read_only {

@@ -14,9 +14,20 @@ pub const MAX_REQUEST_BYTES: usize = 64 << 10;
 pub enum Request {
     Ping,
     Status,
-    Ls { path: Vec<u8> },
-    Flush { deadline_millis: u64 },
-    Unmount { deadline_millis: u64, lazy: bool },
+    Ls {
+        path: Vec<u8>,
+    },
+    Flush {
+        deadline_millis: u64,
+    },
+    Commit {
+        deadline_millis: u64,
+    },
+    Unmount {
+        deadline_millis: u64,
+        lazy: bool,
+        success: bool,
+    },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -64,13 +75,29 @@ impl Request {
 #[serde(tag = "reply", rename_all = "snake_case")]
 pub enum Reply {
     Progress(Progress),
-    Pong { pid: u32, daemon: String },
-    Status { status: Box<Status> },
-    Listed { files: Vec<ListedFile> },
+    Pong {
+        pid: u32,
+        daemon: String,
+    },
+    Status {
+        status: Box<Status>,
+    },
+    Listed {
+        files: Vec<ListedFile>,
+    },
     Flushed(DrainReport),
-    Unmounted(DrainReport),
-    Busy { users: Vec<User> },
-    Error { message: String },
+    Committed {
+        drained: DrainReport,
+        /// `None`: not all was drained, so nothing was promoted.
+        committed: Option<CommitReport>,
+    },
+    Unmounted(UnmountReport),
+    Busy {
+        users: Vec<User>,
+    },
+    Error {
+        message: String,
+    },
 }
 
 impl Reply {
@@ -88,7 +115,7 @@ impl Reply {
 /// What a drain waits for just now.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
-    /// `sealing`, `uploading`, `publishing`, `unmounting`.
+    /// `sealing`, `uploading`, `publishing`, `promoting`, `unmounting`.
     pub step: String,
     pub unsealed: u64,
     pub dirty_blobs: u64,
@@ -125,6 +152,37 @@ impl DrainReport {
             && self.quarantined_blobs == 0
             && self.unpublished == 0;
         self
+    }
+}
+
+/// What became of a fork's changes that were to become a part of its parent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommitReport {
+    pub volume: String,
+    pub into: String,
+    /// Paths that the fork says something of.
+    pub changes: u64,
+    /// How many of these are deletions.
+    pub removed: u64,
+    pub segments: u64,
+    /// Why it was not done, or not whole.
+    pub error: Option<String>,
+}
+
+/// How a mount ended.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct UnmountReport {
+    #[serde(flatten)]
+    pub drained: DrainReport,
+    /// `None`: nobody wanted that.
+    pub committed: Option<CommitReport>,
+}
+
+impl UnmountReport {
+    /// Everything was done that was wanted.
+    pub fn is_whole(&self) -> bool {
+        let committed = self.committed.as_ref();
+        self.drained.complete && committed.is_none_or(|committed| committed.error.is_none())
     }
 }
 
@@ -178,11 +236,18 @@ mod tests {
                 r#"{"version":1,"command":"flush","deadline_millis":90000}"#,
             ),
             (
+                Request::Commit {
+                    deadline_millis: 90_000,
+                },
+                r#"{"version":1,"command":"commit","deadline_millis":90000}"#,
+            ),
+            (
                 Request::Unmount {
                     deadline_millis: 90_000,
                     lazy: false,
+                    success: true,
                 },
-                r#"{"version":1,"command":"unmount","deadline_millis":90000,"lazy":false}"#,
+                r#"{"version":1,"command":"unmount","deadline_millis":90000,"lazy":false,"success":true}"#,
             ),
         ] {
             assert_eq!(request.to_line().trim_end(), line);
@@ -225,6 +290,23 @@ mod tests {
             flushed
         );
         assert!(!Reply::Progress(Progress::default()).is_last() && flushed.is_last());
+        let unmounted = Reply::Unmounted(UnmountReport {
+            drained: DrainReport::default().judged(),
+            committed: Some(CommitReport {
+                volume: "job-1".into(),
+                into: "main".into(),
+                changes: 2,
+                ..CommitReport::default()
+            }),
+        });
+        assert_eq!(
+            unmounted.to_line().trim_end(),
+            r#"{"reply":"unmounted","complete":true,"still_open":[],"unsealed":0,"dirty_blobs":0,"quarantined_blobs":0,"unpublished":0,"last_error":null,"seconds":0.0,"committed":{"volume":"job-1","into":"main","changes":2,"removed":0,"segments":0,"error":null}}"#
+        );
+        assert_eq!(
+            serde_json::from_str::<Reply>(&unmounted.to_line()).unwrap(),
+            unmounted
+        );
     }
 
     #[test]

@@ -34,13 +34,16 @@ use std::{
     sync::Arc,
 };
 
-use super::cursor::{Cursor, Listing, SegmentKey, before};
+use super::{
+    cursor::{Cursor, Listing, SegmentKey, before},
+    fetch,
+};
 use crate::{
     base::{BoxFuture, digest::Digest, id::MachineId},
     namespace::{
         TreeError,
         change::{EntryChunks, PathChange},
-        segment::{self, Decoded, SegmentError},
+        segment::{Decoded, SegmentError},
     },
     store::StoreError,
     tier::{Page, SharedBucket, TierError, layout},
@@ -341,7 +344,7 @@ impl<S: Sink> Reader<S> {
     fn fetch(&self, key: SegmentKey) -> Fetch {
         Fetch(tokio::spawn(fetch(
             key,
-            key.to_key(&self.view.volume),
+            self.view.volume.clone(),
             Arc::clone(&self.bucket),
             Arc::clone(&self.sink),
         )))
@@ -362,7 +365,7 @@ impl Batch {
     }
 }
 
-type Fetched = Result<Option<Result<Decoded, SegmentError>>, FollowError>;
+type Fetched = Result<fetch::Segment, FollowError>;
 
 /// A fetch under way; dropping it ends it.
 struct Fetch(tokio::task::JoinHandle<Fetched>);
@@ -385,45 +388,12 @@ impl Drop for Fetch {
     }
 }
 
-/// How often a segment that comes damaged is fetched before it counts as damaged in the bucket.
-const FETCHES: u32 = 6;
-
-/// Fetches one segment and the chunk lists that it names; `None` when it is gone. Bytes may
-/// be damaged on the way: what is wrong is fetched again at once.
-async fn fetch<S: Sink>(name: SegmentKey, key: String, bucket: SharedBucket, sink: Arc<S>) -> Fetched {
-    let mut fetched = fetch_once(name, &key, &bucket, &sink).await;
-    for _ in 1..FETCHES {
-        if !matches!(&fetched, Ok(Some(Err(err))) if !matches!(err, SegmentError::Newer { .. })) {
-            break;
-        }
-        fetched = fetch_once(name, &key, &bucket, &sink).await;
-    }
-    fetched
-}
-
-async fn fetch_once<S: Sink>(name: SegmentKey, key: &str, bucket: &SharedBucket, sink: &Arc<S>) -> Fetched {
-    let bytes = match bucket.get(key, None, segment::MAX_SEGMENT_BYTES).await {
-        Ok(Some(object)) => object.bytes,
-        Ok(None) => return Ok(None),
-        // Too large: as damaged as can be.
-        Err(TierError::Malformed { .. }) => {
-            let why = "it is larger than any segment";
-            return Ok(Some(Err(SegmentError::Malformed { why })));
-        }
-        Err(err) => return Err(err.into()),
+/// Fetches one segment and the chunk lists that it names; `None` when it is gone.
+async fn fetch<S: Sink>(name: SegmentKey, volume: String, bucket: SharedBucket, sink: Arc<S>) -> Fetched {
+    let decoded = match fetch::segment(bucket.as_ref(), &volume, name).await? {
+        Some(Ok(decoded)) => decoded,
+        other => return Ok(other),
     };
-    let decoded = match segment::decode(&bytes) {
-        Ok(decoded) if decoded.head.machine == name.machine && decoded.head.seq == name.seq => decoded,
-        Ok(_) => {
-            let why = "it is another segment than its key says";
-            return Ok(Some(Err(SegmentError::Malformed { why })));
-        }
-        Err(err) => return Ok(Some(Err(err))),
-    };
-    for skipped in &decoded.skipped {
-        let path = String::from_utf8_lossy(&skipped.path);
-        tracing::warn!(key, %path, why = skipped.why, "a change of another machine is left out");
-    }
     for change in &decoded.changes {
         let Some(blob) = change.entry.as_ref().and_then(|entry| entry.blob.as_ref()) else {
             continue;
@@ -434,11 +404,12 @@ async fn fetch_once<S: Sink>(name: SegmentKey, key: &str, bucket: &SharedBucket,
         match sink.fetch_list((digest, size), (blob.digest, blob.size)).await {
             Ok(()) => {}
             Err(StoreError::Missing { .. } | StoreError::Corrupt { .. }) => {
+                let key = name.to_key(&volume);
                 tracing::warn!(key, blob = %blob.digest, list = %digest, "the chunk list of a blob is lost");
             }
             Err(source) => {
                 return Err(FollowError::List {
-                    key: key.to_owned(),
+                    key: name.to_key(&volume),
                     source,
                 });
             }
