@@ -17,6 +17,7 @@ pub mod ls;
 pub mod mount;
 pub mod output;
 pub mod status;
+pub mod sweep;
 pub mod unmount;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -52,6 +53,7 @@ enum Command {
     Flush(flush::FlushArgs),
     Fork(fork::ForkArgs),
     Status(status::StatusArgs),
+    Sweep(sweep::SweepArgs),
     Ls(ls::LsArgs),
     Doctor(doctor::DoctorArgs),
     /// What the daemon starts to look at its mount.
@@ -71,6 +73,7 @@ pub fn run() -> ExitCode {
         Command::Flush(args) => flush::run(&args),
         Command::Fork(args) => fork::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Sweep(args) => sweep::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::ReadRoot { mountpoint } => {

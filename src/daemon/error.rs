@@ -6,7 +6,7 @@ use std::{error::Error, io, path::PathBuf};
 use super::mountpoint::MountpointError;
 use crate::{
     config::ConfigError,
-    namespace::{TreeError, stack::StackError},
+    namespace::{TreeError, stack::StackError, sweep::SweepError},
     store::StoreError,
     tier::TierError,
 };
@@ -39,6 +39,8 @@ pub enum StartError {
     /// What the volume lies over cannot be known.
     #[error(transparent)]
     Volume { source: StackError },
+    #[error(transparent)]
+    Sweep { source: SweepError },
     #[error("cannot read the tree of the volume from the index")]
     Tree { source: TreeError },
     #[error("cannot go on with the files that the last stop left unsealed")]
@@ -68,6 +70,7 @@ impl StartError {
             | Self::Cache { .. }
             | Self::OtherVolume { .. }
             | Self::Volume { .. }
+            | Self::Sweep { .. }
             | Self::Tree { .. }
             | Self::Files { .. }
             | Self::Mount { .. }

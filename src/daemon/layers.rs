@@ -111,6 +111,8 @@ impl Layers {
             tree,
             Arc::clone(&store),
             Arc::clone(bucket),
+            uploader.voucher(Arc::clone(&store.fetcher)),
+            Arc::clone(tell_kernel),
         );
         Ok(Self {
             store,

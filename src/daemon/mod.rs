@@ -39,5 +39,6 @@ pub mod run;
 pub mod serving;
 pub mod start;
 pub mod stop;
+pub mod sweep;
 pub mod users;
 pub mod volumes;

@@ -20,6 +20,7 @@ mod log_tests;
 pub mod publish;
 pub mod segment;
 pub mod stack;
+pub mod sweep;
 pub mod tree;
 
 pub use error::TreeError;

@@ -365,9 +365,17 @@ impl Rig {
 
     fn over(dir: tempfile::TempDir, ledger: Arc<Ledger>) -> Self {
         let staging = Staging::open_dir(dir.path().join("staging"), Arc::clone(&ledger)).unwrap();
-        let blobs = Blobs::open_dir(dir.path().join("blobs"), Arc::clone(&ledger), staging.clone()).unwrap();
+        let bucket = MemoryBucket::new();
+        let asked = Arc::clone(&bucket) as SharedBucket;
+        let blobs = Blobs::open_dir(
+            dir.path().join("blobs"),
+            Arc::clone(&ledger),
+            staging.clone(),
+            asked,
+        )
+        .unwrap();
         Self {
-            bucket: MemoryBucket::new(),
+            bucket,
             ledger,
             staging,
             blobs: Arc::new(blobs),
