@@ -75,7 +75,9 @@ pub fn run(args: &SweepArgs) -> Result<(), Failure> {
         check_window(window)?;
     }
     if !args.price.is_finite() || args.price < 0.0 {
-        return Err(Failure::usage("--price is a number of dollars, 0.023 for example"));
+        return Err(Failure::usage(
+            "--price is a number of dollars, 0.023 for example",
+        ));
     }
     let dirs = Dirs::of_this_process();
     let settings = args::settings(args.bucket.layer(), args.bucket.config.as_deref(), &dirs)?;

@@ -212,7 +212,9 @@ pub fn read_count(head: &[u8]) -> Result<Option<usize>, u8> {
     if magic[7] != MAGIC[7] {
         return Err(magic[7]);
     }
-    let count = rest.first_chunk::<4>().map(|count| u32::from_le_bytes(*count) as usize);
+    let count = rest
+        .first_chunk::<4>()
+        .map(|count| u32::from_le_bytes(*count) as usize);
     Ok(count)
 }
 

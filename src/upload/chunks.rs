@@ -265,7 +265,11 @@ pub(super) fn confirm_members(
     members: Members,
 ) -> Result<(), StoreError> {
     let members = members.into_iter();
-    confirm(shared, confirmed_millis, members.map(|(digest, place)| (digest, Some(place))))
+    confirm(
+        shared,
+        confirmed_millis,
+        members.map(|(digest, place)| (digest, Some(place))),
+    )
 }
 
 /// Reads a chunk from the disk and checks it; `None` when it is another.
@@ -300,7 +304,10 @@ pub(super) fn prepare_pack(
     let bytes = group
         .iter()
         .map(|&index| blob.chunks().chunks()[index].len as usize);
-    let (members, salted) = (group.len() + usize::from(salt.is_some()), salt.map_or(0, <[u8]>::len));
+    let (members, salted) = (
+        group.len() + usize::from(salt.is_some()),
+        salt.map_or(0, <[u8]>::len),
+    );
     let mut pack = pack::Builder::new(members, bytes.sum::<usize>() + salted);
     for &index in group {
         let Some((chunk, bytes)) = read_checked(blob, index)? else {

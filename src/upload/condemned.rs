@@ -105,10 +105,7 @@ impl Condemned {
     #[must_use]
     pub fn of(bucket: &SharedBucket) -> Self {
         let clock = Arc::clone(bucket);
-        Self::new(
-            Arc::clone(bucket),
-            Arc::new(move || clock.clock().now_millis()),
-        )
+        Self::new(Arc::clone(bucket), Arc::new(move || clock.clock().now_millis()))
     }
 
     /// The bucket's time.
@@ -159,7 +156,9 @@ impl Condemned {
         let (began, began_millis) = (Instant::now(), self.now_millis());
         let found = sweeping::list(bucket).await?;
         // The first answer of a bucket corrects what was taken for its time.
-        let corrected = self.now_millis().saturating_sub(began.elapsed().as_millis() as u64);
+        let corrected = self
+            .now_millis()
+            .saturating_sub(began.elapsed().as_millis() as u64);
         let read_millis = began_millis.min(corrected);
         let window = if found.has_window {
             sweeping::read_window(bucket).await?.map(|(window, _)| window)

@@ -54,7 +54,6 @@ use self::{
     task::{Outcome, upload_blob},
     vouch::Voucher,
 };
-pub use task::UploadError;
 use crate::{
     base::{activity::Activity, digest::Digest, retry::Backoff},
     store::{
@@ -68,6 +67,7 @@ use crate::{
     },
     tier::SharedBucket,
 };
+pub use task::UploadError;
 
 #[derive(Clone, Debug)]
 pub struct UploadOptions {

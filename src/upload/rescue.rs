@@ -51,9 +51,7 @@ pub(super) async fn upload_again(
     members.retain(|(digest, _)| *digest != Digest::of(&salt));
     confirm_members(shared, began_millis, members)?;
     for &index in group {
-        shared
-            .counters
-            .sent(u64::from(blob.chunks().chunks()[index].len));
+        shared.counters.sent(u64::from(blob.chunks().chunks()[index].len));
     }
     Ok(Vec::new())
 }

@@ -18,10 +18,7 @@
 //! Nothing for what this machine uploaded lately. A HEAD for each object, a pack counting as one, for names of
 //! blobs that others uploaded: what is renamed, or changed in its mode or time.
 
-use std::{
-    collections::HashMap,
-    sync::Arc,
-};
+use std::{collections::HashMap, sync::Arc};
 
 use tokio::task::JoinSet;
 use tracing::{info, warn};
@@ -130,8 +127,16 @@ impl Voucher {
         let (mut objects, named) = self.objects(named).await?;
         let bad = self.ask(&known, &mut objects).await?;
         if bad.is_empty() {
-            let until = objects.values().map(|object| known.good_until(object.confirmed_millis));
-            return Ok(Vouch::Until(until.min().unwrap_or(u64::MAX)));
+            let until = objects
+                .values()
+                .map(|object| known.good_until(object.confirmed_millis));
+            let until = until.min().unwrap_or(u64::MAX);
+            // This machine slept while it asked.
+            return Ok(if until <= self.shared.condemned.now_millis() {
+                Vouch::Later
+            } else {
+                Vouch::Until(until)
+            });
         }
         self.restore(&named, bad).await
     }
@@ -206,7 +211,9 @@ impl Voucher {
         let mut seen = Vec::new();
         while let Some(done) = asked.join_next().await {
             let (name, asked_millis, found) = done.map_err(|_| UploadError::Stopped)??;
-            let object = objects.get_mut(&name).expect("it was asked for because it is here");
+            let object = objects
+                .get_mut(&name)
+                .expect("it was asked for because it is here");
             if found {
                 object.confirmed_millis = asked_millis;
                 let row = |(chunk, place): &(Digest, _)| Change::PutChunk(*chunk, row(asked_millis, *place));
@@ -292,10 +299,11 @@ impl Shared {
             let place = places.get(number).copied().flatten();
             let confirmed = match self.ledger.chunk(&chunk.digest)? {
                 Some(row) if row.place == place => row.confirmed_millis,
-                Some(_) => 0,
                 // The only chunk of a blob has no row of its own when nothing is to be said of its place.
-                None if place.is_none() && chunk.digest == blob.digest => self.blob_confirmed(&blob.digest)?,
-                None => 0,
+                None if place.is_none() && chunk.digest == blob.digest => {
+                    self.blob_confirmed(&blob.digest)?
+                }
+                Some(_) | None => 0,
             };
             note(objects, index, (chunk.digest, place), confirmed);
         }

@@ -59,9 +59,7 @@ impl Asking {
         after: &mut Option<String>,
     ) -> Result<(Vec<ObjectMeta>, bool), TierError> {
         let behind = after.clone();
-        let page = self
-            .again(|bucket| bucket.list(prefix, behind.as_deref()))
-            .await;
+        let page = self.again(|bucket| bucket.list(prefix, behind.as_deref())).await;
         let page = page?;
         if let Some(last) = page.objects.last() {
             if after.as_ref().is_some_and(|after| last.key <= *after) {

@@ -59,16 +59,16 @@ mod report;
 mod state;
 mod winners;
 
+#[cfg(test)]
+mod tests;
+
 use std::{sync::Arc, time::Duration};
 
 pub use error::SweepError;
 pub use report::{Amount, Progress, SweepReport};
 
 use self::{asking::Asking, objects::Walk, state::State};
-use crate::{
-    tier::SharedBucket,
-    upload::condemned::BucketTime,
-};
+use crate::{tier::SharedBucket, upload::condemned::BucketTime};
 
 /// A shorter window could not be told apart from the coarseness of the bucket's clock, which has whole seconds.
 pub const MIN_WINDOW: Duration = Duration::from_secs(4);

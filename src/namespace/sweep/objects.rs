@@ -7,13 +7,7 @@
 
 use tokio::task::JoinSet;
 
-use super::{
-    SweepError, SweepReport,
-    asking::Asking,
-    marks::Marks,
-    report::Progress,
-    state::State,
-};
+use super::{SweepError, SweepReport, asking::Asking, marks::Marks, report::Progress, state::State};
 use crate::{
     base::digest::Digest,
     store::pack,
@@ -210,11 +204,12 @@ async fn members(asking: &Asking, key: &str, name: &Digest) -> Result<Option<Vec
         match count.map(pack::head_bytes) {
             // More members than this program puts into one.
             Some(needed) if needed > len && needed <= pack::MAX_OBJECT_BYTES => len = needed,
-            _ => match pack::read_names(&object.bytes, name) {
-                Some(names) => return Ok(Some(names)),
-                // Damaged on the way, perhaps.
-                None => continue,
-            },
+            _ => {
+                // Otherwise damaged on the way, perhaps.
+                if let Some(names) = pack::read_names(&object.bytes, name) {
+                    return Ok(Some(names));
+                }
+            }
         }
     }
     Ok(None)

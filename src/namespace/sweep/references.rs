@@ -160,12 +160,10 @@ impl Reading<'_> {
             let mut names = Some(0);
             for number in 0..of {
                 let part = Part { number, of };
-                match self.part(name, volume, Winners::new(views, part, marks)).await? {
-                    Ok(more) => names = names.map(|names| names + more),
-                    Err(TooMany) => {
-                        names = None;
-                        break;
-                    }
+                let read = self.part(name, volume, Winners::new(views, part, marks)).await?;
+                names = names.zip(read.ok()).map(|(names, more)| names + more);
+                if names.is_none() {
+                    break;
                 }
             }
             if let Some(names) = names {
@@ -185,8 +183,7 @@ impl Reading<'_> {
         for together in volume.segments.chunks(TOGETHER) {
             let mut under_way = JoinSet::new();
             for (index, segment) in together.iter().enumerate() {
-                let (asking, segment, key) =
-                    (self.asking.clone(), *segment, segment.to_key(name.as_str()));
+                let (asking, segment, key) = (self.asking.clone(), *segment, segment.to_key(name.as_str()));
                 under_way.spawn(async move { (index, fetch(&asking, segment, key).await) });
             }
             let mut fetched = under_way.join_all().await;

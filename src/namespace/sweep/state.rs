@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use super::{SweepError, asking::Asking};
+use crate::base::id::random_bytes;
 use crate::tier::{
     Body, Put, layout,
     sweeping::{self, DEFAULT_WINDOW, DoneJson, SweepList, WindowJson},
 };
-use crate::base::id::random_bytes;
 
 /// A list that took this part of the window to be written may have been late for the writers.
 const SLOW_SHARE: u64 = 8;
@@ -22,7 +22,7 @@ pub struct State {
     /// Not yet; with when they will be.
     pub waiting: Vec<(u64, SweepList)>,
     /// Done with for long enough.
-    expired: Vec<String>,
+    pub expired: Vec<String>,
 }
 
 impl State {
@@ -122,10 +122,7 @@ pub async fn set_window(asking: &Asking, window: Duration) -> Result<(), SweepEr
         Some((stored, etag)) => {
             let before = Duration::from_millis(stored.longest_millis(now));
             let body = Body::raw(WindowJson::new(window, before, now).encode());
-            asking
-                .bucket()
-                .put_if(layout::SWEEP_WINDOW, body, &etag)
-                .await?
+            asking.bucket().put_if(layout::SWEEP_WINDOW, body, &etag).await?
         }
         // Machines that run already go by the window of a store that says nothing.
         None => put_first_window(asking, window, DEFAULT_WINDOW).await?,

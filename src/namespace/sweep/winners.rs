@@ -225,7 +225,7 @@ mod tests {
     fn what_counts_now_is_used_and_what_was_replaced_long_ago_is_not() {
         let views = Views::new(1000, Vec::new());
         assert_eq!(used(&views, &[(10, 1, Some(1)), (20, 2, Some(2))]), [2]);
-        assert_eq!(used(&views, &[(10, 1, Some(1)), (20, 2, None)]), []);
+        assert_eq!(used(&views, &[(10, 1, Some(1)), (20, 2, None)]), [0_u64; 0]);
         // The one that came first is the later one.
         assert_eq!(used(&views, &[(10, 2, Some(2)), (20, 1, Some(1))]), [2]);
     }
@@ -234,7 +234,7 @@ mod tests {
     fn what_was_replaced_within_the_window_is_used() {
         let views = Views::new(1000, Vec::new());
         assert_eq!(used(&views, &[(10, 1, Some(1)), (1001, 2, None)]), [1]);
-        assert_eq!(used(&views, &[(10, 1, Some(1)), (1000, 2, None)]), []);
+        assert_eq!(used(&views, &[(10, 1, Some(1)), (1000, 2, None)]), [0_u64; 0]);
         assert_eq!(used(&views, &[(10, 2, Some(2)), (1001, 1, Some(1))]), [1, 2]);
     }
 
@@ -260,7 +260,7 @@ mod tests {
         let views = Views::new(1000, Vec::new());
         let twice = [(10, 1, Some(1)), (20, 1, Some(2)), (30, 2, None)];
         assert_eq!(used(&views, &twice[..2]), [1, 2]);
-        assert_eq!(used(&views, &twice), []);
+        assert_eq!(used(&views, &twice), [0_u64; 0]);
     }
 
     #[test]

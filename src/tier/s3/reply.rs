@@ -147,7 +147,11 @@ where
 
 /// What it means that one key of several was refused.
 pub(super) fn refused_key(code: Option<&str>, message: Option<&str>, ask: &Ask<'_>) -> TierError {
-    let said = [code, message].into_iter().flatten().collect::<Vec<_>>().join(", ");
+    let said = [code, message]
+        .into_iter()
+        .flatten()
+        .collect::<Vec<_>>()
+        .join(", ");
     if code == Some("AccessDenied") {
         return TierError::Denied {
             permission: ask.permission,
