@@ -172,9 +172,17 @@ fn what_was_condemned_is_stored_again_by_whoever_writes_it(kind: StoreKind) {
     write(&b, "third");
     a.flush();
     b.flush();
-    sweep_until(&lab, "deleted", sum as u64);
-    let left = stored(&lab);
-    assert!(condemned.keys().all(|key| !left.contains_key(key)), "{left:?}");
+    // It is in use again, so that sweeps leave it. But they might have deleted it just before.
+    wait::until("the sweep of the list is done", SOON, || {
+        sweep(&lab, &[]);
+        lab.objects()
+            .iter()
+            .any(|object| object.key.ends_with(".done"))
+            .then_some(())
+    });
+    for key in condemned.keys() {
+        lab.tamper(key, None);
+    }
     a.unmount();
     for machine in [&lab.machine("c"), &b] {
         for below in ["second", "third"] {
@@ -313,7 +321,9 @@ fn a_sweep_that_is_killed_is_finished_by_the_next(kind: StoreKind) {
         (left as u64 + sum < 14_000_000 && (left as u64) < 8_000_000).then_some(())
     });
     assert!(killed > 5, "{killed} sweeps were killed");
-    lab.set_down(false);
+    if kind == StoreKind::S3 {
+        lab.server().set_faults(Faults::default());
+    }
     sweep(&lab, &[]);
     let late = lab.machine("late");
     tree::assert_same_but_dir_times(&before, &tree::read(late.root()));
@@ -422,7 +432,7 @@ fn a_window_of_a_store_in_use_counts_when_all_machines_know_it() {
     // Machines may still go by a week.
     let report = sweep(&lab, &["--window", "1h"]);
     assert_eq!(report["window_seconds"], 7 * 24 * 3600);
-    assert_eq!(report["young"], report["all"]);
+    assert_eq!(report["used"], report["all"], "its names were deleted just now");
     let output = try_sweep(&lab, &["--window", "3s"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("at least 4 s"));

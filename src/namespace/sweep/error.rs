@@ -27,6 +27,9 @@ pub enum SweepError {
         segment: String,
         why: String,
     },
+    /// A volume was deleted meanwhile, most probably.
+    #[error("nothing was swept: segment {key} was removed while the sweep read it: run it again")]
+    Vanished { key: String },
     /// What it read of the references is too old to delete anything by.
     #[error(
         "the sweep took longer than half the window ({} s): run it again, or with a longer --window",

@@ -87,9 +87,50 @@ pub async fn read(
     Ok(found)
 }
 
+/// What the sweep does with an object below `volumes/`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// It is read.
+    Segment(SegmentKey),
+    /// It is read.
+    Json,
+    /// It refers to nothing that segments do not refer to: no segment is ever removed, but with its volume.
+    Repeats,
+}
+
+/// Knows every key of a volume; `None` for any other.
+fn kind(volume: &str, key: &str) -> Option<Kind> {
+    if key == layout::volume(volume) {
+        return Some(Kind::Json);
+    }
+    if let Some(segment) = SegmentKey::parse(volume, key) {
+        return Some(Kind::Segment(segment));
+    }
+    let rest = key.strip_prefix(layout::VOLUME_PREFIX)?;
+    let rest = rest.strip_prefix(volume)?.strip_prefix('/')?;
+    // Checkpoints of the log, and the blobs of a volume that keeps its own, which no sweep touches.
+    let folders = ["catalogs/", "blobs/", "packs/", "probe/"];
+    let repeats = rest == "head.json" || folders.iter().any(|folder| rest.starts_with(folder));
+    repeats.then_some(Kind::Repeats)
+}
+
 /// Lists everything below `volumes/`, and understands all of it.
+///
+/// It is listed twice, and what was there at either time counts: names can move from a volume that is listed
+/// late to one that was listed before, and their volume be deleted in between.
 async fn inventory(asking: &Asking) -> Result<BTreeMap<VolumeName, Volume>, SweepError> {
     let mut volumes: BTreeMap<VolumeName, Volume> = BTreeMap::new();
+    for _ in 0..2 {
+        add_listed(asking, &mut volumes).await?;
+    }
+    for volume in volumes.values_mut() {
+        volume.segments.sort_unstable();
+        volume.segments.dedup();
+    }
+    Ok(volumes)
+}
+
+async fn add_listed(asking: &Asking, volumes: &mut BTreeMap<VolumeName, Volume>) -> Result<(), SweepError> {
     let mut after = None;
     loop {
         let (objects, more) = asking.page(layout::VOLUME_PREFIX, &mut after).await?;
@@ -100,17 +141,16 @@ async fn inventory(asking: &Asking) -> Result<BTreeMap<VolumeName, Volume>, Swee
             let rest = object.key.strip_prefix(layout::VOLUME_PREFIX).unwrap_or_default();
             let (name, _) = rest.split_once('/').ok_or_else(unknown)?;
             let name: VolumeName = name.parse().map_err(|_| unknown())?;
-            let segment = SegmentKey::parse(name.as_str(), &object.key);
-            let is_json = object.key == layout::volume(name.as_str());
+            let kind = kind(name.as_str(), &object.key).ok_or_else(unknown)?;
             let volume = volumes.entry(name).or_default();
-            match segment {
-                Some(segment) => volume.segments.push(segment),
-                None if is_json => volume.lies_over_others = true,
-                None => return Err(unknown()),
+            match kind {
+                Kind::Segment(segment) => volume.segments.push(segment),
+                Kind::Json => volume.lies_over_others = true,
+                Kind::Repeats => {}
             }
         }
         if !more {
-            return Ok(volumes);
+            return Ok(());
         }
     }
 }
@@ -246,10 +286,7 @@ async fn fetch(asking: &Asking, segment: SegmentKey, key: String) -> Result<Deco
             .await;
         let bytes = match found {
             Ok(Some(object)) => object.bytes,
-            Ok(None) => {
-                "it was removed just now".clone_into(&mut why);
-                break;
-            }
+            Ok(None) => return Err(SweepError::Vanished { key }),
             Err(err @ TierError::Malformed { .. }) => {
                 why = err.to_string();
                 continue;
