@@ -311,10 +311,21 @@ impl Bucket for MemoryBucket {
         unimplemented!("blobs are never replaced")
     }
 
-    /// Only what sweeps leave is listed, and nothing is ever swept here.
+    /// Only what sweeps leave is ever listed here.
     fn list<'a>(&'a self, prefix: &'a str, _: Option<&'a str>) -> BoxFuture<'a, Result<Page, TierError>> {
         assert_eq!(prefix, layout::SWEEP_PREFIX);
-        Box::pin(std::future::ready(Ok(Page::default())))
+        let objects = self.objects.lock().unwrap();
+        let found = objects.iter().filter(|(key, _)| key.starts_with(prefix));
+        let objects = found.map(|(key, bytes)| ObjectMeta {
+            key: key.clone(),
+            size: bytes.len() as u64,
+            modified_millis: 0,
+        });
+        let page = Page {
+            objects: objects.collect(),
+            more: false,
+        };
+        Box::pin(std::future::ready(Ok(page)))
     }
 
     fn delete<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<(), TierError>> {

@@ -28,6 +28,8 @@ pub mod vouch;
 mod open_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod vouch_tests;
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
