@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::units::format_moment;
 
 /// `[a-z0-9][a-z0-9._-]{0,62}`: safe in an object key, a path and a URL.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct VolumeName(String);
 

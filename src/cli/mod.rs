@@ -18,6 +18,7 @@ pub mod ls;
 pub mod mount;
 pub mod output;
 pub mod status;
+pub mod sweep;
 pub mod unmount;
 pub mod volume;
 
@@ -56,6 +57,7 @@ enum Command {
     Fork(fork::ForkArgs),
     Volume(volume::VolumeArgs),
     Status(status::StatusArgs),
+    Sweep(sweep::SweepArgs),
     Ls(ls::LsArgs),
     Doctor(doctor::DoctorArgs),
     /// What the daemon starts to look at its mount.
@@ -77,6 +79,7 @@ pub fn run() -> ExitCode {
         Command::Fork(args) => fork::run(&args),
         Command::Volume(args) => volume::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Sweep(args) => sweep::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::ReadRoot { mountpoint } => {

@@ -6,7 +6,10 @@ use std::{error::Error, io, path::PathBuf};
 use super::mountpoint::MountpointError;
 use crate::{
     config::ConfigError,
-    namespace::{TreeError, promote::PromoteError, stack::StackError, view::ViewError, volumes::DeleteError},
+    namespace::{
+        TreeError, promote::PromoteError, stack::StackError, sweep::SweepError, view::ViewError,
+        volumes::DeleteError,
+    },
     store::StoreError,
     tier::TierError,
 };
@@ -50,6 +53,8 @@ pub enum StartError {
     Promote { source: PromoteError },
     #[error(transparent)]
     Delete { source: DeleteError },
+    #[error(transparent)]
+    Sweep { source: SweepError },
     #[error("cannot read the tree of the volume from the index")]
     Tree { source: TreeError },
     #[error("cannot go on with the files that the last stop left unsealed")]
@@ -83,6 +88,7 @@ impl StartError {
             | Self::View { .. }
             | Self::Promote { .. }
             | Self::Delete { .. }
+            | Self::Sweep { .. }
             | Self::Tree { .. }
             | Self::Files { .. }
             | Self::Mount { .. }

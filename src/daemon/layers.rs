@@ -113,6 +113,8 @@ impl Layers {
             tree,
             Arc::clone(&store),
             Arc::clone(bucket),
+            uploader.voucher(Arc::clone(&store.fetcher)),
+            Arc::clone(tell_kernel),
         );
         let watch = volumes::watch(bucket, stack, publisher.to_halt());
         Ok(Self {

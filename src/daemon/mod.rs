@@ -41,6 +41,7 @@ pub mod run;
 pub mod serving;
 pub mod start;
 pub mod stop;
+pub mod sweep;
 pub mod users;
 pub mod volume;
 pub mod volumes;

@@ -28,6 +28,7 @@ pub mod promote;
 pub mod publish;
 pub mod segment;
 pub mod stack;
+pub mod sweep;
 pub mod tree;
 pub mod view;
 pub mod volumes;

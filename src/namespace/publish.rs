@@ -35,15 +35,17 @@ pub(super) use writer::{Clocks, LATE_MILLIS, PublishError, Source, Step, Writer}
 use super::{
     TreeError,
     background::{blocking, words},
-    tree::{Pending, Readiness, Tree},
+    change::{EntryBlob, EntryChunks},
+    tree::{Pending, Readiness, TellKernel, Tree},
 };
 use crate::{
-    base::{BoxFuture, clock::Stamp, retry::Backoff},
+    base::{BoxFuture, chunk::ChunkList, clock::Stamp, digest::Digest, retry::Backoff},
     store::{
         Store, StoreError,
         rows::{Change, Ino},
     },
     tier::SharedBucket,
+    upload::vouch::{Named, NamedChunks, Vouch, Voucher},
 };
 
 const PACE: Duration = Duration::from_millis(250);
@@ -116,9 +118,16 @@ pub fn spawn(
     tree: Arc<Tree>,
     store: Arc<Store>,
     bucket: SharedBucket,
+    voucher: Voucher,
+    tell_kernel: TellKernel,
 ) -> PublisherHandle {
     let machine = store.machine;
-    let home = Arc::new(Home { tree, store });
+    let home = Arc::new(Home {
+        tree,
+        store,
+        voucher,
+        tell_kernel,
+    });
     let started = Instant::now();
     let clock = Arc::clone(&bucket);
     let clocks = Clocks {
@@ -292,16 +301,84 @@ fn counts(pending: &Pending, mark: u64) -> bool {
 }
 
 /// This machine, as the writer needs it.
-#[derive(Debug)]
 struct Home {
     tree: Arc<Tree>,
     store: Arc<Store>,
+    voucher: Voucher,
+    tell_kernel: TellKernel,
+}
+
+impl std::fmt::Debug for Home {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Home").finish_non_exhaustive()
+    }
+}
+
+impl Home {
+    /// Hides files whose blobs are nowhere: they were never published, and never will be.
+    async fn lose(&self, chosen: &[Pending], lost: &[Digest]) -> Result<(), TreeError> {
+        for pending in chosen {
+            let Some(blob) = blob_of(pending).filter(|blob| lost.contains(&blob.digest)) else {
+                continue;
+            };
+            tracing::error!(
+                name = %String::from_utf8_lossy(&pending.name),
+                digest = %blob.digest,
+                "a file is lost that was never published: this machine slept for longer than the sweep window"
+            );
+            let (tree, digest) = (Arc::clone(&self.tree), blob.digest);
+            let (parent, name) = (pending.parent, pending.name.clone());
+            let notices = blocking(move || tree.lose_name(parent, &name, digest)).await?;
+            if !notices.is_empty() {
+                (self.tell_kernel)(notices);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn blob_of(pending: &Pending) -> Option<&EntryBlob> {
+    match &pending.readiness {
+        Readiness::Ready(change) => change.entry.as_ref()?.blob.as_ref(),
+        Readiness::Writing | Readiness::Rewriting | Readiness::Waiting | Readiness::Never => None,
+    }
+}
+
+/// What the bucket must have of a blob; nothing of an empty one.
+fn named(blob: &EntryBlob) -> Option<Named> {
+    let chunks = match &blob.chunks {
+        EntryChunks::Single if blob.size == 0 => return None,
+        EntryChunks::Single => {
+            NamedChunks::Told(ChunkList::single(blob.digest, blob.size), blob.places.clone())
+        }
+        EntryChunks::Inline(list) => NamedChunks::Told(list.clone(), blob.places.clone()),
+        EntryChunks::Listed { digest, size } => NamedChunks::Listed(*digest, *size),
+    };
+    Some(Named {
+        digest: blob.digest,
+        size: blob.size,
+        chunks,
+    })
 }
 
 impl Source for Home {
     fn pending(&self, limit: usize) -> BoxFuture<'_, Result<Vec<Pending>, TreeError>> {
         let tree = Arc::clone(&self.tree);
         Box::pin(blocking(move || tree.pending(limit)))
+    }
+
+    fn vouch<'a>(&'a self, chosen: &'a [Pending]) -> BoxFuture<'a, Result<Option<u64>, PublishError>> {
+        Box::pin(async move {
+            let asked = chosen.iter().filter_map(blob_of).filter_map(named).collect();
+            match self.voucher.vouch(asked).await? {
+                Vouch::Until(millis) => Ok(Some(millis)),
+                Vouch::Later => Ok(None),
+                Vouch::Lost(lost) => {
+                    self.lose(chosen, &lost).await?;
+                    Ok(None)
+                }
+            }
+        })
     }
 
     fn published(&self, done: Vec<(Ino, Vec<u8>, Stamp)>) -> BoxFuture<'_, Result<(), TreeError>> {

@@ -13,7 +13,7 @@ use super::{
     blobs::{Blob, Blobs, Shared, now_secs},
     rows::{BlobRow, Change, ChunkRow, Durability, Residency},
 };
-use crate::base::{clock::local_millis, digest::Digest, durable::remove_if_there};
+use crate::base::{digest::Digest, durable::remove_if_there};
 
 /// A use is not written down when the row knows of one less than this before: a build
 /// looks at the same files every few seconds, and eviction need not know to the second.
@@ -83,6 +83,41 @@ impl Blobs {
         Ok(true)
     }
 
+    /// The bucket does not have a blob that was durable, or will not keep it: it waits to be uploaded again.
+    ///
+    /// False when not all of its bytes are here, right and verified.
+    pub(crate) fn set_dirty(&self, digest: &Digest) -> Result<bool, StoreError> {
+        let shard = self.shared.shard(digest);
+        if self.shared.staging.is_sealing(digest) {
+            // It is being made durable or dirty by whoever seals it.
+            return Ok(true);
+        }
+        let Some(row) = self.shared.ledger.blob(digest)? else {
+            return Ok(false);
+        };
+        match row.durability {
+            Durability::Dirty => return Ok(true),
+            Durability::Quarantined => return Ok(false),
+            Durability::Durable { .. } => {}
+        }
+        let here = match shard.get(digest) {
+            // What was fetched just now may not be in the row yet.
+            Some(in_use) if in_use.file.is_frozen() => return Ok(false),
+            Some(in_use) => in_use.file.residency(),
+            None => (row.residency.clone(), row.doubted),
+        };
+        if here != (Residency::Whole, false) {
+            return Ok(false);
+        }
+        self.shared.put_row(BlobRow {
+            durability: Durability::Dirty,
+            residency: Residency::Whole,
+            doubted: false,
+            ..(*row).clone()
+        })?;
+        Ok(true)
+    }
+
     /// Whether a blob waits to be uploaded.
     pub(crate) fn is_dirty(&self, digest: &Digest) -> Result<bool, StoreError> {
         let row = self.shared.ledger.blob(digest)?;
@@ -128,7 +163,7 @@ impl Blobs {
         let row = match self.shared.ledger.blob(&digest)? {
             Some(row) => (*row).clone(),
             // What is resident is saved later, and must not bring the word of now with it.
-            None => new_row(digest, blob.size()),
+            None => new_row(digest, blob.size(), self.shared.bucket_millis()),
         };
         if let Durability::Durable { .. } = row.durability
             && !self.shared.staging.is_sealing(&digest)
@@ -241,7 +276,7 @@ impl Shared {
         let row = match self.ledger.blob(&file.digest)? {
             Some(row) => (*row).clone(),
             None if residency == Residency::Nothing => return Ok(()),
-            None => new_row(file.digest, file.size()),
+            None => new_row(file.digest, file.size(), self.bucket_millis()),
         };
         // A quarantined blob takes no chunks while it has a file: all of this one came from the bucket.
         let from_bucket = row.durability == Durability::Quarantined && !file.is_frozen();
@@ -258,7 +293,7 @@ impl Shared {
         let durability = if came_back {
             info!(digest = %file.digest, "a blob whose only copy was lost came back from the bucket");
             Durability::Durable {
-                confirmed_millis: local_millis(),
+                confirmed_millis: self.bucket_millis(),
             }
         } else {
             row.durability
@@ -277,14 +312,12 @@ impl Shared {
 }
 
 /// The row of a blob that came from the bucket: it is there, and was just now.
-pub(super) fn new_row(digest: Digest, size: u64) -> BlobRow {
+pub(super) fn new_row(digest: Digest, size: u64, confirmed_millis: u64) -> BlobRow {
     BlobRow {
         digest,
         size,
         residency: Residency::Nothing,
-        durability: Durability::Durable {
-            confirmed_millis: local_millis(),
-        },
+        durability: Durability::Durable { confirmed_millis },
         used_secs: now_secs(),
         pinned: false,
         doubted: false,

@@ -36,7 +36,10 @@ use super::{
     rows::{Durability, Ino, Residency},
     staging::Staging,
 };
-use crate::base::{chunk::ChunkList, clock::local_millis, digest::Digest};
+use crate::{
+    base::{chunk::ChunkList, clock::local_millis, digest::Digest},
+    tier::SharedBucket,
+};
 
 pub use super::take_over::{FileId, TakeOver};
 
@@ -161,6 +164,8 @@ pub(super) struct Shared {
     pub(super) dir: PathBuf,
     pub(super) ledger: Arc<Ledger>,
     pub(super) staging: Staging,
+    /// Asked for the time only, in which it is noted when it was seen to have a blob.
+    bucket: SharedBucket,
     /// Blobs in use, by the first byte of their digest, as the folders are.
     shards: Box<[Mutex<Shard>]>,
     /// When blobs were used, not yet in their rows.
@@ -180,7 +185,12 @@ pub(super) struct InUse {
 
 impl Blobs {
     /// Opens the folder, making it and its 256 shards if they are not there. Looks at no blob.
-    pub fn open_dir(dir: PathBuf, ledger: Arc<Ledger>, staging: Staging) -> Result<Self, StoreError> {
+    pub fn open_dir(
+        dir: PathBuf,
+        ledger: Arc<Ledger>,
+        staging: Staging,
+        bucket: SharedBucket,
+    ) -> Result<Self, StoreError> {
         for shard in 0..=u8::MAX {
             let path = dir.join(format!("{shard:02x}"));
             fs::create_dir_all(&path).map_err(StoreError::disk("create", &path))?;
@@ -190,6 +200,7 @@ impl Blobs {
                 dir,
                 ledger,
                 staging,
+                bucket,
                 shards: (0..=u8::MAX).map(|_| Mutex::default()).collect(),
                 touches: Mutex::default(),
                 leaving: Arc::default(),
@@ -267,6 +278,11 @@ impl Blobs {
 }
 
 impl Shared {
+    /// The bucket's time.
+    pub(super) fn bucket_millis(&self) -> u64 {
+        self.bucket.clock().now_millis()
+    }
+
     pub(super) fn path(&self, digest: &Digest) -> PathBuf {
         self.dir.join(digest.shard()).join(digest.to_string())
     }

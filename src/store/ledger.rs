@@ -282,8 +282,9 @@ impl Ledger {
         }
     }
 
-    /// The changes that take over where another machine says that packs have the chunks of
-    /// `list`. What this machine saw in the bucket itself is not changed.
+    /// The changes that take over where another machine says that packs have the chunks of `list`.
+    ///
+    /// What this machine knew of another place gives way: a sweep may have taken that.
     pub fn told_places(
         &self,
         list: &ChunkList,
@@ -292,7 +293,7 @@ impl Ledger {
         let mut changes = Vec::with_capacity(places.len());
         for (chunk, place) in list.chunks().iter().zip(places) {
             let known = self.chunk(&chunk.digest)?;
-            if place.is_some() && known.is_none_or(|row| row.confirmed_millis == 0 && row.place != *place) {
+            if place.is_some() && known.is_none_or(|row| row.place != *place) {
                 let row = ChunkRow {
                     confirmed_millis: 0,
                     place: *place,

@@ -216,7 +216,12 @@ fn bytes_half(
     bucket: SharedBucket,
 ) -> Result<BytesHalf, StoreError> {
     let staging = Staging::open_dir(options.dir.join("staging"), Arc::clone(ledger))?;
-    let blobs = Blobs::open_dir(options.dir.join("blobs"), Arc::clone(ledger), staging.clone())?;
+    let blobs = Blobs::open_dir(
+        options.dir.join("blobs"),
+        Arc::clone(ledger),
+        staging.clone(),
+        Arc::clone(&bucket),
+    )?;
     let blobs = Arc::new(blobs);
     let limits = reclaim::ReclaimOptions {
         dir: options.dir.clone(),

@@ -197,6 +197,35 @@ pub fn read_members(object: &[u8], name: &Digest) -> Option<Vec<(Chunk, PackPlac
     right.then_some(members)
 }
 
+/// How many members the head of an object tells; `None` when it is not the head of a pack.
+///
+/// # Errors
+///
+/// The version, when it is one that this program does not know.
+pub fn read_count(head: &[u8]) -> Result<Option<usize>, u8> {
+    let Some((magic, rest)) = head.split_first_chunk::<8>() else {
+        return Ok(None);
+    };
+    if magic[..7] != MAGIC[..7] {
+        return Ok(None);
+    }
+    if magic[7] != MAGIC[7] {
+        return Err(magic[7]);
+    }
+    let count = rest
+        .first_chunk::<4>()
+        .map(|count| u32::from_le_bytes(*count) as usize);
+    Ok(count)
+}
+
+/// The names of the members by the head of the pack `name`; `None` when it is not that pack, or cut off.
+#[must_use]
+pub fn read_names(head: &[u8], name: &Digest) -> Option<Vec<Digest>> {
+    let members = read_records(head, name)?;
+    let names: Vec<_> = members.into_iter().map(|(chunk, _)| chunk.digest).collect();
+    (name_of(names.iter().copied()) == *name).then_some(names)
+}
+
 /// What the head of an object says, as far as it is possible at all.
 fn read_records(object: &[u8], pack: &Digest) -> Option<Vec<(Chunk, PackPlace)>> {
     let (count, records) = object.strip_prefix(MAGIC)?.split_first_chunk::<4>()?;

@@ -26,11 +26,11 @@ use super::{
     blobs::{Blobs, Shard, Shared, now_secs},
     rows::{BlobRow, Change, Durability, Residency, StagingId},
 };
-use crate::base::{chunk::Sliced, clock::local_millis, digest::Digest, durable::remove_if_there};
+use crate::base::{chunk::Sliced, digest::Digest, durable::remove_if_there};
 
 /// How long "the bucket has it" is believed, in milliseconds: a quarter of a
-/// day. A sweep of the bucket must leave blobs alone for at least twice as
-/// long; after it, an upload asks the bucket again, which costs one request a chunk.
+/// day. After it, an upload asks the bucket again, which costs one request an object.
+/// Before a name is published, what sweeps need is looked at by itself, see `upload::vouch`.
 const TRUST_MILLIS: u64 = 6 * 3600 * 1000;
 
 impl Blobs {
@@ -96,7 +96,7 @@ impl Blobs {
         }
         let durability = match row.as_ref().map(|row| row.durability) {
             Some(Durability::Durable { confirmed_millis })
-                if is_trusted(confirmed_millis, local_millis()) =>
+                if is_trusted(confirmed_millis, shared.bucket_millis()) =>
             {
                 Durability::Durable { confirmed_millis }
             }

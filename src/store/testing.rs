@@ -311,8 +311,21 @@ impl Bucket for MemoryBucket {
         unimplemented!("blobs are never replaced")
     }
 
-    fn list<'a>(&'a self, _: &'a str, _: Option<&'a str>) -> BoxFuture<'a, Result<Page, TierError>> {
-        unimplemented!("blobs are never listed")
+    /// Only what sweeps leave is ever listed here.
+    fn list<'a>(&'a self, prefix: &'a str, _: Option<&'a str>) -> BoxFuture<'a, Result<Page, TierError>> {
+        assert_eq!(prefix, layout::SWEEP_PREFIX);
+        let objects = self.objects.lock().unwrap();
+        let found = objects.iter().filter(|(key, _)| key.starts_with(prefix));
+        let objects = found.map(|(key, bytes)| ObjectMeta {
+            key: key.clone(),
+            size: bytes.len() as u64,
+            modified_millis: 0,
+        });
+        let page = Page {
+            objects: objects.collect(),
+            more: false,
+        };
+        Box::pin(std::future::ready(Ok(page)))
     }
 
     fn delete<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<(), TierError>> {
@@ -365,9 +378,17 @@ impl Rig {
 
     fn over(dir: tempfile::TempDir, ledger: Arc<Ledger>) -> Self {
         let staging = Staging::open_dir(dir.path().join("staging"), Arc::clone(&ledger)).unwrap();
-        let blobs = Blobs::open_dir(dir.path().join("blobs"), Arc::clone(&ledger), staging.clone()).unwrap();
+        let bucket = MemoryBucket::new();
+        let asked = Arc::clone(&bucket) as SharedBucket;
+        let blobs = Blobs::open_dir(
+            dir.path().join("blobs"),
+            Arc::clone(&ledger),
+            staging.clone(),
+            asked,
+        )
+        .unwrap();
         Self {
-            bucket: MemoryBucket::new(),
+            bucket,
             ledger,
             staging,
             blobs: Arc::new(blobs),

@@ -324,6 +324,14 @@ impl Bucket for DirBucket {
     fn delete<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<(), TierError>> {
         Box::pin(self.run("delete", key, State::delete))
     }
+
+    fn delete_many<'a>(&'a self, keys: &'a [String]) -> BoxFuture<'a, Result<(), TierError>> {
+        let owned = keys.to_vec();
+        let first = keys.first().map_or("", String::as_str);
+        Box::pin(self.run("delete", first, move |state, _| {
+            owned.iter().try_for_each(|key| state.delete(key))
+        }))
+    }
 }
 
 #[cfg(test)]

@@ -7,6 +7,9 @@
 //! volumes/<name>/blobs/ packs/ probe/             the same of a fork whose writers are trusted less, see `domain`
 //! volumes/<name>/volume.json                      what a fork lies over, or that it was deleted; others may have none
 //! volumes/<name>/log/<yyyymmddThhmm>/<ms>-<machine>-<seq>   segments, immutable
+//! sweep/window.json                               how long what nobody names is kept, see `sweeping`
+//! sweep/<ms>-<random>.list                        objects that a sweep condemned
+//! sweep/<ms>-<random>.done                        the sweep of that list came to its end
 //! probe/<machine>-<random>                        of the first use; removed again
 //! ```
 //!
@@ -35,6 +38,44 @@ pub const PACKS_PREFIX: &str = "packs/";
 
 /// What all probe objects start with.
 pub const PROBE_PREFIX: &str = "probe/";
+
+/// What all chunks, blobs of one chunk and chunk lists start with.
+pub const BLOB_PREFIX: &str = "blobs/sha256/";
+
+/// What all packs start with.
+pub const PACK_PREFIX: &str = "packs/";
+
+/// What everything that belongs to a volume starts with.
+pub const VOLUME_PREFIX: &str = "volumes/";
+
+/// What everything that sweeps leave for others starts with.
+pub const SWEEP_PREFIX: &str = "sweep/";
+
+/// How long what nobody names is kept.
+pub const SWEEP_WINDOW: &str = "sweep/window.json";
+
+/// What a sweep condemned.
+#[must_use]
+pub fn sweep_list(id: &str) -> String {
+    format!("{SWEEP_PREFIX}{id}.list")
+}
+
+/// That the sweep of a list came to its end.
+#[must_use]
+pub fn sweep_done(id: &str) -> String {
+    format!("{SWEEP_PREFIX}{id}.done")
+}
+
+/// The digest in the key of a chunk, a chunk list or a pack; `None` for any other key.
+#[must_use]
+pub fn object_digest(key: &str) -> Option<Digest> {
+    let name = key
+        .strip_prefix(BLOB_PREFIX)
+        .or_else(|| key.strip_prefix(PACK_PREFIX))?;
+    let (shard, digest) = name.split_once('/')?;
+    let digest: Digest = digest.parse().ok()?;
+    (digest.shard() == shard).then_some(digest)
+}
 
 /// The object of a chunk, or of a blob of one chunk.
 #[must_use]
@@ -101,6 +142,21 @@ mod tests {
         assert_eq!(minute(951_782_400_000), "20000229T0000");
         assert_eq!(minute(1_767_225_599_999), "20251231T2359");
         assert_eq!(minute(4_107_542_400_000), "21000301T0000");
+    }
+
+    #[test]
+    fn the_digest_of_an_object_is_read_from_its_key() {
+        let digest = Digest::of(b"x");
+        assert_eq!(object_digest(&blob(&digest)), Some(digest));
+        assert_eq!(object_digest(&pack(&digest)), Some(digest));
+        for key in [
+            "packs/00/ff",
+            "blobs/sha256/x",
+            &format!("blobs/sha256/zz/{digest}"),
+            STORE,
+        ] {
+            assert_eq!(object_digest(key), None, "{key}");
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ pub mod error;
 pub mod layout;
 pub mod probe;
 pub mod s3;
+pub mod sweeping;
 pub mod url;
 
 use std::{ops::Range, sync::Arc};
@@ -87,6 +88,9 @@ pub struct Page {
     pub more: bool,
 }
 
+/// The most objects that one call of [`Bucket::delete_many`] removes; S3 takes no more by one request.
+pub const DELETE_BATCH: usize = 1000;
+
 /// A bucket: whole objects under keys. All keys are relative to the store's prefix.
 ///
 /// Implementations retry nothing on their own beyond what their client library
@@ -132,6 +136,18 @@ pub trait Bucket: Send + Sync + std::fmt::Debug {
 
     /// Removes an object; absent already is success.
     fn delete<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<(), TierError>>;
+
+    /// Removes up to [`DELETE_BATCH`] objects; absent already is success.
+    ///
+    /// After an error some of them may be gone: the same call can be made again.
+    fn delete_many<'a>(&'a self, keys: &'a [String]) -> BoxFuture<'a, Result<(), TierError>> {
+        Box::pin(async move {
+            for key in keys {
+                self.delete(key).await?;
+            }
+            Ok(())
+        })
+    }
 }
 
 /// A bucket that every layer above shares.

@@ -14,6 +14,7 @@
 //! - Every body is sent with its SHA-256, which is part of the signature, so
 //!   the bytes are not hashed a second time to be signed.
 
+mod batch;
 mod clock;
 mod connect;
 mod reply;
@@ -317,6 +318,10 @@ impl Bucket for S3Bucket {
 
     fn delete<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<(), TierError>> {
         Box::pin(self.delete(key))
+    }
+
+    fn delete_many<'a>(&'a self, keys: &'a [String]) -> BoxFuture<'a, Result<(), TierError>> {
+        Box::pin(self.delete_batch(keys))
     }
 }
 

@@ -18,7 +18,7 @@ use tokio::{sync::OwnedSemaphorePermit, task::JoinSet};
 use tracing::warn;
 
 use super::{
-    Shared,
+    Shared, rescue,
     task::{UploadError, aside, put, retrying},
 };
 use crate::{
@@ -107,7 +107,10 @@ pub(super) async fn places_for(
 }
 
 /// The chunks of `list` that the bucket has, by memory or by asking.
+///
+/// What is condemned is not among them.
 pub(super) async fn present(shared: &Arc<Shared>, list: &ChunkList) -> Result<HashSet<Digest>, UploadError> {
+    let known = shared.condemned.known().await?;
     let now = shared.bucket.clock().now_millis();
     let mut present = HashSet::new();
     let mut doubtful: HashMap<String, HashMap<Digest, Option<PackPlace>>> = HashMap::new();
@@ -115,7 +118,11 @@ pub(super) async fn present(shared: &Arc<Shared>, list: &ChunkList) -> Result<Ha
         let Some(row) = shared.ledger.chunk(&chunk.digest)? else {
             continue;
         };
-        if is_trusted(row.confirmed_millis, now) {
+        let object = row.place.map_or(chunk.digest, |place| place.pack);
+        if known.is_condemned(&object) {
+            continue;
+        }
+        if is_trusted(row.confirmed_millis, now) && known.is_fresh(row.confirmed_millis, now) {
             present.insert(chunk.digest);
             continue;
         }
@@ -134,24 +141,27 @@ pub(super) async fn present(shared: &Arc<Shared>, list: &ChunkList) -> Result<Ha
         let shared = Arc::clone(shared);
         asked.spawn(async move {
             let _permit = permit;
+            let asked_millis = shared.bucket.clock().now_millis();
             let found = retrying(&shared, "head", &key, || shared.bucket.head(&key)).await?;
-            Ok(found.is_some().then_some(chunks))
+            Ok(found.is_some().then_some((asked_millis, chunks)))
         });
     }
     while let Some(done) = asked.join_next().await {
-        let Some(chunks) = joined(done)? else { continue };
+        let Some((asked_millis, chunks)) = joined(done)? else {
+            continue;
+        };
         present.extend(chunks.keys());
-        confirm(shared, chunks)?;
+        confirm(shared, asked_millis, chunks)?;
     }
     Ok(present)
 }
 
-/// Notes that the bucket has chunks, and where.
-fn confirm(
+/// Notes that the bucket has chunks, and where; it was asked, or told, at `confirmed_millis`.
+pub(super) fn confirm(
     shared: &Shared,
+    confirmed_millis: u64,
     chunks: impl IntoIterator<Item = (Digest, Option<PackPlace>)>,
 ) -> Result<(), StoreError> {
-    let confirmed_millis = shared.bucket.clock().now_millis();
     let row = |place| ChunkRow {
         confirmed_millis,
         place,
@@ -164,13 +174,17 @@ fn confirm(
 /// Sends a chunk as an object of its own; returns it if its bytes on this disk are others.
 async fn upload_single(shared: &Shared, blob: &Arc<Blob>, index: usize) -> Result<Vec<usize>, UploadError> {
     let chunk = blob.chunks().chunks()[index];
+    if shared.condemned.known().await?.is_condemned(&chunk.digest) {
+        return rescue::upload_again(shared, blob, &[index]).await;
+    }
+    let began_millis = shared.bucket.clock().now_millis();
     let key = layout::blob(&chunk.digest);
     let one_of_many = blob.chunks().chunks().len() > 1;
     if one_of_many {
         let found = retrying(shared, "head", &key, || shared.bucket.head(&key)).await?;
         if found.is_some() {
             shared.counters.skipped();
-            confirm(shared, [(chunk.digest, None)])?;
+            confirm(shared, began_millis, [(chunk.digest, None)])?;
             return Ok(Vec::new());
         }
     }
@@ -179,8 +193,9 @@ async fn upload_single(shared: &Shared, blob: &Arc<Blob>, index: usize) -> Resul
         return Ok(vec![index]);
     };
     put(shared, &key, body).await?;
-    if one_of_many {
-        confirm(shared, [(chunk.digest, None)])?;
+    // Of a blob of one chunk its own row says it, unless something else was known of the chunk.
+    if one_of_many || shared.ledger.chunk(&chunk.digest)?.is_some() {
+        confirm(shared, began_millis, [(chunk.digest, None)])?;
     }
     shared.counters.sent(u64::from(chunk.len));
     Ok(Vec::new())
@@ -196,15 +211,20 @@ async fn upload_group(
     unknown: bool,
 ) -> Result<Vec<usize>, UploadError> {
     let chunks: Vec<_> = group.iter().map(|&index| blob.chunks().chunks()[index]).collect();
+    let name = pack::name_of(chunks.iter().map(|chunk| chunk.digest));
+    if shared.condemned.known().await?.is_condemned(&name) {
+        return rescue::upload_again(shared, blob, group).await;
+    }
+    let began_millis = shared.bucket.clock().now_millis();
     if unknown && let Some(members) = find_pack(shared, &chunks).await? {
         for _ in &members {
             shared.counters.skipped();
         }
-        confirm_members(shared, members)?;
+        confirm_members(shared, began_millis, members)?;
         return Ok(Vec::new());
     }
     let (read, indexes, compress) = (Arc::clone(blob), group.to_vec(), shared.bucket.compresses());
-    let (pack, body) = match aside(move || prepare_pack(&read, &indexes, compress)).await?? {
+    let (pack, body) = match aside(move || prepare_pack(&read, &indexes, None, compress)).await?? {
         Ok(ready) => ready,
         Err(wrong) => return Ok(wrong),
     };
@@ -215,7 +235,7 @@ async fn upload_group(
         Put::Refused => find_pack(shared, &chunks).await?,
     };
     if let Some(members) = members {
-        confirm_members(shared, members)?;
+        confirm_members(shared, began_millis, members)?;
         shared
             .counters
             .sent(chunks.iter().map(|chunk| u64::from(chunk.len)).sum());
@@ -239,9 +259,17 @@ pub(super) async fn find_pack(shared: &Shared, chunks: &[Chunk]) -> Result<Optio
     Ok(found.and_then(|object| pack::read_head(&object.bytes, chunks)))
 }
 
-pub(super) fn confirm_members(shared: &Shared, members: Members) -> Result<(), StoreError> {
+pub(super) fn confirm_members(
+    shared: &Shared,
+    confirmed_millis: u64,
+    members: Members,
+) -> Result<(), StoreError> {
     let members = members.into_iter();
-    confirm(shared, members.map(|(digest, place)| (digest, Some(place))))
+    confirm(
+        shared,
+        confirmed_millis,
+        members.map(|(digest, place)| (digest, Some(place))),
+    )
 }
 
 /// Reads a chunk from the disk and checks it; `None` when it is another.
@@ -265,17 +293,22 @@ fn prepare(blob: &Blob, index: usize, compress: bool) -> Result<Option<Body>, St
     Ok(read.map(|(chunk, bytes)| body::encode_known(bytes, chunk.digest, compress)))
 }
 
-/// The pack of several, or those of them that are wrong.
-fn prepare_pack(
+/// The pack of several, or those of them that are wrong. With `salt` behind them it has a name of its own.
+pub(super) fn prepare_pack(
     blob: &Blob,
     group: &[usize],
+    salt: Option<&[u8]>,
     compress: bool,
 ) -> Result<Result<(Pack, Body), Vec<usize>>, StoreError> {
     let mut wrong = Vec::new();
     let bytes = group
         .iter()
         .map(|&index| blob.chunks().chunks()[index].len as usize);
-    let mut pack = pack::Builder::new(group.len(), bytes.sum());
+    let (members, salted) = (
+        group.len() + usize::from(salt.is_some()),
+        salt.map_or(0, <[u8]>::len),
+    );
+    let mut pack = pack::Builder::new(members, bytes.sum::<usize>() + salted);
     for &index in group {
         let Some((chunk, bytes)) = read_checked(blob, index)? else {
             wrong.push(index);
@@ -288,6 +321,13 @@ fn prepare_pack(
     }
     if !wrong.is_empty() {
         return Ok(Err(wrong));
+    }
+    if let Some(salt) = salt {
+        let chunk = Chunk {
+            digest: Digest::of(salt),
+            len: salt.len() as u32,
+        };
+        pack.add(chunk, salt, false);
     }
     let pack = pack.finish();
     let body = Body::raw(pack.object.clone());

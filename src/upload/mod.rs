@@ -13,16 +13,23 @@
 //! - What an operator must mend (permissions, a bucket that is gone) is tried again slowly and
 //!   logged once a minute.
 //! - A blob that cannot be read from this disk waits by itself and holds up no other.
+//! - What a sweep condemned counts as absent, see [`condemned`]. What goes beyond skipping an upload is
+//!   [`vouch`]'s to say: whether a name may be published now.
 
 mod chunks;
+pub mod condemned;
+mod rescue;
 mod small;
 mod status;
 mod task;
+pub mod vouch;
 
 #[cfg(test)]
 mod open_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod vouch_tests;
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -43,9 +50,11 @@ use tracing::{debug, error, warn};
 pub use status::UploadStatus;
 
 use self::{
+    condemned::Condemned,
     small::{Ended, upload_together},
     status::UploadingGuard,
-    task::{Outcome, UploadError, upload_blob},
+    task::{Outcome, upload_blob},
+    vouch::Voucher,
 };
 use crate::{
     base::{activity::Activity, digest::Digest, retry::Backoff},
@@ -53,12 +62,14 @@ use crate::{
         Store, StoreError,
         blobs::Blobs,
         error::chain,
+        fetch::Fetcher,
         ledger::Ledger,
         pack::{MAX_MEMBERS, MAX_SMALL_BYTES},
         rows::BlobRow,
     },
     tier::SharedBucket,
 };
+pub use task::UploadError;
 
 #[derive(Clone, Debug)]
 pub struct UploadOptions {
@@ -115,6 +126,7 @@ struct Shared {
     ledger: Arc<Ledger>,
     blobs: Arc<Blobs>,
     bucket: SharedBucket,
+    condemned: Condemned,
     options: UploadOptions,
     /// Requests that may be made now.
     places: Arc<Semaphore>,
@@ -156,6 +168,7 @@ fn spawn_over(
     let shared = Arc::new(Shared {
         ledger,
         blobs,
+        condemned: Condemned::of(&bucket),
         bucket,
         places: Arc::new(Semaphore::new(options.parallel.max(1))),
         options,
@@ -207,6 +220,11 @@ impl UploaderHandle {
             }
             sleep(LOOK_PAUSE).await;
         }
+    }
+
+    /// Whoever publishes names asks this first.
+    pub fn voucher(&self, fetcher: Arc<Fetcher>) -> Voucher {
+        Voucher::new(Arc::clone(&self.shared), fetcher)
     }
 
     /// Ends the uploads under way and stops. What is not done stays dirty.

@@ -149,21 +149,25 @@ async fn upload_rows(shared: &Arc<Shared>, rows: Vec<Arc<BlobRow>>) -> Result<Ve
         let (packed, compress) = (chunks.clone(), shared.bucket.compresses());
         let pack = aside(move || make_pack(&packed, &bodies, compress)).await?;
         let key = layout::pack(&pack.name);
-        let members = match put(shared, &key, Body::raw(pack.object)).await? {
-            Put::Written(_) => Some(pack.members),
-            // The reply to an earlier attempt was lost, or another machine made the same.
-            Put::Refused => find_pack(shared, &chunks).await?,
+        let members = if shared.condemned.known().await?.is_condemned(&pack.name) {
+            None
+        } else {
+            match put(shared, &key, Body::raw(pack.object)).await? {
+                Put::Written(_) => Some(pack.members),
+                // The reply to an earlier attempt was lost, or another machine made the same.
+                Put::Refused => find_pack(shared, &chunks).await?,
+            }
         };
         let rows: Vec<_> = sent.iter().map(|member| Arc::clone(&member.row)).collect();
         drop((places, sent));
         if let Some(members) = members {
-            confirm_members(shared, members)?;
+            confirm_members(shared, began_millis, members)?;
             for row in &rows {
                 shared.counters.sent(row.size);
             }
             had.extend(rows);
         } else {
-            warn!(%key, "another object has the name of a pack; its blobs are stored one by one");
+            warn!(%key, "another object has the name of a pack, or a sweep condemned it; its blobs are stored one by one");
             ended.extend(one_by_one(shared, rows).await);
         }
     }

@@ -5,17 +5,23 @@
 //! - The bytes that are sent were hashed after they were read: what differs from its name is
 //!   quarantined, never sent.
 //! - A blob counts as durable only after the bucket acknowledged, or was seen to have, each of its objects.
-//! - "It exists already" is success: within one trust domain the name proves the content.
+//! - "It exists already" is success: within one trust domain the name proves the content. Of what a sweep
+//!   condemned it is not: that is stored again under another key (`rescue`).
 //! - Each request holds one of the uploader's places for each 2 MiB that it sends, which are in memory.
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use tokio::{
     task::spawn_blocking,
     time::{sleep, timeout},
 };
 
-use super::{Shared, chunks::upload_chunks};
+use super::{
+    Shared,
+    chunks::{confirm, upload_chunks},
+    rescue,
+};
 use crate::{
     base::{BoxFuture, digest::Digest, retry::Backoff},
     store::{
@@ -44,7 +50,7 @@ pub(super) enum Outcome {
 
 /// Why an upload did not end.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum UploadError {
+pub enum UploadError {
     #[error(transparent)]
     Bucket(#[from] TierError),
     #[error(transparent)]
@@ -87,20 +93,33 @@ pub(super) async fn upload_blob(shared: Arc<Shared>, row: Arc<BlobRow>) -> Resul
 }
 
 /// Uploads the chunk list, with the places of the chunks, and notes its name.
-async fn upload_list(shared: &Shared, blob: &Blob) -> Result<(), UploadError> {
+async fn upload_list(shared: &Shared, blob: &Arc<Blob>) -> Result<(), UploadError> {
+    let known = shared.condemned.known().await?;
+    let (mut digest, mut bytes) = encode_list(shared, blob)?;
+    if known.is_condemned(&digest) {
+        // Another place of one chunk makes it another list.
+        rescue::upload_again(shared, blob, &[0]).await?;
+        (digest, bytes) = encode_list(shared, blob)?;
+    }
+    let size = bytes.len() as u64;
+    let _place = shared.places.acquire().await.map_err(|_| UploadError::Stopped)?;
+    let body = body::encode_known(bytes, digest, shared.bucket.compresses());
+    let began_millis = shared.bucket.clock().now_millis();
+    put(shared, &layout::blob(&digest), body).await?;
+    confirm(shared, began_millis, [(digest, None)])?;
+    let list = ListObject { digest, size };
+    shared.ledger.commit(vec![Change::PutList(blob.digest(), list)])?;
+    shared.counters.sent(size);
+    Ok(())
+}
+
+fn encode_list(shared: &Shared, blob: &Blob) -> Result<(Digest, Bytes), StoreError> {
     let mut places = Vec::with_capacity(blob.chunks().chunks().len());
     for chunk in blob.chunks().chunks() {
         places.push(shared.ledger.chunk(&chunk.digest)?.and_then(|row| row.place));
     }
     let bytes = manifest::encode(blob.chunks(), &places);
-    let (digest, size) = (Digest::of(&bytes), bytes.len() as u64);
-    let _place = shared.places.acquire().await.map_err(|_| UploadError::Stopped)?;
-    let body = body::encode_known(bytes, digest, shared.bucket.compresses());
-    put(shared, &layout::blob(&digest), body).await?;
-    let list = ListObject { digest, size };
-    shared.ledger.commit(vec![Change::PutList(blob.digest(), list)])?;
-    shared.counters.sent(size);
-    Ok(())
+    Ok((Digest::of(&bytes), bytes))
 }
 
 /// Creates an object; of one that is named by its content it is as good that it exists already.

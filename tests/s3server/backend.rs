@@ -329,6 +329,32 @@ impl S3 for Backend {
         Ok(S3Response::new(dto::DeleteObjectOutput::default()))
     }
 
+    async fn delete_objects(
+        &self,
+        request: S3Request<dto::DeleteObjectsInput>,
+    ) -> S3Result<S3Response<dto::DeleteObjectsOutput>> {
+        let input = request.input;
+        self.check_bucket(&input.bucket)?;
+        if input.delete.objects.len() > 1000 {
+            return Err(s3_error!(MalformedXML));
+        }
+        let mut objects = self.objects.lock().unwrap();
+        let mut deleted = Vec::new();
+        for object in input.delete.objects {
+            objects.remove(&object.key);
+            deleted.push(dto::DeletedObject {
+                key: Some(object.key),
+                ..Default::default()
+            });
+        }
+        drop(objects);
+        let quiet = input.delete.quiet.unwrap_or_default();
+        Ok(S3Response::new(dto::DeleteObjectsOutput {
+            deleted: (!quiet).then_some(deleted),
+            ..Default::default()
+        }))
+    }
+
     async fn list_objects_v2(
         &self,
         request: S3Request<dto::ListObjectsV2Input>,

@@ -95,7 +95,7 @@ impl Faults {
             return None;
         }
         let writes = operation == "PutObject";
-        let changes = writes || operation == "DeleteObject";
+        let changes = writes || operation == "DeleteObject" || operation == "DeleteObjects";
         let reads = operation == "GetObject";
         // One draw on a line of all shares, so that they do not shadow each other.
         let mut draw = unit(self.seed, number);

@@ -251,6 +251,7 @@ fn operation(request: &Request<Incoming>) -> &'static str {
         .split_once('/')
         .is_some_and(|(_, key)| !key.is_empty());
     let query = request.uri().query().unwrap_or_default();
+    let deletes = query.split('&').any(|pair| pair == "delete" || pair == "delete=");
     let lists = query.split('&').any(|pair| pair == "list-type=2");
     match (request.method().as_str(), has_key) {
         ("GET", true) => "GetObject",
@@ -258,6 +259,7 @@ fn operation(request: &Request<Incoming>) -> &'static str {
         ("PUT", true) => "PutObject",
         ("DELETE", true) => "DeleteObject",
         ("GET", false) if lists => "ListObjectsV2",
+        ("POST", false) if deletes => "DeleteObjects",
         ("HEAD", false) => "HeadBucket",
         _ => "Other",
     }

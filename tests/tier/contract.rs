@@ -250,6 +250,21 @@ async fn what_was_deleted_is_gone_and_can_be_made_again(bucket: SharedBucket) {
     assert_eq!(read(&*bucket, "x/y/z").await.unwrap(), "2");
 }
 
+async fn many_are_deleted_at_once(bucket: SharedBucket) {
+    let names: Vec<_> = (0..30).map(|n| format!("x/{:02}/{n}", n % 7)).collect();
+    for name in &names {
+        create(&*bucket, name, "1").await;
+    }
+    create(&*bucket, "x/kept", "1").await;
+    let mut batch = names;
+    batch.push("x/absent".to_owned());
+    for _ in 0..2 {
+        bucket.delete_many(&batch).await.unwrap();
+        assert_eq!(keys(&*bucket, "", None).await, ["x/kept"]);
+    }
+    bucket.delete_many(&[]).await.unwrap();
+}
+
 async fn a_packed_body_is_read_unpacked_and_within_its_bound(bucket: SharedBucket) {
     let raw = Bytes::from(b"all work and no play ".repeat(20_000));
     let packed = body::encode(raw.clone(), true);
@@ -306,6 +321,7 @@ on_every_bucket! {
     a_listing_is_in_the_order_of_bytes
     a_long_listing_comes_in_pages
     what_was_deleted_is_gone_and_can_be_made_again
+    many_are_deleted_at_once
     a_packed_body_is_read_unpacked_and_within_its_bound
     the_clock_is_known_after_a_write
 }

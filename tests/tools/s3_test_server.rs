@@ -70,6 +70,7 @@ fn main() -> ExitCode {
         dir: arguments.dir,
         access_key: arguments.access_key,
         secret_key: arguments.secret_key,
+        restricted: Vec::new(),
         faults,
     });
     println!("{}", server.endpoint());

@@ -19,7 +19,7 @@ use crate::{
         change::{Entry, PathChange},
         cut::ORDER_HOLD,
         follow::{LogView, Reader, Sink},
-        publish::{Clocks, Source, Writer},
+        publish::{Clocks, PublishError, Source, Writer},
         tree::{Pending, Readiness},
     },
     store::{
@@ -324,6 +324,11 @@ impl Source for Machine {
         pending.sort_by_key(|pending| pending.place);
         pending.truncate(limit);
         Box::pin(std::future::ready(Ok(pending)))
+    }
+
+    fn vouch<'a>(&'a self, _chosen: &'a [Pending]) -> BoxFuture<'a, Result<Option<u64>, PublishError>> {
+        // Directories have no blobs.
+        Box::pin(std::future::ready(Ok(Some(u64::MAX))))
     }
 
     fn published(&self, done: Vec<(Ino, Vec<u8>, Stamp)>) -> BoxFuture<'_, Result<(), TreeError>> {

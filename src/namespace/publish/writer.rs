@@ -11,6 +11,8 @@
 //! - A change is marked as published only when a segment that carries it was
 //!   acknowledged within [`LATE_MILLIS`] of the time in its key: later than
 //!   that, a follower may have looked past that time already.
+//! - It is marked only when it was acknowledged while all blobs that it names were sure to be kept by sweeps
+//!   ([`crate::upload::vouch`]): a machine that slept in the middle looks at them again, and publishes again.
 //! - A sequence number is never used twice. It is reserved in the ledger before use, and
 //!   each run of the daemon begins at a number made from the time, so that
 //!   even a cache directory that was restored from a backup does not repeat one.
@@ -43,6 +45,7 @@ use crate::{
         rows::{Ino, Place},
     },
     tier::{Body, Put, SharedBucket, TierError, layout},
+    upload::UploadError,
 };
 
 /// How far the bucket's time may be from the time in a key when the segment is acknowledged.
@@ -70,6 +73,9 @@ const SEQS_PER_MILLI: u64 = 1024;
 pub trait Source: Send + Sync + 'static {
     /// Own changes that are not published, in the order of their places.
     fn pending(&self, limit: usize) -> BoxFuture<'_, Result<Vec<Pending>, TreeError>>;
+    /// Says until when a segment may be acknowledged that carries `chosen`; `None`: not now, some of
+    /// their blobs are to be uploaded again first.
+    fn vouch<'a>(&'a self, chosen: &'a [Pending]) -> BoxFuture<'a, Result<Option<u64>, PublishError>>;
     /// Marks changes as published, unless the name changed again since.
     fn published(&self, done: Vec<(Ino, Vec<u8>, Stamp)>) -> BoxFuture<'_, Result<(), TreeError>>;
     /// A place behind that of every change so far.
@@ -96,6 +102,12 @@ pub enum PublishError {
     Ledger(#[from] StoreError),
     #[error("cannot write a segment")]
     Bucket(#[from] TierError),
+    /// Whether the bucket has the blobs of the changes, and will keep them, is not known.
+    #[error("cannot make sure that the bucket keeps the blobs")]
+    Blobs(#[from] UploadError),
+    /// A sweep may have taken blobs that it names.
+    #[error("segment {key} was acknowledged {} s after its blobs were last sure to be kept", late_millis / 1000)]
+    Stale { key: String, late_millis: u64 },
     /// Another writer uses this machine's id, or a reply was lost on the way.
     #[error("segment {key} was there already")]
     Taken { key: String },
@@ -228,7 +240,12 @@ impl<S: Source> Writer<S> {
                 chosen.next_if_eq(&(index - 1)).is_some()
             });
             pending = keep;
-            self.publish(take, &mut step).await?;
+            let Some(until_millis) = self.source.vouch(&take).await? else {
+                // They are Waiting at the next look, and what is behind them with them.
+                pending.extend(take);
+                break;
+            };
+            self.publish(take, until_millis, &mut step).await?;
         }
         step.pending = pending.len() as u64;
         Ok(step)
@@ -313,7 +330,12 @@ impl<S: Source> Writer<S> {
     }
 
     /// Writes one segment and marks its changes.
-    async fn publish(&mut self, chosen: Vec<Pending>, step: &mut Step) -> Result<(), PublishError> {
+    async fn publish(
+        &mut self,
+        chosen: Vec<Pending>,
+        until_millis: u64,
+        step: &mut Step,
+    ) -> Result<(), PublishError> {
         let mut encoded: Vec<EncodedChange> = Vec::with_capacity(chosen.len());
         let mut done = Vec::with_capacity(chosen.len());
         let mut places = Vec::with_capacity(chosen.len());
@@ -350,7 +372,12 @@ impl<S: Source> Writer<S> {
             Put::Written(_) => {}
             Put::Refused => return Err(PublishError::Taken { key }),
         }
-        let off_millis = (self.clocks.bucket)().abs_diff(millis);
+        let acknowledged = (self.clocks.bucket)();
+        if acknowledged >= until_millis {
+            let late_millis = acknowledged - until_millis;
+            return Err(PublishError::Stale { key, late_millis });
+        }
+        let off_millis = acknowledged.abs_diff(millis);
         if off_millis > LATE_MILLIS {
             return Err(PublishError::Late { key, off_millis });
         }

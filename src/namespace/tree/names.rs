@@ -166,6 +166,14 @@ impl Tree {
         Ok(Removed { discarded, notices })
     }
 
+    /// [`Self::lose`] for the file that has this name now.
+    pub fn lose_name(&self, parent: Ino, name: &[u8], read: Digest) -> Result<Vec<Notice>, TreeError> {
+        match self.ledger.name(parent, name)?.map(|row| row.state) {
+            Some(NameState::Live(ino)) => self.lose(ino, read),
+            Some(NameState::Dead) | None => Ok(Vec::new()),
+        }
+    }
+
     /// Marks a file as gone from the bucket: its names read as "no such file"
     /// here until they are made again. Never published.
     ///

@@ -145,6 +145,23 @@ where
     }
 }
 
+/// What it means that one key of several was refused.
+pub(super) fn refused_key(code: Option<&str>, message: Option<&str>, ask: &Ask<'_>) -> TierError {
+    let said = [code, message]
+        .into_iter()
+        .flatten()
+        .collect::<Vec<_>>()
+        .join(", ");
+    if code == Some("AccessDenied") {
+        return TierError::Denied {
+            permission: ask.permission,
+            key: ask.key.to_owned(),
+            source: said.into(),
+        };
+    }
+    ask.unavailable(said)
+}
+
 /// Sorts a reply by its code, and by its status where the code says nothing
 /// (a reply to HEAD has no body and so no code).
 fn kind(status: u16, code: Option<&str>) -> Kind {

@@ -1,0 +1,294 @@
+//! `casmount sweep`.
+
+use std::{
+    io::{self, IsTerminal},
+    time::{Duration, Instant},
+};
+
+use clap::Args;
+use serde::Serialize;
+use tokio::runtime::Builder;
+
+use super::{
+    args::{self, BucketArgs},
+    failure::Failure,
+    output::{self, ProgressLine},
+};
+use crate::{
+    base::units::{format_moment, format_size},
+    config::Dirs,
+    daemon,
+    namespace::sweep::{Amount, MIN_WINDOW, Progress, SHORT_WINDOW, SweepOptions, SweepReport},
+    observe::render::count,
+};
+
+/// Delete from the store what no name of any volume refers to.
+///
+/// A sweep condemns what is unused and older than the window of the store, and deletes what an earlier sweep
+/// condemned at least a window ago and is still unused. Run it once a day, on any machine; it may be interrupted
+/// at any time, and is safe beside machines that write.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  casmount sweep --store s3://my-bucket/ci --dry-run    what would be deleted
+  casmount sweep --store s3://my-bucket/ci              once a day
+  casmount sweep --store s3://my-bucket/ci --window 3d --wait")]
+pub struct SweepArgs {
+    #[command(flatten)]
+    bucket: BucketArgs,
+    /// Only tell what would be done
+    #[arg(long)]
+    dry_run: bool,
+    /// How long what nobody names is kept. Kept in the store, for all machines; a store that does not exist is
+    /// made with it [default: what the store has, at first 7d]
+    #[arg(long, value_name = "DURATION", value_parser = args::duration)]
+    window: Option<Duration>,
+    /// Stay until what is condemned now may be deleted, and delete it: takes as long as the window
+    #[arg(long)]
+    wait: bool,
+    /// Dollars for a gigabyte (10^9 bytes) and month, for the report; S3 Standard in us-east-1 costs 0.023
+    #[arg(long, value_name = "DOLLARS", default_value_t = 0.023)]
+    price: f64,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// The JSON of `casmount sweep`.
+#[derive(Debug, Serialize)]
+struct Printed<'a> {
+    #[serde(flatten)]
+    report: &'a SweepReport,
+    deleted_dollars_per_month: f64,
+    condemned_dollars_per_month: f64,
+}
+
+/// Between two lines where no terminal shows one line that changes.
+const LINE_PAUSE: Duration = Duration::from_secs(10);
+const TERMINAL_PAUSE: Duration = Duration::from_millis(100);
+
+/// Characters of the bar.
+const BAR: usize = 30;
+
+pub fn run(args: &SweepArgs) -> Result<(), Failure> {
+    if let Some(window) = args.window {
+        check_window(window)?;
+    }
+    if !args.price.is_finite() || args.price < 0.0 {
+        return Err(Failure::usage(
+            "--price is a number of dollars, 0.023 for example",
+        ));
+    }
+    let dirs = Dirs::of_this_process();
+    let settings = args::settings(args.bucket.layer(), args.bucket.config.as_deref(), &dirs)?;
+    let options = SweepOptions {
+        window: args.window,
+        dry_run: args.dry_run,
+        wait: args.wait,
+        price: args.price,
+    };
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|err| Failure::because(1, format!("cannot start the runtime: {err}")))?;
+    let mut shown = Shown::new();
+    let swept = runtime.block_on(daemon::sweep::run(&settings, &options, &mut |progress| {
+        shown.show(progress);
+    }));
+    shown.line.end();
+    let report = swept?;
+    if args.json {
+        return output::print_json(&Printed {
+            report: &report,
+            deleted_dollars_per_month: report.dollars(report.deleted),
+            condemned_dollars_per_month: report.dollars(sum(&[report.condemned, report.waiting])),
+        });
+    }
+    output::print(&text(&report))
+}
+
+/// A window that is a typing error is refused, one that is merely short is told.
+fn check_window(window: Duration) -> Result<(), Failure> {
+    if window < MIN_WINDOW {
+        return Err(Failure::usage(format!(
+            "--window is at least {} s: the clocks of stores have whole seconds",
+            MIN_WINDOW.as_secs()
+        )));
+    }
+    if window < SHORT_WINDOW {
+        eprintln!(
+            "casmount: a window below an hour is short: a machine that sleeps, or is cut off, for half of it uploads again \
+             what it had not published, and a build may miss files that were deleted while it ran"
+        );
+    }
+    Ok(())
+}
+
+/// Shows progress, not too often.
+struct Shown {
+    line: ProgressLine,
+    pause: Duration,
+    last: Option<(&'static str, Instant)>,
+}
+
+impl Shown {
+    fn new() -> Self {
+        Self {
+            line: ProgressLine::new(),
+            pause: if io::stderr().is_terminal() {
+                TERMINAL_PAUSE
+            } else {
+                LINE_PAUSE
+            },
+            last: None,
+        }
+    }
+
+    fn show(&mut self, progress: &Progress) {
+        let is_new = self.last.is_none_or(|(step, at)| {
+            let is_over = progress.total.is_some_and(|total| progress.done >= total);
+            step != progress.step || at.elapsed() >= self.pause || is_over
+        });
+        if is_new {
+            self.last = Some((progress.step, Instant::now()));
+            self.line.show(&progress_text(progress));
+        }
+    }
+}
+
+fn progress_text(progress: &Progress) -> String {
+    match progress.total {
+        Some(total) if total > 0 => {
+            let full = (progress.done.min(total) * BAR as u64 / total) as usize;
+            let bar = format!("{}{}", "#".repeat(full), ".".repeat(BAR - full));
+            format!("[{bar}] {}: {} of {total}", progress.step, progress.done)
+        }
+        _ => format!("{}: {}", progress.step, progress.done),
+    }
+}
+
+fn sum(amounts: &[Amount]) -> Amount {
+    amounts.iter().fold(Amount::default(), |sum, amount| Amount {
+        objects: sum.objects + amount.objects,
+        bytes: sum.bytes + amount.bytes,
+    })
+}
+
+fn text(report: &SweepReport) -> String {
+    let amount = |amount: Amount| {
+        format!(
+            "{} ({})",
+            count(amount.objects, "object"),
+            format_size(amount.bytes)
+        )
+    };
+    let money = |amount: Amount| {
+        format!(
+            "${:.2} a month at ${} a gigabyte",
+            report.dollars(amount),
+            report.price_per_gb_month
+        )
+    };
+    let mut lines = vec![format!(
+        "checked {} against {} in {}; {} in use, {} younger than the window of {} s",
+        amount(report.all),
+        count(report.names, "name"),
+        count(report.volumes, "volume"),
+        amount(report.used),
+        amount(report.young),
+        report.window_seconds,
+    )];
+    let (deleted, condemned) = if report.dry_run {
+        ("would delete", "would condemn")
+    } else {
+        ("deleted", "condemned")
+    };
+    lines.push(format!(
+        "{deleted} {}: {}",
+        amount(report.deleted),
+        money(report.deleted)
+    ));
+    lines.push(format!(
+        "{condemned} {}: {}",
+        amount(report.condemned),
+        money(report.condemned)
+    ));
+    if report.waiting.objects > 0 {
+        lines.push(format!("{} were condemned before", amount(report.waiting)));
+    }
+    if report.left.objects > 0 {
+        lines.push(format!(
+            "{} more are unused, and left to the next sweep",
+            amount(report.left)
+        ));
+    }
+    if report.lost_lists > 0 {
+        lines.push(format!(
+            "{} of large files are gone from the store: those files cannot be read",
+            count(report.lost_lists, "chunk list")
+        ));
+    }
+    if let Some(due) = report.next_due_millis {
+        lines.push(format!(
+            "a sweep after {} deletes what is condemned",
+            format_moment(due)
+        ));
+    }
+    lines.join("\n") + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bar_is_as_full_as_the_work() {
+        let progress = |done, total| Progress {
+            step: "reading",
+            done,
+            total,
+        };
+        assert_eq!(
+            progress_text(&progress(1, Some(2))),
+            "[###############...............] reading: 1 of 2"
+        );
+        assert_eq!(progress_text(&progress(7, None)), "reading: 7");
+    }
+
+    #[test]
+    fn a_report_tells_what_was_done_and_what_is_to_come() {
+        let report = SweepReport {
+            dry_run: true,
+            window_seconds: 604_800,
+            volumes: 1,
+            names: 3,
+            all: Amount {
+                objects: 5,
+                bytes: 5_000_000_000,
+            },
+            deleted: Amount {
+                objects: 2,
+                bytes: 2_000_000_000,
+            },
+            next_due_millis: Some(1_767_225_600_000),
+            price_per_gb_month: 0.023,
+            ..SweepReport::default()
+        };
+        let text = text(&report);
+        for words in [
+            "checked 5 objects (4.7 GiB) against 3 names in 1 volume;",
+            "would delete 2 objects (1.9 GiB): $0.05 a month at $0.023 a gigabyte\n",
+            "would condemn 0 objects",
+            "a sweep after 2026-01-01 00:00:00 UTC deletes what is condemned\n",
+        ] {
+            assert!(text.contains(words), "{words:?} is not in {text}");
+        }
+    }
+
+    #[test]
+    fn a_window_that_clocks_cannot_tell_is_refused() {
+        assert_eq!(check_window(Duration::from_secs(3)).unwrap_err().code(), 2);
+        check_window(Duration::from_secs(7200)).unwrap();
+    }
+}

@@ -1,0 +1,76 @@
+//! Requests of a sweep, made again while that may help.
+
+use std::time::Duration;
+
+use crate::{
+    base::{BoxFuture, retry::Backoff},
+    tier::{Bucket, ObjectMeta, SharedBucket, TierError},
+    upload::condemned::BucketTime,
+};
+
+/// How often a request is made before the sweep stops.
+const ATTEMPTS: u32 = 4;
+const FIRST_WAIT: Duration = Duration::from_millis(200);
+const MAX_WAIT: Duration = Duration::from_secs(5);
+
+/// The bucket and its clock.
+#[derive(Clone)]
+pub struct Asking {
+    bucket: SharedBucket,
+    now: BucketTime,
+}
+
+impl Asking {
+    pub fn new(bucket: SharedBucket, now: BucketTime) -> Self {
+        Self { bucket, now }
+    }
+
+    pub fn bucket(&self) -> &dyn Bucket {
+        self.bucket.as_ref()
+    }
+
+    /// The bucket's time.
+    pub fn now(&self) -> u64 {
+        (self.now)()
+    }
+
+    /// Makes a request, and again after a wait while the bucket is in trouble.
+    pub async fn again<'a, T>(
+        &'a self,
+        request: impl Fn(&'a dyn Bucket) -> BoxFuture<'a, Result<T, TierError>>,
+    ) -> Result<T, TierError> {
+        let mut backoff = Backoff::new(FIRST_WAIT, MAX_WAIT);
+        for attempt in 1.. {
+            match request(self.bucket()).await {
+                Err(err) if err.is_transient() && attempt < ATTEMPTS => {
+                    tracing::debug!(error = %err, attempt, "a request of the sweep failed");
+                    tokio::time::sleep(backoff.next_wait()).await;
+                }
+                done => return done,
+            }
+        }
+        unreachable!("the loop ends by its last attempt")
+    }
+
+    /// Lists the next page of `prefix` behind the last object of the one before.
+    pub async fn page(
+        &self,
+        prefix: &'static str,
+        after: &mut Option<String>,
+    ) -> Result<(Vec<ObjectMeta>, bool), TierError> {
+        let behind = after.clone();
+        let page = self.again(|bucket| bucket.list(prefix, behind.as_deref())).await;
+        let page = page?;
+        if let Some(last) = page.objects.last() {
+            if after.as_ref().is_some_and(|after| last.key <= *after) {
+                return Err(TierError::Malformed {
+                    key: prefix.to_owned(),
+                    why: "a listing went back".to_owned(),
+                });
+            }
+            *after = Some(last.key.clone());
+        }
+        let more = page.more && !page.objects.is_empty();
+        Ok((page.objects, more))
+    }
+}

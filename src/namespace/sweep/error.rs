@@ -1,0 +1,42 @@
+//! Why a sweep stopped, split by what the operator does next.
+
+use crate::{namespace::stack::StackError, tier::TierError};
+
+/// A sweep stopped. What it did until then stands; a sweep that runs later goes on.
+#[derive(Debug, thiserror::Error)]
+pub enum SweepError {
+    #[error(transparent)]
+    Bucket(#[from] TierError),
+    /// What a volume lies over cannot be read, so what it uses is not known.
+    #[error("nothing was swept: it is not known what a volume uses")]
+    Volume { source: StackError },
+    /// Something refers to blobs, perhaps, in a way that this program does not know.
+    #[error(
+        "nothing was swept: {key} is nothing that this casmount knows, and may refer to blobs: use the newest \
+         casmount, or remove it if it is not casmount's"
+    )]
+    Unknown { key: String },
+    #[error(
+        "nothing was swept: segment {key} cannot be read ({why}): use the newest casmount, or remove it if it is \
+         damaged for good"
+    )]
+    Segment { key: String, why: String },
+    #[error("nothing was swept: chunk list {key}, which segment {segment} names, cannot be read ({why})")]
+    List {
+        key: String,
+        segment: String,
+        why: String,
+    },
+    /// A volume was deleted meanwhile, most probably.
+    #[error("nothing was swept: segment {key} was removed while the sweep read it: run it again")]
+    Vanished { key: String },
+    /// What it read of the references is too old to delete anything by.
+    #[error(
+        "the sweep took longer than half the window ({} s): run it again, or with a longer --window",
+        window_millis / 2000
+    )]
+    Slept { window_millis: u64 },
+    /// Another sweep changed the window at the same time.
+    #[error("the window was changed by another sweep at the same time: run it again")]
+    Raced,
+}

@@ -1,0 +1,191 @@
+//! Deletes from the bucket what nothing refers to.
+//!
+//! One [`sweep`] is one pass: read every reference, walk all objects, delete what an earlier pass condemned and is
+//! still unused, condemn what is unused now. Whoever runs it once a day needs nothing else; `wait` stays until
+//! what was condemned is deleted. `references` says what is used, `winners` what of a log still counts,
+//! `objects` walks the bucket, `state` reads and writes what the passes leave for each other and for the writers
+//! (its formats: [`crate::tier::sweeping`]).
+//!
+//! # The rules
+//!
+//! `W` is the window of the store; all times are those of the bucket's clock.
+//!
+//! 1. An object younger than `W` by its own last-modified is never touched.
+//! 2. A name that was deleted or replaced less than `W` ago still refers to its blob: a build that read an
+//!    action-cache entry finds the files that it names for so long.
+//! 3. What is neither is *condemned*: its list is published, and deleted at the earliest `W` after that, when the
+//!    references, read again from the beginning, still do not have it.
+//! 4. A writer ([`crate::upload::vouch`]) names an object in a segment only if it saw the object in the bucket, and
+//!    read the lists, less than `W/2` before the segment was acknowledged; and no object that it knows to be
+//!    condemned: that it stores again, under a key that nobody ever had.
+//! 5. A list stays published for another `W` after everything in it was deleted.
+//!
+//! # Why nothing is lost
+//!
+//! Let a list with the object `K` be complete at `c`, the references of the pass that deletes `K` be read from `r`
+//! on, with `r >= c + W`, and let a segment that names `K` be acknowledged at `s`.
+//!
+//! - If `s < r`, the segment is there when the references are read, and `K` is spared.
+//! - If `s >= r`, its writer read the lists at some time after `s - W/2 >= c + W/2`, so it knew the list of `K`, and
+//!   did not name `K`: the list is there until `W` after the last deletion. If it read the lists after they were
+//!   gone, it saw `K` after the deletion, because that is less than `W/2` before `s`: then `K` is another
+//!   object, younger than `W`, that somebody wrote since.
+//!
+//! Nothing of this needs the first reading of the references, nor that only one sweep runs, nor that one ends: any
+//! pass may die at any point, and the next one begins with the lists as they are. Clocks may be wrong by up
+//! to a quarter of the window. A pass that slept for half a window stops before it deletes more ([`SweepError::Slept`]).
+//!
+//! Objects count as used by the *content* that is named, wherever it is: a chunk that is in use keeps its own object
+//! and every pack that holds it, because machines remember one place of a chunk, not always the newest. A pack
+//! dies whole, when none of its members is in use.
+//!
+//! Everything below `volumes/` must be understood: a key, a segment or a version that is not stops the pass before
+//! anything is condemned or deleted.
+//!
+//! # Cost
+//!
+//! Of `n` objects and `s` segments: `(n + 2 s) / 1000` LISTs, `s` GETs for each 1.8 million names, one GET for the chunk
+//! list of each blob of over half a gigabyte, one small GET for each unused pack, one DELETE request for a thousand
+//! objects. 10 million objects with as many names in 20,000 segments: 10,000 LISTs and 120,000 GETs, 10 cents.
+//! Memory: 8 bytes for each chunk and pack in use, 150 MB for the names of one reading, 8 bytes for each condemned
+//! object (at most 2 million of them in one pass; the rest is left to the next).
+
+mod asking;
+mod error;
+mod marks;
+mod objects;
+mod references;
+mod report;
+mod state;
+mod winners;
+
+#[cfg(test)]
+mod tests;
+
+use std::{sync::Arc, time::Duration};
+
+pub use error::SweepError;
+pub use report::{Amount, Progress, SweepReport};
+
+use self::{asking::Asking, objects::Walk, state::State};
+use crate::{tier::SharedBucket, upload::condemned::BucketTime};
+
+/// A shorter window could not be told apart from the coarseness of the bucket's clock, which has whole seconds.
+pub const MIN_WINDOW: Duration = Duration::from_secs(4);
+
+/// Below this, machines that are merely slow upload again what they have uploaded.
+pub const SHORT_WINDOW: Duration = Duration::from_secs(3600);
+
+/// How far apart two looks at the clock are while a pass waits.
+const WAIT_STEP: Duration = Duration::from_millis(250);
+
+/// How a sweep is run.
+#[derive(Clone, Debug)]
+pub struct SweepOptions {
+    /// Changes the window of the store; `None` leaves it as it is.
+    pub window: Option<Duration>,
+    /// Writes and deletes nothing.
+    pub dry_run: bool,
+    /// Stays until what is condemned is deleted.
+    pub wait: bool,
+    /// Dollars for a gigabyte (10^9 bytes) and month.
+    pub price: f64,
+}
+
+/// Sweeps the store once.
+///
+/// The bucket must have answered before: the time is taken from its clock.
+pub async fn sweep(
+    bucket: &SharedBucket,
+    options: &SweepOptions,
+    tell: &mut (dyn FnMut(&Progress) + Send),
+) -> Result<SweepReport, SweepError> {
+    let clock = Arc::clone(bucket);
+    let now: BucketTime = Arc::new(move || clock.clock().now_millis());
+    sweep_by(bucket, now, options, tell).await
+}
+
+/// Gives a store that was made just now its window: no machine can go by another one.
+pub async fn set_first_window(bucket: &SharedBucket, window: Duration) -> Result<(), SweepError> {
+    let clock = Arc::clone(bucket);
+    let now: BucketTime = Arc::new(move || clock.clock().now_millis());
+    state::set_first_window(&Asking::new(Arc::clone(bucket), now), window).await
+}
+
+/// The same, by any clock.
+pub(super) async fn sweep_by(
+    bucket: &SharedBucket,
+    now: BucketTime,
+    options: &SweepOptions,
+    tell: &mut (dyn FnMut(&Progress) + Send),
+) -> Result<SweepReport, SweepError> {
+    let asking = Asking::new(Arc::clone(bucket), now);
+    if let Some(window) = options.window
+        && !options.dry_run
+    {
+        state::set_window(&asking, window).await?;
+    }
+    let mut report = pass(&asking, options, true, tell).await?;
+    while options.wait
+        && !options.dry_run
+        && let Some(due) = report.next_due_millis
+    {
+        wait_until(&asking, due, tell).await;
+        let last = pass(&asking, options, false, tell).await?;
+        report.follow(last);
+    }
+    Ok(report)
+}
+
+async fn wait_until(asking: &Asking, due: u64, tell: &mut (dyn FnMut(&Progress) + Send)) {
+    while let Some(left) = due.checked_sub(asking.now()).filter(|left| *left > 0) {
+        tell(&Progress {
+            step: "waiting until what is condemned may be deleted, seconds left",
+            done: left.div_ceil(1000),
+            total: None,
+        });
+        tokio::time::sleep(WAIT_STEP.min(Duration::from_millis(left))).await;
+    }
+}
+
+/// One pass. Without `condemn` it only deletes.
+async fn pass(
+    asking: &Asking,
+    options: &SweepOptions,
+    condemn: bool,
+    tell: &mut (dyn FnMut(&Progress) + Send),
+) -> Result<SweepReport, SweepError> {
+    // Before the references: what is due by now was condemned a window before they are read.
+    let began = asking.now();
+    let mut state = State::read(asking, began).await?;
+    if options.dry_run
+        && let Some(window) = options.window
+    {
+        state.window_millis = window.as_millis() as u64;
+    }
+    let references = references::read(asking, began, state.window_millis, tell).await?;
+    let mut walk = Walk::new(asking, &state, &references.marks, began, options.dry_run);
+    walk.run(tell).await?;
+    let found = walk.finish();
+    let mut next_due = state.next_due();
+    if !options.dry_run {
+        state.settle(asking).await?;
+        if condemn && !found.marks.is_empty() {
+            let due = state.condemn(asking, began, found.marks).await?;
+            next_due = Some(next_due.map_or(due, |next| next.max(due)));
+        }
+    }
+    Ok(SweepReport {
+        store: asking.bucket().url(),
+        dry_run: options.dry_run,
+        window_seconds: state.window_millis / 1000,
+        began_millis: began,
+        volumes: references.volumes,
+        segments: references.segments,
+        names: references.names,
+        lost_lists: references.lost_lists,
+        next_due_millis: next_due,
+        price_per_gb_month: options.price,
+        ..found.amounts
+    })
+}
