@@ -171,10 +171,7 @@ fn garbage_below_the_own_prefix_is_not_promoted(kind: StoreKind) {
     let before = (shared_blobs(&lab), objects_of(&lab, "main"));
     let objects = objects_of(&lab, "pr-1");
     let blobs = blobs_of(&lab, "pr-1");
-    for key in &blobs {
-        let mut garbage = objects[key].clone();
-        *garbage.last_mut().unwrap() ^= 1;
-        lab.tamper(key, Some(garbage));
+    let refused = || {
         offline_fails(
             &lab,
             &["fork", "promote", "pr-1", "--into", "main"],
@@ -182,6 +179,17 @@ fn garbage_below_the_own_prefix_is_not_promoted(kind: StoreKind) {
             &["of volume pr-1", "not in the store as", "promoted"],
         );
         assert_eq!(objects_of(&lab, "main"), before.1);
+    };
+    for key in &blobs {
+        let mut garbage = objects[key].clone();
+        *garbage.last_mut().unwrap() ^= 1;
+        lab.tamper(key, Some(garbage));
+    }
+    refused();
+    assert!(shared_blobs(&lab) == before.0, "garbage was copied");
+    // One by one they are right again; until all are, nothing is promoted.
+    for key in &blobs {
+        refused();
         lab.tamper(key, Some(objects[key].clone()));
     }
     // What was copied of the rest is right, and what was wrong is not among it.
