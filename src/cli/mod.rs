@@ -16,6 +16,7 @@ pub mod fork;
 pub mod ls;
 pub mod mount;
 pub mod output;
+pub mod preset;
 pub mod status;
 pub mod unmount;
 
@@ -51,6 +52,7 @@ enum Command {
     Unmount(unmount::UnmountArgs),
     Flush(flush::FlushArgs),
     Fork(fork::ForkArgs),
+    Preset(preset::PresetArgs),
     Status(status::StatusArgs),
     Ls(ls::LsArgs),
     Doctor(doctor::DoctorArgs),
@@ -70,6 +72,7 @@ pub fn run() -> ExitCode {
         Command::Unmount(args) => unmount::run(&args),
         Command::Flush(args) => flush::run(&args),
         Command::Fork(args) => fork::run(&args),
+        Command::Preset(args) => preset::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Doctor(args) => doctor::run(&args),

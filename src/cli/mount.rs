@@ -21,6 +21,7 @@ use crate::{
         run::{self, Ended},
         start::Plan,
     },
+    namespace::preset::{self, at::PresetAt},
 };
 
 /// Mount a volume at a directory.
@@ -36,7 +37,8 @@ Examples:
   casmount mount /mnt/cache
   casmount mount --store s3://my-bucket/ci --volume linux --cache-size 60G /mnt/cache
   casmount mount --store s3://test --endpoint-url http://localhost:9000 --foreground /mnt/cache
-  casmount mount --store file:///mnt/nfs/store --read-only /mnt/cache")]
+  casmount mount --store file:///mnt/nfs/store --read-only /mnt/cache
+  casmount mount --preset bazel-disk=bazel --preset cc=ccache /mnt/cache")]
 pub struct MountArgs {
     /// An empty directory
     mountpoint: PathBuf,
@@ -78,6 +80,10 @@ pub struct MountArgs {
     /// Permissions that no file shows, octal [default: 000]
     #[arg(long, value_name = "BITS", value_parser = layer::parse_umask)]
     umask: Option<u32>,
+    /// What a directory of the volume is used for: bazel, ccache, sccache or plain; may be repeated [default: as
+    /// the volume says, else recognised by what a tool makes there]
+    #[arg(long = "preset", value_name = "DIR=NAME", value_parser = str::parse::<PresetAt>)]
+    presets: Vec<PresetAt>,
     /// Support extended attributes (one more request for each file created)
     #[arg(long)]
     xattr: bool,
@@ -120,6 +126,7 @@ impl MountArgs {
             uid: self.uid,
             gid: self.gid,
             umask: self.umask,
+            preset: (!self.presets.is_empty()).then(|| self.presets.clone()),
             log_level,
             log_file: self.log_file.clone(),
             ..self.store.layer()
@@ -150,6 +157,7 @@ pub fn run(args: &MountArgs) -> Result<(), Failure> {
 
 fn prepare(args: &MountArgs, dirs: &Dirs) -> Result<Plan, Failure> {
     let mut settings = args::settings(args.layer(), args.store.bucket.config.as_deref(), dirs)?;
+    preset::at::check(&args.presets).map_err(Failure::usage)?;
     // A wrong URL is a wrong command, whatever else is wrong.
     crate::daemon::bucket::parse_url(&settings.store)?;
     let mountpoint = mountpoint::canonical(&args.mountpoint)?;
@@ -307,6 +315,7 @@ mod tests {
             "--uid=1",
             "--gid=1",
             "--umask=022",
+            "--preset=a=bazel",
             "--log-level=warn",
             "--log-file=/l",
         ]);
@@ -320,6 +329,7 @@ mod tests {
                 "passthrough" => "yes",
                 "owner" => "mount",
                 "umask" => "007",
+                "preset" => "b=plain",
                 "log-level" => "trace",
                 _ => "other",
             };

@@ -3,7 +3,10 @@
 use std::{ffi::OsString, path::PathBuf, str::FromStr, time::Duration};
 
 use super::{ConfigError, VolumeName};
-use crate::base::units::{parse_duration, parse_size};
+use crate::{
+    base::units::{parse_duration, parse_size},
+    namespace::preset::at::PresetAt,
+};
 
 /// Who files belong to (`--owner`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -34,6 +37,7 @@ pub struct Layer {
     pub uid: Option<u32>,
     pub gid: Option<u32>,
     pub umask: Option<u32>,
+    pub preset: Option<Vec<PresetAt>>,
     pub log_level: Option<String>,
     pub log_file: Option<PathBuf>,
 }
@@ -47,7 +51,7 @@ pub enum SetError {
 
 impl Layer {
     /// The names of all settings, as in the file.
-    pub const KEYS: [&'static str; 19] = [
+    pub const KEYS: [&'static str; 20] = [
         "store",
         "volume",
         "cache-dir",
@@ -65,6 +69,7 @@ impl Layer {
         "uid",
         "gid",
         "umask",
+        "preset",
         "log-level",
         "log-file",
     ];
@@ -92,6 +97,7 @@ impl Layer {
             "uid" => self.uid = Some(parse_id(text).map_err(bad)?),
             "gid" => self.gid = Some(parse_id(text).map_err(bad)?),
             "umask" => self.umask = Some(parse_umask(text).map_err(bad)?),
+            "preset" => self.preset = Some(PresetAt::list(text).map_err(bad)?),
             "log-level" => self.log_level = Some(parse_log_level(text).map_err(bad)?),
             "log-file" => self.log_file = Some(text.into()),
             _ => return Err(SetError::UnknownKey),
@@ -144,6 +150,7 @@ impl Layer {
             uid: self.uid.or(lower.uid),
             gid: self.gid.or(lower.gid),
             umask: self.umask.or(lower.umask),
+            preset: self.preset.or(lower.preset),
             log_level: self.log_level.or(lower.log_level),
             log_file: self.log_file.or(lower.log_file),
         }
@@ -219,6 +226,7 @@ mod tests {
             "owner" => "preserve",
             "uid" | "gid" => "1000",
             "umask" => "022",
+            "preset" => "cache=bazel,.=plain",
             "log-level" => "debug",
             _ => "text",
         }
@@ -273,6 +281,8 @@ mod tests {
         for (key, text) in [
             ("umask", "888"),
             ("umask", "1777"),
+            ("preset", "cache=make"),
+            ("preset", "a=bazel,a/=ccache"),
             ("owner", "root"),
             ("uid", "alice"),
             ("read-only", "maybe"),

@@ -12,7 +12,7 @@ use std::{
 use tokio::{runtime::Handle, sync::watch};
 
 use super::{
-    announce::Announcer, bucket, error::StartError, layers::Layers, mountpoint, notices::NoticeGate,
+    announce::Announcer, bucket, error::StartError, layers::Layers, mountpoint, notices::NoticeGate, presets,
     readahead, root_check, serving::Serving, volumes,
 };
 use crate::{
@@ -66,6 +66,7 @@ pub async fn start(plan: &Plan, announcer: &Announcer) -> Result<Serving, StartE
         probe_first_use(settings, &bucket).await?;
     }
     let stack = volumes::resolve(settings, &bucket, bound, reachable, STORE_WITHIN).await?;
+    let volume_presets = presets::of_volume(&bucket, &stack, reachable, STORE_WITHIN).await?;
 
     announcer.step("opening the cache directory");
     let disk = budget::disk_of(&settings.cache_dir).map_err(|source| StartError::Disk {
@@ -80,6 +81,7 @@ pub async fn start(plan: &Plan, announcer: &Announcer) -> Result<Serving, StartE
         budget,
         store_id,
         &stack,
+        volume_presets,
         &bucket,
         &gate.teller(),
         &Handle::current(),

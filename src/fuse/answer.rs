@@ -1,5 +1,7 @@
 //! Results of the vfs as answers to the kernel.
 
+use std::time::Duration;
+
 use fuser::{
     BackingId, Errno, FileHandle, FopenFlags, Generation, ReplyAttr, ReplyCreate, ReplyData, ReplyEmpty,
     ReplyEntry, ReplyOpen, ReplyXattr,
@@ -9,9 +11,18 @@ use super::convert;
 use crate::vfs::{Attr, Opened, VfsError};
 
 pub(super) fn entry(reply: ReplyEntry, result: Result<Option<Attr>, VfsError>) {
+    entry_for(reply, result, &super::front::TTL);
+}
+
+/// An answer that the kernel does not keep.
+pub(super) fn entry_for_now(reply: ReplyEntry, result: Result<Option<Attr>, VfsError>) {
+    entry_for(reply, result, &Duration::ZERO);
+}
+
+fn entry_for(reply: ReplyEntry, result: Result<Option<Attr>, VfsError>, ttl: &Duration) {
     match result {
-        Ok(Some(attr)) => reply.entry(&super::front::TTL, &convert::attr(&attr), Generation(0)),
-        Ok(None) => reply.entry(&super::front::TTL, &convert::no_entry(), Generation(0)),
+        Ok(Some(attr)) => reply.entry(ttl, &convert::attr(&attr), Generation(0)),
+        Ok(None) => reply.entry(ttl, &convert::no_entry(), Generation(0)),
         Err(err) => reply.error(convert::errno(&err)),
     }
 }

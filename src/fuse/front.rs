@@ -24,7 +24,7 @@ use super::{answer, convert};
 use crate::{
     namespace::tree::AttrChange,
     store::rows::NodeKind,
-    vfs::{Created, Loan, NewFile, OpenRequest, OpenStep, Seek, SetAttr, Vfs},
+    vfs::{Created, Keep, Loan, Lookup, NewFile, OpenRequest, OpenStep, Seek, SetAttr, Vfs},
 };
 
 /// How long the kernel may keep names and attributes: until it is told otherwise.
@@ -121,7 +121,18 @@ impl Filesystem for Front {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        answer::entry(reply, self.vfs.lookup(convert::ino(parent), name.as_bytes()));
+        let parent = convert::ino(parent);
+        match self.vfs.lookup(parent, name.as_bytes()) {
+            Err(err) => answer::entry(reply, Err(err)),
+            Ok(Lookup::Known(attr, Keep::Long)) => answer::entry(reply, Ok(attr)),
+            Ok(Lookup::Known(attr, Keep::Not)) => answer::entry_for_now(reply, Ok(attr)),
+            Ok(Lookup::Fetch(wanted)) => {
+                let (vfs, name) = (Arc::clone(&self.vfs), name.as_bytes().to_vec());
+                self.runtime.spawn(async move {
+                    answer::entry_for_now(reply, vfs.lookup_fetching(parent, &name, wanted).await);
+                });
+            }
+        }
     }
 
     fn forget(&self, _req: &Request, _ino: INodeNo, _nlookup: u64) {
@@ -454,13 +465,14 @@ impl Filesystem for Front {
             Ok(entries) => entries,
         };
         for entry in entries {
-            let attr = match self.vfs.entry_attr(fh.into(), &entry) {
+            let (attr, ttl) = match self.vfs.entry_attr(fh.into(), &entry) {
                 Err(err) => return reply.error(convert::errno(&err)),
                 Ok(None) => continue,
-                Ok(Some(attr)) => convert::attr(&attr),
+                Ok(Some((attr, Keep::Long))) => (convert::attr(&attr), TTL),
+                Ok(Some((attr, Keep::Not))) => (convert::attr(&attr), Duration::ZERO),
             };
             let name = OsStr::from_bytes(&entry.name);
-            if reply.add(attr.ino, entry.next_offset, name, &TTL, &attr, Generation(0)) {
+            if reply.add(attr.ino, entry.next_offset, name, &ttl, &attr, Generation(0)) {
                 break;
             }
         }

@@ -10,6 +10,7 @@
 //! in one table ([`tree`]), each with its stamp and its layer; an own one also has its place in the order of
 //! what is to be published.
 
+pub mod action;
 mod background;
 pub mod change;
 pub mod cut;
@@ -17,6 +18,7 @@ pub mod error;
 pub mod follow;
 #[cfg(test)]
 mod log_tests;
+pub mod preset;
 pub mod publish;
 pub mod segment;
 pub mod stack;

@@ -6,7 +6,7 @@
 //!
 //! # Format of `volumes/<name>/volume.json` (version 1)
 //!
-//! JSON, one object, written once, with the condition that there is none:
+//! JSON, one object:
 //!
 //! ```text
 //! version              1; read first and alone, so that a newer one can change all the rest
@@ -14,9 +14,11 @@
 //! parent.until_millis  optional: of the parent, and of all that lies below it, nothing is seen that
 //!                      was published later (the time in a segment's key, by the bucket's clock)
 //! created_millis       when the volume was made, by the bucket's clock; for people
+//! presets              optional: presets of directories, see [`super::preset::volume`]
 //! ```
 //!
-//! Members that are not known are ignored. A volume without this object lies over nothing; it
+//! The object is made with the condition that there is none, and replaced with the condition that
+//! it is the version that was read. Members that are not known are ignored. A volume without this object lies over nothing; it
 //! exists when it has a segment.
 //!
 //! # Invariants
@@ -24,6 +26,8 @@
 //! - The parent of a volume never changes: a volume that exists gets none.
 //! - At most [`TreeLayer::MAX_BELOW`] volumes lie below one, and none twice.
 //! - Nothing is ever written to a parent.
+
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +43,9 @@ use crate::{
 
 const VERSION: u32 = 1;
 
+/// How often a change of the object is tried that others are quicker with.
+const CHANGE_ATTEMPTS: u32 = 8;
+
 /// `volume.json` is far below this.
 const MAX_BYTES: u64 = 64 << 10;
 
@@ -49,6 +56,8 @@ pub struct VolumeJson {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<StackLayer>,
     pub created_millis: u64,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub presets: BTreeMap<String, String>,
 }
 
 /// What lies below a volume cannot be known or made.
@@ -90,6 +99,8 @@ pub enum StackError {
          a server that honours it"
     )]
     NoConditions { url: String },
+    #[error("the settings of volume {volume} are being changed by others all the time: try again")]
+    Contended { volume: VolumeName },
 }
 
 /// How much of its parent a fork sees.
@@ -199,6 +210,7 @@ pub async fn create_fork(
             },
         }),
         created_millis: now,
+        presets: BTreeMap::new(),
     };
     let key = layout::volume(name.as_str());
     match bucket.put_new(&key, Body::raw(json.encode())).await? {
@@ -209,12 +221,82 @@ pub async fn create_fork(
     }
 }
 
-async fn read_json(bucket: &dyn Bucket, volume: &VolumeName) -> Result<Option<VolumeJson>, StackError> {
+pub(super) async fn read_json(
+    bucket: &dyn Bucket,
+    volume: &VolumeName,
+) -> Result<Option<VolumeJson>, StackError> {
     let key = layout::volume(volume.as_str());
     match bucket.get(&key, None, MAX_BYTES).await? {
         Some(object) => VolumeJson::decode(volume, &object.bytes).map(Some),
         None => Ok(None),
     }
+}
+
+/// Changes the presets in the object of a volume, making it if there is none; returns those that
+/// it has then.
+///
+/// Another's change in between is kept: `change` is applied to what is there then, and members that
+/// this program does not know stay. The bucket must have answered before: the time is taken from its clock.
+pub(super) async fn change_presets(
+    bucket: &dyn Bucket,
+    volume: &VolumeName,
+    change: impl Fn(&mut BTreeMap<String, String>) + Send,
+) -> Result<BTreeMap<String, String>, StackError> {
+    if !probe::honours_conditions(bucket).await? {
+        return Err(StackError::NoConditions { url: bucket.url() });
+    }
+    let key = layout::volume(volume.as_str());
+    for _ in 0..CHANGE_ATTEMPTS {
+        let old = bucket.get(&key, None, MAX_BYTES).await?;
+        let mut json = match &old {
+            Some(object) => VolumeJson::decode(volume, &object.bytes)?,
+            None => VolumeJson {
+                version: VERSION,
+                parent: None,
+                created_millis: bucket.clock().now_millis(),
+                presets: BTreeMap::new(),
+            },
+        };
+        let before = json.presets.clone();
+        change(&mut json.presets);
+        if json.presets == before {
+            return Ok(before);
+        }
+        let put = match &old {
+            Some(object) => {
+                let body = Body::raw(with_presets(volume, &object.bytes, &json.presets)?);
+                bucket.put_if(&key, body, &object.etag).await?
+            }
+            None => bucket.put_new(&key, Body::raw(json.encode())).await?,
+        };
+        match put {
+            Put::Written(_) => return Ok(json.presets),
+            // Somebody was quicker, or a reply was lost: the next look tells.
+            Put::Refused => {}
+        }
+    }
+    Err(StackError::Contended {
+        volume: volume.clone(),
+    })
+}
+
+/// The bytes of an object with other presets and all else as it was.
+fn with_presets(
+    volume: &VolumeName,
+    old: &[u8],
+    presets: &BTreeMap<String, String>,
+) -> Result<Vec<u8>, StackError> {
+    let malformed = |err: serde_json::Error| StackError::Malformed {
+        volume: volume.clone(),
+        why: err.to_string(),
+    };
+    let mut members: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(old).map_err(malformed)?;
+    let value = serde_json::to_value(presets).map_err(malformed)?;
+    members.insert("presets".to_owned(), value);
+    let mut bytes = serde_json::to_vec_pretty(&members).map_err(malformed)?;
+    bytes.push(b'\n');
+    Ok(bytes)
 }
 
 async fn has_segment(bucket: &dyn Bucket, volume: &VolumeName) -> Result<bool, TierError> {
@@ -257,6 +339,7 @@ mod tests {
                 until_millis: None,
             }),
             created_millis: 1_767_225_600_000,
+            presets: BTreeMap::new(),
         };
         let text = "{\n  \"version\": 1,\n  \"parent\": {\n    \"volume\": \"main\"\n  },\n  \
                     \"created_millis\": 1767225600000\n}\n";
@@ -266,6 +349,13 @@ mod tests {
         let bounded = VolumeJson::decode(&name("f"), text.as_bytes()).unwrap();
         assert_eq!(bounded.parent.as_ref().unwrap().until_millis, Some(7));
         assert_eq!(String::from_utf8(bounded.encode()).unwrap(), text);
+        let text = text.replace(
+            "00000\n}",
+            "00000,\n  \"presets\": {\n    \"\": \"plain\",\n    \"cache\": \"bazel\"\n  }\n}",
+        );
+        let preset = VolumeJson::decode(&name("f"), text.as_bytes()).unwrap();
+        assert_eq!(preset.presets["cache"], "bazel");
+        assert_eq!(String::from_utf8(preset.encode()).unwrap(), text);
     }
 
     #[test]
