@@ -12,19 +12,11 @@ use std::{
 };
 
 use casmount::{
-    base::{
-        clock::Stamp,
-        digest::Digest,
-        id::MachineId,
-    },
+    base::{clock::Stamp, digest::Digest, id::MachineId},
     namespace::{
         TreeError,
         change::{Entry, EntryBlob, EntryChunks, PathChange},
-        preset::{
-            Preset,
-            at::PresetAt,
-            table::Origin,
-        },
+        preset::{Preset, at::PresetAt, table::Origin},
         tree::{NewNode, RenameMode, Tree},
     },
     store::{
@@ -201,7 +193,14 @@ fn a_tree_moves_out_of_what_stays_and_back_with_all_below_it() {
     a.make_all(&["u/tmp/shared"]);
     assert_eq!(
         a.told(),
-        ["+u", "+u/deep", "+u/deep/two", "+u/one", "+u/tmp", "+u/tmp/shared"]
+        [
+            "+u",
+            "+u/deep",
+            "+u/deep/two",
+            "+u/one",
+            "+u/tmp",
+            "+u/tmp/shared"
+        ]
     );
 }
 

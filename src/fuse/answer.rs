@@ -14,12 +14,7 @@ pub(super) fn entry(reply: ReplyEntry, result: Result<Option<Attr>, VfsError>) {
     entry_for(reply, result, &super::front::TTL);
 }
 
-/// An answer that the kernel does not keep.
-pub(super) fn entry_for_now(reply: ReplyEntry, result: Result<Option<Attr>, VfsError>) {
-    entry_for(reply, result, &Duration::ZERO);
-}
-
-fn entry_for(reply: ReplyEntry, result: Result<Option<Attr>, VfsError>, ttl: &Duration) {
+pub(super) fn entry_for(reply: ReplyEntry, result: Result<Option<Attr>, VfsError>, ttl: &Duration) {
     match result {
         Ok(Some(attr)) => reply.entry(ttl, &convert::attr(&attr), Generation(0)),
         Ok(None) => reply.entry(ttl, &convert::no_entry(), Generation(0)),

@@ -20,11 +20,11 @@ use fuser::{
     ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::{answer, convert};
+use super::{answer, convert, lookup};
 use crate::{
     namespace::tree::AttrChange,
     store::rows::NodeKind,
-    vfs::{Created, Keep, Loan, Lookup, NewFile, OpenRequest, OpenStep, Seek, SetAttr, Vfs},
+    vfs::{Created, Loan, NewFile, OpenRequest, OpenStep, Seek, SetAttr, Vfs},
 };
 
 /// How long the kernel may keep names and attributes: until it is told otherwise.
@@ -121,18 +121,13 @@ impl Filesystem for Front {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let parent = convert::ino(parent);
-        match self.vfs.lookup(parent, name.as_bytes()) {
-            Err(err) => answer::entry(reply, Err(err)),
-            Ok(Lookup::Known(attr, Keep::Long)) => answer::entry(reply, Ok(attr)),
-            Ok(Lookup::Known(attr, Keep::Not)) => answer::entry_for_now(reply, Ok(attr)),
-            Ok(Lookup::Fetch(wanted)) => {
-                let (vfs, name) = (Arc::clone(&self.vfs), name.as_bytes().to_vec());
-                self.runtime.spawn(async move {
-                    answer::entry_for_now(reply, vfs.lookup_fetching(parent, &name, wanted).await);
-                });
-            }
-        }
+        lookup::answer(
+            &self.vfs,
+            &self.runtime,
+            convert::ino(parent),
+            name.as_bytes(),
+            reply,
+        );
     }
 
     fn forget(&self, _req: &Request, _ino: INodeNo, _nlookup: u64) {
@@ -468,8 +463,7 @@ impl Filesystem for Front {
             let (attr, ttl) = match self.vfs.entry_attr(fh.into(), &entry) {
                 Err(err) => return reply.error(convert::errno(&err)),
                 Ok(None) => continue,
-                Ok(Some((attr, Keep::Long))) => (convert::attr(&attr), TTL),
-                Ok(Some((attr, Keep::Not))) => (convert::attr(&attr), Duration::ZERO),
+                Ok(Some((attr, keep))) => (convert::attr(&attr), lookup::ttl(keep)),
             };
             let name = OsStr::from_bytes(&entry.name);
             if reply.add(attr.ino, entry.next_offset, name, &ttl, &attr, Generation(0)) {

@@ -10,6 +10,7 @@
 mod answer;
 mod convert;
 mod front;
+mod lookup;
 mod notify;
 
 use std::{

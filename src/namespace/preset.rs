@@ -9,10 +9,12 @@
 //! |---|---|---|---|---|
 //! | stay on this machine | `tmp/`, `gc/`, `<uuid>` beside them | `tmp/`, `lock/`, `stats`, `.cleaned`, `*.lock`, `*.alive`, `*.tmp.*` | `.sccachetmp*` | nothing |
 //! | a delete is | this machine's | this machine's | this machine's | for all |
-//! | names prove content | `cas/<xx>/<sha256>` | | | |
-//! | shown when all that it names is there | `ac/<xx>/<sha256>` | | | |
+//! | names prove content | `cas/<xx>/<sha256>`, `<sha256>` | | | |
+//! | shown when all that it names is there | `ac/<xx>/<sha256>`, `ac_<sha256>` | | | |
 //! | settle time | none | none | none | that of the mount |
 //! | belongs to | the mounting user | the mounting user | the mounting user | as the mount says |
+//!
+//! (Bazel up to version 2 has one directory without `cas/`, `ac/` and `tmp/`.)
 //!
 //! # Rules
 //!
@@ -69,6 +71,15 @@ enum Place {
     Below,
 }
 
+/// Where the blobs are that an action-cache entry names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blobs {
+    /// In `../../cas/<xx>/`.
+    Sharded,
+    /// Beside it.
+    Beside,
+}
+
 /// What a preset says of a name in a directory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NameRule {
@@ -77,7 +88,7 @@ pub struct NameRule {
     /// Its bytes have this digest, or it is not what it says.
     pub proves: Option<Digest>,
     /// It is an action-cache entry: shown only when every blob that it names is known to exist.
-    pub action: bool,
+    pub action: Option<Blobs>,
     /// Removing it hides it on this machine only.
     pub deletes_here: bool,
     /// A name that the tool gives to what it is about to delete.
@@ -161,10 +172,14 @@ impl DirRule {
             Preset::Plain => rule,
             Preset::Bazel => NameRule {
                 stays: self.place == Place::Top && (matches!(name, b"tmp" | b"gc") || is_uuid(name)),
-                proves: (self.place == Place::ContentShard)
+                proves: matches!(self.place, Place::ContentShard | Place::Top)
                     .then(|| sha256(name))
                     .flatten(),
-                action: self.place == Place::ActionShard && sha256(name).is_some(),
+                action: match self.place {
+                    Place::ActionShard if sha256(name).is_some() => Some(Blobs::Sharded),
+                    Place::Top if is_flat_action(name) => Some(Blobs::Beside),
+                    _ => None,
+                },
                 ..rule
             },
             Preset::Ccache => {
@@ -218,6 +233,7 @@ pub fn sign(name: &[u8], is_dir: bool, dir: impl FnOnce() -> Vec<u8>) -> Option<
             b"cas" => sign(Preset::Bazel, true, Some(b"ac")),
             _ => None,
         },
+        _ if !is_dir && is_flat_action(name) => sign(Preset::Bazel, false, None),
         _ if !is_dir && name.starts_with(SCCACHE_TEMP) => sign(Preset::Sccache, false, None),
         _ => None,
     }
@@ -236,6 +252,11 @@ impl FromStr for Preset {
         let found = Self::ALL.into_iter().find(|preset| preset.name() == text);
         found.ok_or_else(|| format!("{text:?} is not a preset (known: {})", Self::known()))
     }
+}
+
+fn is_flat_action(name: &[u8]) -> bool {
+    name.strip_prefix(b"ac_")
+        .is_some_and(|rest| sha256(rest).is_some())
 }
 
 fn is_hex(byte: u8) -> bool {
@@ -284,7 +305,7 @@ mod tests {
         [
             (rule.stays, 's'),
             (rule.proves.is_some(), 'p'),
-            (rule.action, 'a'),
+            (rule.action.is_some(), 'a'),
             (rule.deletes_here, 'd'),
             (rule.scrap, 'c'),
         ]
@@ -302,6 +323,7 @@ mod tests {
         let deep = format!("cas/e3/x/{SHA}");
         let other_function = format!("blake3/cas/e3/{SHA}");
         let ac = format!("ac/e3/{SHA}");
+        let flat = format!("ac_{SHA}");
         let in_tmp = format!("tmp/cas/e3/{SHA}");
         let table = [
             (Preset::Bazel, "cas", "d"),
@@ -313,6 +335,9 @@ mod tests {
             (Preset::Bazel, &deep, "d"),
             (Preset::Bazel, &other_function, "d"),
             (Preset::Bazel, &ac, "ad"),
+            (Preset::Bazel, SHA, "pd"),
+            (Preset::Bazel, &flat, "ad"),
+            (Preset::Bazel, "ac_1", "d"),
             (Preset::Bazel, "ac/e3/README", "d"),
             (Preset::Bazel, "tmp", "sd"),
             (Preset::Bazel, "tmp/x", "sd"),
@@ -359,6 +384,7 @@ mod tests {
             let dir = || names.next().unwrap_or("").as_bytes().to_vec();
             sign(name.as_bytes(), is_dir, dir).map(|sign| (sign.preset, sign.above, sign.needs))
         };
+        let flat = format!("d/ac_{SHA}");
         let cas: Option<&[u8]> = Some(b"cas");
         let table = [
             ("d/ccache.conf", false, Some((Preset::Ccache, false, None))),
@@ -369,6 +395,8 @@ mod tests {
             ("d/ac/0f", true, Some((Preset::Bazel, true, cas))),
             ("d/cas/0f", true, Some((Preset::Bazel, true, Some(b"ac")))),
             ("d/ac/0f", false, None),
+            (&flat, false, Some((Preset::Bazel, false, None))),
+            (&flat, true, None),
             ("d/objects/0f", true, None),
             ("d/ac/0g", true, None),
             ("d/.sccachetmpAb", false, Some((Preset::Sccache, false, None))),

@@ -1,10 +1,10 @@
 //! Looking names up; an action-cache entry is shown only when every blob that it names is there.
 //!
 //! Bazel takes "no such file" for a miss and does the work again, but believes an entry that it finds: a
-//! blob that the entry names and that is missing then fails the build. So the names in `ac/` of a directory
+//! blob that the entry names and that is missing then fails the build. So the entries of a directory
 //! with the preset `bazel` are looked at each time that they are looked up: the entry, and the tree
 //! of each output directory, are read and parsed (once for each digest, see [`action`]), and every blob that they
-//! name must be seen below `cas/` of the same directory.
+//! name must be seen in the same cache.
 //!
 //! # Policy
 //!
@@ -21,6 +21,7 @@ use crate::{
     namespace::{
         TreeError,
         action::{self, MAX_ACTION_BYTES, MAX_TREE_BYTES, Named},
+        preset::Blobs,
     },
     store::{
         StoreError,
@@ -121,30 +122,33 @@ impl Vfs {
     /// How long the kernel may keep what it is told of a name.
     pub(super) fn keep_of(&self, parent: Ino, name: &[u8]) -> Result<Keep, VfsError> {
         let rule = self.tree.name_rule(parent, name)?;
-        Ok(if rule.action { Keep::Not } else { Keep::Long })
+        Ok(if rule.action.is_some() {
+            Keep::Not
+        } else {
+            Keep::Long
+        })
     }
 
     /// Whether an action-cache entry at a name counts as missing, as far as that can be said at once.
     pub(super) fn is_withheld(&self, parent: Ino, name: &[u8]) -> Result<bool, VfsError> {
-        if self.keep_of(parent, name)? == Keep::Long {
+        let Some(place) = self.tree.name_rule(parent, name)?.action else {
             return Ok(false);
-        }
+        };
         let Some(node) = self.tree.lookup(parent, name)? else {
             return Ok(false);
         };
-        Ok(matches!(
-            self.judge(parent, &node, &Brought::new())?,
-            Verdict::Withheld
-        ))
+        let verdict = self.judge(parent, place, &node, &Brought::new())?;
+        Ok(matches!(verdict, Verdict::Withheld))
     }
 
     fn look(&self, parent: Ino, name: &[u8], brought: &Brought) -> Result<Lookup, VfsError> {
         let Some(node) = self.tree.lookup(parent, name)? else {
             return Ok(Lookup::Known(None, Keep::Long));
         };
-        let keep = self.keep_of(parent, name)?;
-        if keep == Keep::Not && node.kind == NodeKind::File {
-            match self.judge(parent, &node, brought)? {
+        let action = self.tree.name_rule(parent, name)?.action;
+        let keep = if action.is_some() { Keep::Not } else { Keep::Long };
+        if let Some(place) = action.filter(|_| node.kind == NodeKind::File) {
+            match self.judge(parent, place, &node, brought)? {
                 Verdict::Shown => {}
                 Verdict::Withheld => {
                     let withheld = &self.tree.presets().counters.withheld;
@@ -162,32 +166,36 @@ impl Vfs {
         Ok(Lookup::Known(Some(self.attr_of(&node)), keep))
     }
 
-    /// Whether every blob is there that the entry `node` in `ac/<xx>` names.
-    fn judge(&self, shard: Ino, node: &NodeRow, brought: &Brought) -> Result<Verdict, VfsError> {
-        let up = |dir| -> Result<Ino, TreeError> {
-            let node = self.tree.node(dir)?.ok_or(TreeError::NotFound)?;
-            Ok(node.dir.as_ref().ok_or(TreeError::NotDirectory)?.up)
+    /// Whether every blob is there that the entry `node` in the directory `dir` names.
+    fn judge(&self, dir: Ino, place: Blobs, node: &NodeRow, brought: &Brought) -> Result<Verdict, VfsError> {
+        let blobs = match place {
+            Blobs::Beside => Some(dir),
+            Blobs::Sharded => {
+                let up = |dir| -> Result<Ino, TreeError> {
+                    let node = self.tree.node(dir)?.ok_or(TreeError::NotFound)?;
+                    Ok(node.dir.as_ref().ok_or(TreeError::NotDirectory)?.up)
+                };
+                let cas = self.tree.lookup(up(up(dir)?)?, b"cas")?;
+                cas.filter(|cas| cas.kind == NodeKind::Dir).map(|cas| cas.ino)
+            }
         };
-        let Some(cas) = self.tree.lookup(up(up(shard)?)?, b"cas")? else {
+        let stored = |blob: &Digest| match blobs {
+            Some(blobs) => self.stored(blobs, place, blob),
             // Nothing is there; an entry that names nothing is shown all the same.
-            return self.judge_with(None, node, brought);
+            None => Ok(None),
         };
-        self.judge_with(Some(cas.ino), node, brought)
-    }
-
-    fn judge_with(&self, cas: Option<Ino>, node: &NodeRow, brought: &Brought) -> Result<Verdict, VfsError> {
         let entry = match self.named(node, false, brought)? {
             Found::Named(entry) => entry,
             Found::Odd => return Ok(Verdict::Withheld),
             Found::Wanted(wanted) => return Ok(Verdict::Wanted(wanted)),
         };
         for blob in &entry.blobs {
-            if self.stored(cas, blob)?.is_none() {
+            if stored(blob)?.is_none() {
                 return Ok(Verdict::Withheld);
             }
         }
         for tree in &entry.trees {
-            let Some(node) = self.stored(cas, tree)? else {
+            let Some(node) = stored(tree)? else {
                 return Ok(Verdict::Withheld);
             };
             let tree = match self.named(&node, true, brought)? {
@@ -196,7 +204,7 @@ impl Vfs {
                 Found::Wanted(wanted) => return Ok(Verdict::Wanted(wanted)),
             };
             for blob in &tree.blobs {
-                if self.stored(cas, blob)?.is_none() {
+                if stored(blob)?.is_none() {
                     return Ok(Verdict::Withheld);
                 }
             }
@@ -204,17 +212,17 @@ impl Vfs {
         Ok(Verdict::Shown)
     }
 
-    /// The file in `cas/` that a blob is.
-    fn stored(&self, cas: Option<Ino>, blob: &Digest) -> Result<Option<Arc<NodeRow>>, VfsError> {
-        let Some(cas) = cas else { return Ok(None) };
+    /// The file that a blob is, below `dir`.
+    fn stored(&self, dir: Ino, place: Blobs, blob: &Digest) -> Result<Option<Arc<NodeRow>>, VfsError> {
         let name = blob.to_string();
-        let Some(shard) = self.tree.lookup(cas, &name.as_bytes()[..2])? else {
-            return Ok(None);
+        let dir = match place {
+            Blobs::Beside => dir,
+            Blobs::Sharded => match self.tree.lookup(dir, &name.as_bytes()[..2])? {
+                Some(shard) if shard.kind == NodeKind::Dir => shard.ino,
+                _ => return Ok(None),
+            },
         };
-        if shard.kind != NodeKind::Dir {
-            return Ok(None);
-        }
-        let node = self.tree.lookup(shard.ino, name.as_bytes())?;
+        let node = self.tree.lookup(dir, name.as_bytes())?;
         let Some(node) = node.filter(|node| node.kind == NodeKind::File) else {
             return Ok(None);
         };

@@ -241,7 +241,7 @@ impl<'a> Edit<'a> {
             self.keep_here(parent, name, ino, old)?;
             return Ok(true);
         }
-        if rule.action {
+        if rule.action.is_some() {
             // The kernel may have kept the file under its old name for long; how long this
             // name is shown is not for it to know.
             let name = name.to_vec();
