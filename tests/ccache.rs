@@ -16,7 +16,10 @@ use std::{
 use lab::{Lab, StoreKind};
 use support::{input, machine::Machine, posix::file, wait};
 
-on_both_stores!(what_one_machine_compiled_the_other_finds);
+on_both_stores!(
+    what_one_machine_compiled_the_other_finds,
+    two_machines_that_build_at_once_keep_their_locks_and_counters_to_themselves,
+);
 
 /// The least number of files that count as a real program.
 const MIN_SOURCES: usize = 100;
@@ -113,7 +116,8 @@ fn build(machine: &Machine, lab: &Lab, sources: &[(PathBuf, Vec<String>)]) -> Ha
         .collect()
 }
 
-fn what_one_machine_compiled_the_other_finds(kind: StoreKind) {
+/// Panics unless ccache and a compiler are here.
+fn require_tools() {
     for tool in ["ccache", "cc"] {
         assert!(
             Command::new(tool)
@@ -123,12 +127,26 @@ fn what_one_machine_compiled_the_other_finds(kind: StoreKind) {
             "{tool} is missing: apt-get install ccache gcc libc6-dev"
         );
     }
+}
+
+/// The presets that a machine's status shows, with their origins.
+fn presets(machine: &Machine) -> Vec<String> {
+    let status = machine.status();
+    let shown = status["presets"].as_array().unwrap().iter();
+    shown
+        .map(|at| format!("{}={} {}", at["dir"], at["preset"], at["origin"]).replace('"', ""))
+        .collect()
+}
+
+fn what_one_machine_compiled_the_other_finds(kind: StoreKind) {
+    require_tools();
     let lab = Lab::new(kind);
     let sources = sources();
     let count = sources.len() as u64;
     let (a, b) = (lab.machine("a"), lab.machine("b"));
     let first = build(&a, &lab, &sources);
     assert_eq!(first.get("cache_miss"), Some(&count), "{first:?}");
+    assert_eq!(presets(&a), ["ccache=ccache recognised"]);
     a.flush();
     file(&a.path("last"), b"last");
     a.flush();
@@ -159,4 +177,67 @@ fn what_one_machine_compiled_the_other_finds(kind: StoreKind) {
             .collect(),
     );
     assert!(a == b);
+}
+
+/// All names below a directory, from there.
+fn names_below(top: &Path) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut dirs = vec![top.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(&dir).unwrap() {
+            let path = entry.unwrap().path();
+            names.push(path.strip_prefix(top).unwrap().display().to_string());
+            if path.is_dir() {
+                dirs.push(path);
+            }
+        }
+    }
+    names
+}
+
+fn two_machines_that_build_at_once_keep_their_locks_and_counters_to_themselves(kind: StoreKind) {
+    require_tools();
+    let lab = Lab::new(kind);
+    let start = |name: &str| lab.spec(name).arg("--preset=ccache=ccache").start();
+    let (a, b) = (start("a"), start("b"));
+    let sources: Vec<_> = sources().into_iter().skip(1).take(30).collect();
+    let count = sources.len() as u64;
+    // A lock that is held on A is nobody's business on B, and what A counted is not B's.
+    fs::create_dir_all(a.path("ccache/tmp")).unwrap();
+    file(&a.path("ccache/tmp/held.alive"), b"");
+    std::os::unix::fs::symlink("a-1-2-3", a.path("ccache/tmp/held.lock")).unwrap();
+    let (on_a, on_b) = std::thread::scope(|scope| {
+        let on_b = scope.spawn(|| build(&b, &lab, &sources));
+        (build(&a, &lab, &sources), on_b.join().unwrap())
+    });
+    for (machine, stats) in [(&a, on_a), (&b, on_b)] {
+        let of = |name: &str| stats.get(name).copied().unwrap_or_default();
+        let calls = of("direct_cache_hit") + of("preprocessed_cache_hit") + of("cache_miss");
+        assert_eq!(calls, count, "{} counted others: {stats:?}", machine.spec.name);
+        for trouble in [
+            "internal_error",
+            "bad_output_file",
+            "missing_cache_file",
+            "compile_failed",
+        ] {
+            assert_eq!(of(trouble), 0, "{trouble}: {stats:?}");
+        }
+        let names = names_below(&machine.path("ccache"));
+        assert!(names.iter().any(|name| name.ends_with("/stats")), "{names:?}");
+        machine.flush();
+    }
+    assert!(!b.path("ccache/tmp/held.lock").exists());
+
+    // A machine that was not there finds the results of both, and nothing else.
+    let c = start("c");
+    for name in names_below(&c.path("ccache")) {
+        let file = name.rsplit('/').next().unwrap();
+        let stays = matches!(file, "stats" | "tmp" | "lock" | ".cleaned")
+            || [".lock", ".alive"].iter().any(|end| file.ends_with(end))
+            || file.contains(".tmp.");
+        assert!(!stays, "{name} left its machine");
+    }
+    let third = build(&c, &lab, &sources);
+    let hits = third["direct_cache_hit"] + third["preprocessed_cache_hit"];
+    assert_eq!((hits, third["cache_miss"]), (count, 0), "{third:?}");
 }

@@ -49,6 +49,7 @@ impl Store {
     /// Makes `volume.json` by hand.
     async fn over(&self, volume: &str, parent: &str, until_millis: Option<u64>) {
         let json = VolumeJson {
+            presets: std::collections::BTreeMap::new(),
             version: 1,
             parent: Some(StackLayer {
                 until_millis,

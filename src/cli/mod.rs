@@ -17,6 +17,7 @@ pub mod fork;
 pub mod ls;
 pub mod mount;
 pub mod output;
+pub mod preset;
 pub mod status;
 pub mod sweep;
 pub mod unmount;
@@ -56,6 +57,7 @@ enum Command {
     Commit(commit::CommitArgs),
     Fork(fork::ForkArgs),
     Volume(volume::VolumeArgs),
+    Preset(preset::PresetArgs),
     Status(status::StatusArgs),
     Sweep(sweep::SweepArgs),
     Ls(ls::LsArgs),
@@ -78,6 +80,7 @@ pub fn run() -> ExitCode {
         Command::Commit(args) => commit::run(&args),
         Command::Fork(args) => fork::run(&args),
         Command::Volume(args) => volume::run(&args),
+        Command::Preset(args) => preset::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Sweep(args) => sweep::run(&args),
         Command::Ls(args) => ls::run(&args),

@@ -21,6 +21,7 @@ use crate::{
         run::{self, Ended},
         start::Plan,
     },
+    namespace::preset::{self, at::PresetAt},
 };
 
 /// Mount a volume at a directory.
@@ -37,7 +38,8 @@ Examples:
   casmount mount --store s3://my-bucket/ci --volume linux --cache-size 60G /mnt/cache
   casmount mount --store s3://test --endpoint-url http://localhost:9000 --foreground /mnt/cache
   casmount mount --store file:///mnt/nfs/store --read-only /mnt/cache
-  casmount mount --fork-from main --volume job-17 --commit on-success /mnt/cache   a CI job with its own fork")]
+  casmount mount --fork-from main --volume job-17 --commit on-success /mnt/cache   a CI job with its own fork
+  casmount mount --preset bazel-disk=bazel --preset cc=ccache /mnt/cache")]
 pub struct MountArgs {
     /// An empty directory
     mountpoint: PathBuf,
@@ -85,6 +87,10 @@ pub struct MountArgs {
     /// Permissions that no file shows, octal [default: 000]
     #[arg(long, value_name = "BITS", value_parser = layer::parse_umask)]
     umask: Option<u32>,
+    /// What a directory of the volume is used for: bazel, ccache, sccache or plain; may be repeated [default: as
+    /// the volume says, else recognised by what a tool makes there]
+    #[arg(long = "preset", value_name = "DIR=NAME", value_parser = str::parse::<PresetAt>)]
+    presets: Vec<PresetAt>,
     /// Support extended attributes (one more request for each file created)
     #[arg(long)]
     xattr: bool,
@@ -129,6 +135,7 @@ impl MountArgs {
             uid: self.uid,
             gid: self.gid,
             umask: self.umask,
+            preset: (!self.presets.is_empty()).then(|| self.presets.clone()),
             log_level,
             log_file: self.log_file.clone(),
             ..self.store.layer()
@@ -165,6 +172,7 @@ fn prepare(args: &MountArgs, dirs: &Dirs) -> Result<Plan, Failure> {
             settings.volume
         )));
     }
+    preset::at::check(&args.presets).map_err(Failure::usage)?;
     // A wrong URL is a wrong command, whatever else is wrong.
     crate::daemon::bucket::parse_url(&settings.store)?;
     let mountpoint = mountpoint::canonical(&args.mountpoint)?;
@@ -324,6 +332,7 @@ mod tests {
             "--uid=1",
             "--gid=1",
             "--umask=022",
+            "--preset=a=bazel",
             "--log-level=warn",
             "--log-file=/l",
         ]);
@@ -338,6 +347,7 @@ mod tests {
                 "owner" => "mount",
                 "commit" => "never",
                 "umask" => "007",
+                "preset" => "b=plain",
                 "log-level" => "trace",
                 _ => "other",
             };

@@ -5,6 +5,7 @@
 //! volume = "main"
 //! cache-size = "60G"
 //! read-only = false
+//! preset = ["bazel=bazel", "cc=ccache"]
 //! ```
 //!
 //! Keys are the names of the flags; values are strings as on the command
@@ -76,6 +77,13 @@ fn text_of(key: &str, value: &toml::Value) -> Result<String, String> {
         toml::Value::Integer(number) => Ok(number.to_string()),
         toml::Value::Float(number) => Ok(number.to_string()),
         toml::Value::Boolean(switch) => Ok(switch.to_string()),
+        toml::Value::Array(items) if key == "preset" => {
+            let texts = items.iter().map(|item| item.as_str().map(str::to_owned));
+            let texts: Option<Vec<String>> = texts.collect();
+            Ok(texts
+                .ok_or_else(|| "write each as \"DIR=NAME\"".to_owned())?
+                .join(","))
+        }
         toml::Value::Datetime(_) | toml::Value::Array(_) | toml::Value::Table(_) => {
             Err(format!("a {} is no value here", value.type_str()))
         }
@@ -120,6 +128,21 @@ mod tests {
     fn a_syntax_error_names_its_line() {
         let err = parse_text("store = 'a'\nvolume = \n").unwrap_err();
         assert!(matches!(err, ConfigError::Syntax { line: 2, .. }), "{err:?}");
+    }
+
+    #[test]
+    fn presets_are_a_list_or_a_text() {
+        for text in [
+            "preset = ['a=bazel', 'b/c=plain']",
+            "preset = 'a=bazel, b/c=plain'",
+        ] {
+            let presets = parse_text(text).unwrap().preset.unwrap();
+            let presets: Vec<String> = presets.iter().map(ToString::to_string).collect();
+            assert_eq!(presets, ["a=bazel", "b/c=plain"], "{text}");
+        }
+        for text in ["preset = [1]", "preset = ['a=make']", "read-only = ['a']"] {
+            assert!(parse_text(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -3,7 +3,10 @@
 use std::{ffi::OsString, path::PathBuf, str::FromStr, time::Duration};
 
 use super::{ConfigError, VolumeName};
-use crate::base::units::{parse_duration, parse_size};
+use crate::{
+    base::units::{parse_duration, parse_size},
+    namespace::preset::at::PresetAt,
+};
 
 /// Who files belong to (`--owner`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -45,6 +48,7 @@ pub struct Layer {
     pub uid: Option<u32>,
     pub gid: Option<u32>,
     pub umask: Option<u32>,
+    pub preset: Option<Vec<PresetAt>>,
     pub log_level: Option<String>,
     pub log_file: Option<PathBuf>,
 }
@@ -58,7 +62,7 @@ pub enum SetError {
 
 impl Layer {
     /// The names of all settings, as in the file.
-    pub const KEYS: [&'static str; 21] = [
+    pub const KEYS: [&'static str; 22] = [
         "store",
         "volume",
         "fork-from",
@@ -78,6 +82,7 @@ impl Layer {
         "uid",
         "gid",
         "umask",
+        "preset",
         "log-level",
         "log-file",
     ];
@@ -107,6 +112,7 @@ impl Layer {
             "uid" => self.uid = Some(parse_id(text).map_err(bad)?),
             "gid" => self.gid = Some(parse_id(text).map_err(bad)?),
             "umask" => self.umask = Some(parse_umask(text).map_err(bad)?),
+            "preset" => self.preset = Some(PresetAt::list(text).map_err(bad)?),
             "log-level" => self.log_level = Some(parse_log_level(text).map_err(bad)?),
             "log-file" => self.log_file = Some(text.into()),
             _ => return Err(SetError::UnknownKey),
@@ -161,6 +167,7 @@ impl Layer {
             uid: self.uid.or(lower.uid),
             gid: self.gid.or(lower.gid),
             umask: self.umask.or(lower.umask),
+            preset: self.preset.or(lower.preset),
             log_level: self.log_level.or(lower.log_level),
             log_file: self.log_file.or(lower.log_file),
         }
@@ -242,6 +249,7 @@ mod tests {
             "commit" => "on-success",
             "uid" | "gid" => "1000",
             "umask" => "022",
+            "preset" => "cache=bazel,.=plain",
             "log-level" => "debug",
             _ => "text",
         }
@@ -296,6 +304,8 @@ mod tests {
         for (key, text) in [
             ("umask", "888"),
             ("umask", "1777"),
+            ("preset", "cache=make"),
+            ("preset", "a=bazel,a/=ccache"),
             ("owner", "root"),
             ("uid", "alice"),
             ("read-only", "maybe"),

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{CommitMode, ConfigError, Dirs, Layer, OwnerMode, VolumeName, file};
-use crate::base::digest::Digest;
+use crate::{base::digest::Digest, namespace::preset::at::PresetAt};
 
 /// Long enough that a file written again and again is uploaded once, short
 /// enough that other machines see a result while they still want it.
@@ -44,6 +44,8 @@ pub struct Settings {
     pub uid: Option<u32>,
     pub gid: Option<u32>,
     pub umask: u32,
+    /// Of directories of the volume.
+    pub presets: Vec<PresetAt>,
     /// A level or a filter.
     pub log_level: String,
     /// `None`: standard error in the foreground, else the user's state directory.
@@ -114,6 +116,7 @@ impl Settings {
             uid: layer.uid,
             gid: layer.gid,
             umask: layer.umask.unwrap_or(0),
+            presets: layer.preset.unwrap_or_default(),
             log_level: layer.log_level.unwrap_or_else(|| "info".to_owned()),
             log_file: layer.log_file.map(absolute).transpose()?,
         })

@@ -12,6 +12,7 @@ use crate::{
     config::{Budget, OwnerMode, Settings},
     namespace::{
         follow::{self, StackFollowerHandle},
+        preset::volume::Kept,
         publish::{self, PublisherHandle},
         tree::{TellKernel, Tree},
     },
@@ -21,7 +22,7 @@ use crate::{
     vfs::{Owner, Vfs, VfsOptions},
 };
 
-use super::{error::StartError, volumes};
+use super::{error::StartError, presets, volumes};
 
 /// Uploads under way at once: enough to fill a 10 Gbit/s link with chunks of
 /// half a megabyte at S3's usual 20 to 30 ms, few enough to hold in memory.
@@ -43,12 +44,18 @@ pub struct Layers {
 impl Layers {
     /// Opens the cache directory and starts everything above it.
     ///
+    /// `volume_presets` are those in the settings of the volume; `None`: those of the last mount.
     /// Must run inside `runtime`, on a thread that may block.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is another part of what is put together"
+    )]
     pub fn put_up(
         settings: &Settings,
         budget: Budget,
         store_id: StoreId,
         stack: &Stack,
+        volume_presets: Option<Kept>,
         bucket: &SharedBucket,
         tell_kernel: &TellKernel,
         runtime: &Handle,
@@ -82,6 +89,7 @@ impl Layers {
             Arc::new(move || clock.clock().now_millis()),
         )
         .map_err(|source| StartError::Tree { source })?;
+        presets::take(&tree, &store.ledger, settings, volume_presets)?;
         let activity = Arc::new(Activity::default());
         let uploader = upload::spawn(
             runtime,
@@ -173,19 +181,19 @@ pub async fn sole<T>(shared: Arc<T>, deadline: Instant) -> Option<T> {
 }
 
 fn vfs_options(settings: &Settings, activity: Arc<Activity>) -> VfsOptions {
+    let uid = settings
+        .uid
+        .unwrap_or_else(|| rustix::process::geteuid().as_raw());
+    let gid = settings
+        .gid
+        .unwrap_or_else(|| rustix::process::getegid().as_raw());
     let owner = match settings.owner {
         OwnerMode::Preserve => Owner::Preserve,
-        OwnerMode::Mount => Owner::Fixed {
-            uid: settings
-                .uid
-                .unwrap_or_else(|| rustix::process::geteuid().as_raw()),
-            gid: settings
-                .gid
-                .unwrap_or_else(|| rustix::process::getegid().as_raw()),
-        },
+        OwnerMode::Mount => Owner::Fixed { uid, gid },
     };
     VfsOptions {
         owner,
+        user: (uid, gid),
         umask: settings.umask,
         settle: settings.settle,
         read_only: settings.read_only,

@@ -34,6 +34,7 @@ pub mod mountinfo;
 pub mod mountpoint;
 pub mod notices;
 pub mod notify;
+pub mod presets;
 pub mod process;
 pub mod readahead;
 pub mod root_check;

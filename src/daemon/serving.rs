@@ -16,7 +16,7 @@ use crate::{
     namespace::TreeError,
     observe::{
         Status, memory,
-        status::{Cache, Follow, Layer, Publish, State, Tier, Upload},
+        status::{Cache, Files, Follow, Layer, PresetDir, Publish, State, Tier, Upload},
     },
     tier::SharedBucket,
     vfs::VfsError,
@@ -96,7 +96,10 @@ impl Serving {
                 self.budget.min_free,
                 disk.map_or(0, |disk| disk.free_bytes),
             ),
-            files: self.layers.vfs.status().into(),
+            files: Files {
+                last_misnamed: self.layers.vfs.last_misnamed(),
+                ..self.layers.vfs.status().into()
+            },
             upload,
             publish,
             follow,
@@ -106,6 +109,13 @@ impl Serving {
                 .layers()
                 .into_iter()
                 .map(Layer::from)
+                .collect(),
+            presets: self
+                .layers
+                .vfs
+                .preset_dirs()
+                .into_iter()
+                .map(PresetDir::from)
                 .collect(),
             tiers: vec![tier],
             last_error: self.last_error(),

@@ -12,7 +12,7 @@ use std::{
 use tokio::{runtime::Handle, sync::watch};
 
 use super::{
-    announce::Announcer, bucket, error::StartError, layers::Layers, mountpoint, notices::NoticeGate,
+    announce::Announcer, bucket, error::StartError, layers::Layers, mountpoint, notices::NoticeGate, presets,
     readahead, root_check, serving::Serving, volumes,
 };
 use crate::{
@@ -71,6 +71,7 @@ pub async fn start(plan: &Plan, announcer: &Announcer) -> Result<Serving, StartE
         announcer.step("probing the store");
         probe_first_use(settings, &bucket).await?;
     }
+    let volume_presets = presets::of_volume(&bucket, &stack, reachable, STORE_WITHIN).await?;
 
     announcer.step("opening the cache directory");
     let disk = budget::disk_of(&settings.cache_dir).map_err(|source| StartError::Disk {
@@ -85,6 +86,7 @@ pub async fn start(plan: &Plan, announcer: &Announcer) -> Result<Serving, StartE
         budget,
         store_id,
         &stack,
+        volume_presets,
         &bucket,
         &gate.teller(),
         &Handle::current(),

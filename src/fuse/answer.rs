@@ -1,6 +1,6 @@
 //! Results of the vfs as answers to the kernel.
 
-use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt, time::Duration};
 
 use fuser::{
     BackingId, Errno, FileHandle, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyCreate, ReplyData,
@@ -11,9 +11,13 @@ use super::convert;
 use crate::vfs::{Attr, DirPage, FsStat, Opened, VfsError};
 
 pub(super) fn entry(reply: ReplyEntry, result: Result<Option<Attr>, VfsError>) {
+    entry_for(reply, result, &super::front::TTL);
+}
+
+pub(super) fn entry_for(reply: ReplyEntry, result: Result<Option<Attr>, VfsError>, ttl: &Duration) {
     match result {
-        Ok(Some(attr)) => reply.entry(&super::front::TTL, &convert::attr(&attr), Generation(0)),
-        Ok(None) => reply.entry(&super::front::TTL, &convert::no_entry(), Generation(0)),
+        Ok(Some(attr)) => reply.entry(ttl, &convert::attr(&attr), Generation(0)),
+        Ok(None) => reply.entry(ttl, &convert::no_entry(), Generation(0)),
         Err(err) => reply.error(convert::errno(&err)),
     }
 }

@@ -21,7 +21,7 @@ use fuser::{
 };
 
 use super::{
-    answer, convert,
+    answer, convert, lookup,
     turns::{Turns, Work},
 };
 use crate::{
@@ -132,7 +132,13 @@ impl Filesystem for Front {
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let _turn = self.turns.take(Work::Quick);
-        answer::entry(reply, self.vfs.lookup(convert::ino(parent), name.as_bytes()));
+        lookup::answer(
+            &self.vfs,
+            &self.runtime,
+            convert::ino(parent),
+            name.as_bytes(),
+            reply,
+        );
     }
 
     fn forget(&self, _req: &Request, _ino: INodeNo, _nlookup: u64) {
@@ -468,13 +474,13 @@ impl Filesystem for Front {
             Ok(entries) => entries,
         };
         for entry in entries {
-            let attr = match self.vfs.entry_attr(fh.into(), &entry) {
+            let (attr, ttl) = match self.vfs.entry_attr(fh.into(), &entry) {
                 Err(err) => return reply.error(convert::errno(&err)),
                 Ok(None) => continue,
-                Ok(Some(attr)) => convert::attr(&attr),
+                Ok(Some((attr, keep))) => (convert::attr(&attr), lookup::ttl(keep)),
             };
             let name = OsStr::from_bytes(&entry.name);
-            if reply.add(attr.ino, entry.next_offset, name, &TTL, &attr, Generation(0)) {
+            if reply.add(attr.ino, entry.next_offset, name, &ttl, &attr, Generation(0)) {
                 break;
             }
         }

@@ -11,6 +11,7 @@
 mod answer;
 mod convert;
 mod front;
+mod lookup;
 mod notify;
 mod turns;
 

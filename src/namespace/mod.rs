@@ -14,6 +14,7 @@
 //! in one table ([`tree`]), each with its stamp and its layer; an own one also has its place in the order of
 //! what is to be published.
 
+pub mod action;
 mod background;
 pub mod change;
 pub mod cut;
@@ -24,6 +25,7 @@ pub mod history;
 #[cfg(test)]
 mod log_tests;
 mod patience;
+pub mod preset;
 pub mod promote;
 pub mod publish;
 pub mod segment;

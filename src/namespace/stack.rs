@@ -6,8 +6,7 @@
 //!
 //! # Format of `volumes/<name>/volume.json` (version 1)
 //!
-//! JSON, one object, made with the condition that there is none, and replaced once at most, when the
-//! volume is deleted ([`super::volumes`]):
+//! JSON, one object; presets replace it, and the deletion of the volume ([`super::volumes`]):
 //!
 //! ```text
 //! version              1; read first and alone, so that a newer one can change all the rest
@@ -17,9 +16,11 @@
 //! own_prefix           optional: true when its blobs and packs are below its own prefix ([`crate::tier::domain`])
 //! created_millis       when the volume was made, by the bucket's clock; for people
 //! deleted_millis       optional: when it was deleted, by the bucket's clock; nothing else of it counts then
+//! presets              optional: presets of directories, see [`super::preset::volume`]
 //! ```
 //!
-//! Members that are not known are ignored. A volume without this object lies over nothing; it
+//! The object is made with the condition that there is none, and replaced with the condition that
+//! it is the version that was read. Members that are not known are ignored. A volume without this object lies over nothing; it
 //! exists when it has a segment.
 //!
 //! # Invariants
@@ -29,6 +30,8 @@
 //!   with changes for it, or with a cache directory of it, is never mixed with another volume of that name.
 //! - At most [`TreeLayer::MAX_BELOW`] volumes lie below one, and none twice.
 //! - Nothing is ever written to a parent.
+
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +47,9 @@ use crate::{
 
 const VERSION: u32 = 1;
 
+/// How often a change of the object is tried that others are quicker with.
+const CHANGE_ATTEMPTS: u32 = 8;
+
 /// `volume.json` is far below this.
 const MAX_BYTES: u64 = 64 << 10;
 
@@ -58,6 +64,8 @@ pub struct VolumeJson {
     pub created_millis: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deleted_millis: Option<u64>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub presets: BTreeMap<String, String>,
 }
 
 /// What a name stands for.
@@ -118,6 +126,8 @@ pub enum StackError {
          a server that honours it"
     )]
     NoConditions { url: String },
+    #[error("the settings of volume {volume} are being changed by others all the time: try again")]
+    Contended { volume: VolumeName },
 }
 
 /// How much of its parent a fork sees.
@@ -254,6 +264,7 @@ pub async fn create_fork(
         own_prefix: own_prefix || below.layers().iter().any(|layer| layer.own_prefix),
         created_millis: now,
         deleted_millis: None,
+        presets: BTreeMap::new(),
     };
     let key = layout::volume(name.as_str());
     let made = match bucket.put_new(&key, Body::raw(json.encode())).await? {
@@ -299,6 +310,7 @@ pub async fn ensure_fork(
             own_prefix: false,
             created_millis: bucket.clock().now_millis(),
             deleted_millis: None,
+            presets: BTreeMap::new(),
         };
         // Refused: another machine was first.
         bucket
@@ -337,6 +349,80 @@ async fn read_live(bucket: &dyn Bucket, volume: &VolumeName) -> Result<Option<Vo
         }),
         json => Ok(json),
     }
+}
+
+/// Changes the presets in the object of a volume, making it if there is none; returns those that
+/// it has then.
+///
+/// Another's change in between is kept: `change` is applied to what is there then, and members that
+/// this program does not know stay. The bucket must have answered before: the time is taken from its clock.
+pub(super) async fn change_presets(
+    bucket: &dyn Bucket,
+    volume: &VolumeName,
+    change: impl Fn(&mut BTreeMap<String, String>) + Send,
+) -> Result<BTreeMap<String, String>, StackError> {
+    if !probe::honours_conditions(bucket).await? {
+        return Err(StackError::NoConditions { url: bucket.url() });
+    }
+    let key = layout::volume(volume.as_str());
+    for _ in 0..CHANGE_ATTEMPTS {
+        let old = bucket.get(&key, None, MAX_BYTES).await?;
+        let mut json = match &old {
+            Some(object) => VolumeJson::decode(volume, &object.bytes)?,
+            None => VolumeJson {
+                version: VERSION,
+                parent: None,
+                own_prefix: false,
+                created_millis: bucket.clock().now_millis(),
+                deleted_millis: None,
+                presets: BTreeMap::new(),
+            },
+        };
+        if json.deleted_millis.is_some() {
+            return Err(StackError::Deleted {
+                volume: volume.clone(),
+            });
+        }
+        let before = json.presets.clone();
+        change(&mut json.presets);
+        if json.presets == before {
+            return Ok(before);
+        }
+        let put = match &old {
+            Some(object) => {
+                let body = Body::raw(with_presets(volume, &object.bytes, &json.presets)?);
+                bucket.put_if(&key, body, &object.etag).await?
+            }
+            None => bucket.put_new(&key, Body::raw(json.encode())).await?,
+        };
+        match put {
+            Put::Written(_) => return Ok(json.presets),
+            // Somebody was quicker, or a reply was lost: the next look tells.
+            Put::Refused => {}
+        }
+    }
+    Err(StackError::Contended {
+        volume: volume.clone(),
+    })
+}
+
+/// The bytes of an object with other presets and all else as it was.
+fn with_presets(
+    volume: &VolumeName,
+    old: &[u8],
+    presets: &BTreeMap<String, String>,
+) -> Result<Vec<u8>, StackError> {
+    let malformed = |err: serde_json::Error| StackError::Malformed {
+        volume: volume.clone(),
+        why: err.to_string(),
+    };
+    let mut members: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(old).map_err(malformed)?;
+    let value = serde_json::to_value(presets).map_err(malformed)?;
+    members.insert("presets".to_owned(), value);
+    let mut bytes = serde_json::to_vec_pretty(&members).map_err(malformed)?;
+    bytes.push(b'\n');
+    Ok(bytes)
 }
 
 async fn has_segment(bucket: &dyn Bucket, volume: &VolumeName) -> Result<bool, TierError> {
@@ -378,6 +464,7 @@ mod tests {
             own_prefix: false,
             created_millis: 1_767_225_600_000,
             deleted_millis: None,
+            presets: BTreeMap::new(),
         };
         let text = "{\n  \"version\": 1,\n  \"parent\": {\n    \"volume\": \"main\"\n  },\n  \
                     \"created_millis\": 1767225600000\n}\n";
@@ -387,6 +474,13 @@ mod tests {
         let bounded = VolumeJson::decode(&name("f"), text.as_bytes()).unwrap();
         assert_eq!(bounded.parent.as_ref().unwrap().until_millis, Some(7));
         assert_eq!(String::from_utf8(bounded.encode()).unwrap(), text);
+        let text = text.replace(
+            "00000\n}",
+            "00000,\n  \"presets\": {\n    \"\": \"plain\",\n    \"cache\": \"bazel\"\n  }\n}",
+        );
+        let preset = VolumeJson::decode(&name("f"), text.as_bytes()).unwrap();
+        assert_eq!(preset.presets["cache"], "bazel");
+        assert_eq!(String::from_utf8(preset.encode()).unwrap(), text);
         let deleted = VolumeJson {
             own_prefix: true,
             deleted_millis: Some(9),

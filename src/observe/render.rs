@@ -35,6 +35,17 @@ pub fn text(status: &Status) -> String {
     for layer in status.layers.iter().skip(1) {
         line("over", below(layer));
     }
+    for preset in &status.presets {
+        line(
+            "preset",
+            format!(
+                "{} for {} ({})",
+                preset.preset,
+                preset.dir,
+                origin(&preset.origin)
+            ),
+        );
+    }
     line(
         "daemon",
         format!(
@@ -149,11 +160,39 @@ pub fn text(status: &Status) -> String {
             ),
         );
     }
+    if status.files.misnamed > 0 {
+        line(
+            "MISNAMED",
+            format!(
+                "{} not what the name promises, not shared; the last one {}",
+                count(status.files.misnamed, "file"),
+                status.files.last_misnamed.as_deref().unwrap_or("is in the log")
+            ),
+        );
+    }
+    if status.files.withheld > 0 {
+        line(
+            "withheld",
+            format!(
+                "{} of action-cache entries that name a missing blob, answered as misses",
+                count(status.files.withheld, "lookup")
+            ),
+        );
+    }
     line(
         "last error",
         status.last_error.clone().unwrap_or_else(|| "none".to_owned()),
     );
     out
+}
+
+/// Who chose a preset, in words.
+fn origin(origin: &str) -> &str {
+    match origin {
+        "mount" => "said by this mount",
+        "volume" => "said by the volume",
+        other => other,
+    }
 }
 
 /// A volume below the mounted one, and how much of it is seen.

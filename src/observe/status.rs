@@ -17,6 +17,11 @@
 //! files.open .open_for_writing .settling .sealed .passthrough_opens
 //!      .hits .misses                          opens whose bytes were all here, or were not
 //!      .lost                                  blobs that the bucket turned out not to have
+//!      .misnamed                              not what their names promise (cas/<xx>/<sha256>); not shared, the
+//!      .last_misnamed                         newest of them
+//!      .withheld                              lookups of action-cache entries that name a missing blob
+//! presets[].dir .preset .origin          directories with a preset; dir: "." for the root; origin: "mount",
+//!                                        "volume" or "recognised"
 //! upload.uploading_blobs .uploading_bytes .uploaded_blobs .uploaded_bytes .retries .last_error
 //! publish.pending_changes .published_changes .segments .last_error
 //! follow.segments .changes .caught_up_millis .last_error    of all layers together
@@ -33,6 +38,10 @@ use serde::{Deserialize, Serialize};
 use crate::{
     namespace::{
         follow::{FollowStatus, LayerStatus},
+        preset::{
+            at,
+            table::{Origin, Shown},
+        },
         publish::PublishStatus,
     },
     store::ledger::Totals,
@@ -62,6 +71,8 @@ pub struct Status {
     pub publish: Publish,
     pub follow: Follow,
     pub layers: Vec<Layer>,
+    #[serde(default)]
+    pub presets: Vec<PresetDir>,
     pub tiers: Vec<Tier>,
     pub last_error: Option<String>,
 }
@@ -115,6 +126,12 @@ pub struct Files {
     pub hits: u64,
     pub misses: u64,
     pub lost: u64,
+    #[serde(default)]
+    pub misnamed: u64,
+    #[serde(default)]
+    pub last_misnamed: Option<String>,
+    #[serde(default)]
+    pub withheld: u64,
 }
 
 impl From<VfsStatus> for Files {
@@ -128,6 +145,9 @@ impl From<VfsStatus> for Files {
             hits: vfs.hits,
             misses: vfs.misses,
             lost: vfs.lost,
+            misnamed: vfs.misnamed,
+            last_misnamed: None,
+            withheld: vfs.withheld,
         }
     }
 }
@@ -219,6 +239,28 @@ impl From<LayerStatus> for Layer {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PresetDir {
+    pub dir: String,
+    pub preset: String,
+    pub origin: String,
+}
+
+impl From<Shown> for PresetDir {
+    fn from(shown: Shown) -> Self {
+        let origin = match shown.origin {
+            Origin::Mount => "mount",
+            Origin::Volume => "volume",
+            Origin::Recognised => "recognised",
+        };
+        Self {
+            dir: at::shown(&String::from_utf8_lossy(&shown.dir)).to_owned(),
+            preset: shown.preset.to_string(),
+            origin: origin.to_owned(),
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tier {
     pub url: String,
     /// Whether the newest request that told was answered.
@@ -255,12 +297,12 @@ mod tests {
     /// The names that monitoring reads, sorted. Add, never rename.
     const NAMES: &str = "cache cache.dirty_blobs cache.dirty_bytes cache.disk_free_bytes cache.evicted_blobs \
         cache.evicted_bytes cache.limit_bytes cache.min_free_bytes cache.quarantined_blobs cache.resident_blobs \
-        cache.resident_bytes cache_dir files files.hits files.lost files.misses files.open \
-        files.open_for_writing files.passthrough_opens files.sealed files.settling follow \
+        cache.resident_bytes cache_dir files files.hits files.last_misnamed files.lost files.misnamed files.misses files.open \
+        files.open_for_writing files.passthrough_opens files.sealed files.settling files.withheld follow \
         follow.caught_up_millis follow.changes follow.last_error follow.segments last_error layers \
         layers.caught_up_millis layers.changes layers.last_error layers.segments layers.settled \
         layers.until_millis layers.volume log_file machine \
-        memory_bytes mountpoint passthrough pid publish publish.last_error publish.pending_changes \
+        memory_bytes mountpoint passthrough pid presets presets.dir presets.origin presets.preset publish publish.last_error publish.pending_changes \
         publish.published_changes publish.segments read_only state store store_id tiers \
         tiers.clock_offset_millis tiers.last_error tiers.reachable tiers.url upload upload.last_error \
         upload.retries upload.uploaded_blobs upload.uploaded_bytes upload.uploading_blobs \
@@ -289,6 +331,7 @@ mod tests {
         let status = Status {
             tiers: vec![Tier::default()],
             layers: vec![Layer::default()],
+            presets: vec![PresetDir::default()],
             ..Status::default()
         };
         let mut names = Vec::new();

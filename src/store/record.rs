@@ -16,7 +16,8 @@
 //! Dir      1 up uint64  2 name bytes  3 visible_children uint64  4 subdirs uint64
 //! Link     1 machine fixed64  2 ino uint64
 //! Name     1 parent uint64  2 name bytes  3 millis uint64  4 counter uint32  5 machine fixed64
-//!          6 live uint64 (absent: dead)  7 dir uint64  8 Place  9 layer uint32 (absent: 0, the mounted volume)
+//!          6 live uint64 (absent: dead)  7 dir uint64  8 Place  9 layer uint32 (absent: 0, the mounted volume;
+//!          255: of this machine alone)
 //! Place    1 seq uint64  2 first_seq uint64
 //! DropName 1 parent uint64  2 name bytes
 //! Blob     1 digest bytes  2 size uint64  3 residency uint32 (0 nothing 1 partial 2 whole)  4 bits bytes

@@ -145,6 +145,10 @@ impl TreeLayer {
     /// How many volumes may lie below the mounted one.
     pub const MAX_BELOW: u8 = 8;
 
+    /// What is of this machine alone, above all volumes: names that it makes anew elsewhere, and never
+    /// tells of. Such a register is live; when it goes, it leaves none or one of another layer.
+    pub const HERE: Self = Self(u8::MAX);
+
     /// The layer that has `above` others above it; `None` when that is too many.
     #[must_use]
     pub fn new(above: u64) -> Option<Self> {
@@ -154,7 +158,16 @@ impl TreeLayer {
             .map(Self)
     }
 
-    /// How many layers are above it.
+    /// How it is kept: how many volumes are above it, or 255 for [`TreeLayer::HERE`].
+    #[must_use]
+    pub fn from_number(number: u64) -> Option<Self> {
+        if number == u64::from(Self::HERE.0) {
+            Some(Self::HERE)
+        } else {
+            Self::new(number)
+        }
+    }
+
     #[must_use]
     pub fn number(self) -> u8 {
         self.0
@@ -167,7 +180,8 @@ pub struct NameRow {
     pub parent: Ino,
     pub name: Vec<u8>,
     pub layer: TreeLayer,
-    /// [`Stamp::ZERO`]: nobody said anything of this name yet, only of names below it.
+    /// [`Stamp::ZERO`]: nobody said anything of this name yet, only of names below it, or (in
+    /// [`TreeLayer::HERE`]) only this machine to itself.
     pub stamp: Stamp,
     pub state: NameState,
     /// The directory that holds what is known below this name, live or not;
@@ -182,6 +196,9 @@ impl NameRow {
     /// Whether a change of `layer` with `stamp` takes the place of this one (law 1 of the merge).
     #[must_use]
     pub fn yields_to(&self, layer: TreeLayer, stamp: Stamp) -> bool {
+        if self.layer == TreeLayer::HERE {
+            return false;
+        }
         self.stamp == Stamp::ZERO || layer < self.layer || (layer == self.layer && stamp > self.stamp)
     }
 }

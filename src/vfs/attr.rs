@@ -1,7 +1,10 @@
 //! Attributes as programs see them.
 
-use super::{Owner, VfsOptions};
-use crate::store::rows::{Ino, NodeKind, NodeRow};
+use super::{Owner, Vfs, VfsOptions};
+use crate::{
+    namespace::preset::Preset,
+    store::rows::{Ino, NodeKind, NodeRow},
+};
 
 /// What stat(2) shows of a file or directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +31,7 @@ const DIR_BYTES: u64 = 4096;
 impl Attr {
     /// The attributes in a row, for a mount with these options.
     #[must_use]
-    pub fn of(node: &NodeRow, options: &VfsOptions) -> Self {
+    fn of(node: &NodeRow, options: &VfsOptions) -> Self {
         let (uid, gid) = match options.owner {
             Owner::Fixed { uid, gid } => (uid, gid),
             Owner::Preserve => (node.uid, node.gid),
@@ -52,5 +55,19 @@ impl Attr {
             mtime: node.mtime,
             ctime: node.ctime,
         }
+    }
+}
+
+impl Vfs {
+    /// What is shown of a row, as the mount and the preset of its directory say.
+    pub(super) fn shown(&self, node: &NodeRow) -> Attr {
+        let mut attr = Attr::of(node, &self.options);
+        if self.options.owner == Owner::Preserve
+            // One whose directory cannot be looked at now belongs to who made it.
+            && self.tree.preset_of(node).ok().flatten().is_some_and(Preset::owned_by_mount)
+        {
+            (attr.uid, attr.gid) = self.options.user;
+        }
+        attr
     }
 }

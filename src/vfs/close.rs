@@ -57,7 +57,7 @@ impl Vfs {
         let closing = self.settling.closing();
         self.tree.unpin(node.ino, handle.write)?;
         if settle {
-            self.settling.rest(node.ino, self.options.settle);
+            self.settling.rest(node.ino, self.settle_of(node.ino));
         }
         drop(closing);
         if handle.write {

@@ -7,7 +7,7 @@
 
 use std::sync::Mutex;
 
-use super::{Attr, Vfs, VfsError};
+use super::{Attr, Keep, Vfs, VfsError};
 use crate::{
     namespace::TreeError,
     store::rows::{Ino, NodeKind},
@@ -87,16 +87,17 @@ impl Vfs {
     }
 
     /// Attributes for an entry that was listed; `None` if the name means something else by
-    /// now: the kernel will remember what it is told.
-    pub fn entry_attr(&self, handle: u64, entry: &DirEntry) -> Result<Option<Attr>, VfsError> {
+    /// now: the kernel will remember what it is told, unless it is told not to.
+    pub fn entry_attr(&self, handle: u64, entry: &DirEntry) -> Result<Option<(Attr, Keep)>, VfsError> {
         let dir = self.dirs.get(handle).ok_or(VfsError::BadHandle)?;
-        let node = if matches!(entry.name.as_slice(), b"." | b"..") {
-            self.tree.node(entry.ino)?
+        let (node, keep) = if matches!(entry.name.as_slice(), b"." | b"..") {
+            (self.tree.node(entry.ino)?, Keep::Long)
         } else {
-            self.tree.lookup(dir.ino, &entry.name)?
+            let node = self.tree.lookup(dir.ino, &entry.name)?;
+            (node, self.keep_of(dir.ino, &entry.name)?)
         };
         Ok(node
             .filter(|node| node.ino == entry.ino)
-            .map(|node| self.attr_of(&node)))
+            .map(|node| (self.attr_of(&node), keep)))
     }
 }

@@ -17,6 +17,7 @@ mod dirs;
 mod error;
 mod handle;
 mod io;
+mod lookup;
 mod names;
 mod open;
 mod report;
@@ -39,6 +40,7 @@ pub use dirs::{DirEntry, DirPage};
 pub use error::VfsError;
 pub use handle::Loan;
 pub use io::Seek;
+pub use lookup::{Keep, Lookup, Wanted};
 pub use names::{Created, NewFile};
 pub use open::{Lend, Missing, OpenRequest, OpenStep, Opened};
 pub use report::{FlushReport, FsStat, Listed, VfsStatus};
@@ -48,7 +50,10 @@ use lru::LruCache;
 
 use crate::{
     base::{activity::Activity, digest::Digest},
-    namespace::tree::{Notice, TellKernel, Tree},
+    namespace::{
+        action::Named,
+        tree::{Notice, TellKernel, Tree},
+    },
     store::{
         Store,
         rows::{Ino, StagingId},
@@ -68,6 +73,8 @@ pub enum Owner {
 #[derive(Clone, Debug)]
 pub struct VfsOptions {
     pub owner: Owner,
+    /// The user and group who mounted: who files belong to where a preset says so.
+    pub user: (u32, u32),
     /// Permission bits that no file shows (`--umask`).
     pub umask: u32,
     /// How long a closed file rests before it is sealed.
@@ -106,6 +113,8 @@ pub struct Vfs {
     /// Which blob filled the pages that the kernel may have of an inode that the daemon served.
     pages: Mutex<LruCache<Ino, Digest>>,
     counters: Counters,
+    /// What action-cache entries and trees name.
+    named: Mutex<LruCache<Digest, Arc<Named>>>,
     on_use: OnceLock<Hook>,
     on_seal: OnceLock<Hook>,
     tell_kernel: OnceLock<TellKernel>,
@@ -133,6 +142,7 @@ impl Vfs {
             settling: seal::Settling::default(),
             pages: Mutex::new(LruCache::new(PAGES_REMEMBERED)),
             counters: Counters::default(),
+            named: Mutex::new(LruCache::new(lookup::ENTRIES_REMEMBERED)),
             on_use: OnceLock::new(),
             on_seal: OnceLock::new(),
             tell_kernel: OnceLock::new(),
@@ -181,6 +191,13 @@ impl Vfs {
         if let Some(tell_kernel) = self.tell_kernel.get().filter(|_| !notices.is_empty()) {
             tell_kernel(notices);
         }
+    }
+
+    /// How long a closed file rests before it is sealed.
+    fn settle_of(&self, ino: Ino) -> Duration {
+        // A file that cannot be looked at now rests as any other.
+        let by_preset = self.tree.settle_of(ino).ok().flatten();
+        by_preset.unwrap_or(self.options.settle)
     }
 
     fn writable(&self) -> Result<(), VfsError> {

@@ -13,7 +13,7 @@ use crate::{
     },
     store::{
         fetch::ReadCursor,
-        rows::{Content, Ino, NodeKind},
+        rows::{Ino, NodeKind},
     },
 };
 
@@ -39,24 +39,12 @@ pub enum Created {
 }
 
 impl Vfs {
-    /// What is at a name; `None` if nothing is.
-    pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Option<Attr>, VfsError> {
-        self.used();
-        let Some(node) = self.tree.lookup(parent, name)? else {
-            return Ok(None);
-        };
-        if let Content::Blob(digest) = node.content {
-            self.store.blobs.touch(&digest);
-        }
-        Ok(Some(self.attr_of(&node)))
-    }
-
     /// Makes anything but an open file.
     pub fn make(&self, parent: Ino, name: &[u8], new: NewFile) -> Result<Attr, VfsError> {
         self.writable()?;
         self.used();
         let node = self.tree.create(parent, name, new.into_node(None))?;
-        Ok(Attr::of(&node, &self.options))
+        Ok(self.shown(&node))
     }
 
     /// Makes a file and opens it for writing.
@@ -72,7 +60,15 @@ impl Vfs {
         self.writable()?;
         self.used();
         let (id, file) = self.store.staging.create()?;
-        let node = match self.tree.create(parent, name, new.into_node(Some(id))) {
+        let mut made = self.tree.create(parent, name, new.clone().into_node(Some(id)));
+        if matches!(made, Err(TreeError::Exists)) && self.is_withheld(parent, name).unwrap_or(false) {
+            // Nobody sees what is there.
+            made = self.tree.unlink(parent, name).and_then(|removed| {
+                self.removed(removed);
+                self.tree.create(parent, name, new.into_node(Some(id)))
+            });
+        }
+        let node = match made {
             Ok(node) => node,
             Err(err) => {
                 self.store.staging.remove(id);
@@ -115,7 +111,7 @@ impl Vfs {
             // Whoever closes it on a full disk waits for the answer, which may be an error.
             created: !self.store.ledger.is_disk_full(),
         };
-        Ok(Created::New(Attr::of(&node, &self.options), opened))
+        Ok(Created::New(self.shown(&node), opened))
     }
 
     fn open_existing(
@@ -136,7 +132,8 @@ impl Vfs {
     pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr, VfsError> {
         self.writable()?;
         self.used();
-        let node = self.tree.link(ino, parent, name)?;
+        let (node, done) = self.tree.link(ino, parent, name)?;
+        self.removed(done);
         Ok(self.attr_of(&node))
     }
 
@@ -163,6 +160,9 @@ impl Vfs {
 
     fn removed(&self, removed: Removed) {
         self.discard(removed.discarded);
+        for ino in removed.unsealed {
+            self.settling.rest(ino, self.settle_of(ino));
+        }
         self.tell(removed.notices);
     }
 

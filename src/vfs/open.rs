@@ -241,7 +241,7 @@ impl Vfs {
         // The attempt stopped a sealing under way.
         let staged = |node: &NodeRow| matches!(node.content, Content::Staging(_));
         if write && self.tree.node(node.ino)?.is_some_and(|node| staged(&node)) {
-            self.settling.rest(node.ino, self.options.settle);
+            self.settling.rest(node.ino, self.settle_of(node.ino));
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{Vfs, VfsError};
 use crate::{
-    namespace::TreeError,
+    namespace::{TreeError, preset},
     store::rows::{Content, Durability, Ino, NodeKind, NodeRow, Residency},
 };
 
@@ -30,7 +30,7 @@ pub struct Listed {
     pub digest: Option<String>,
     /// `resident`, `partial` or `remote`; for a file that is not sealed `staging`.
     pub residency: &'static str,
-    /// `durable`, `dirty`, `quarantined`, `writing`, `lost`.
+    /// `durable`, `dirty`, `quarantined`, `writing`, `lost`, or `local` for what stays on this machine.
     pub durability: &'static str,
 }
 
@@ -50,6 +50,10 @@ pub struct VfsStatus {
     /// Blobs found missing in the bucket.
     pub lost: u64,
     pub sealed: u64,
+    /// Files that were not what their names promise, and are not shared.
+    pub misnamed: u64,
+    /// Lookups of action-cache entries that name a blob which is missing.
+    pub withheld: u64,
 }
 
 /// What statfs(2) shows: the disk of the cache, which bounds what may be written.
@@ -73,12 +77,12 @@ const LOOK: Duration = Duration::from_millis(20);
 impl Vfs {
     /// Seals everything whose close had returned before the call, without the settle time.
     pub async fn seal_all(&self, deadline: Instant) -> FlushReport {
-        let writing: HashSet<Ino> = self.tree.open_for_writing().into_iter().collect();
+        // What stays on this machine anyway is nobody's to wait for.
+        let open_now = || self.tree.shared_open_for_writing().unwrap_or_default();
+        let writing: HashSet<Ino> = open_now().into_iter().collect();
         let grace = deadline.min(Instant::now() + RELEASE_GRACE);
         let still_open = loop {
-            let open: HashSet<Ino> = self
-                .tree
-                .open_for_writing()
+            let open: HashSet<Ino> = open_now()
                 .into_iter()
                 .filter(|ino| writing.contains(ino))
                 .collect();
@@ -144,7 +148,21 @@ impl Vfs {
             passthrough_opens: load(&self.counters.passthrough_opens),
             lost: load(&self.counters.lost),
             sealed: load(&self.counters.sealed),
+            misnamed: load(&self.tree.presets().counters.misnamed),
+            withheld: load(&self.tree.presets().counters.withheld),
         }
+    }
+
+    /// All directories with a preset.
+    #[must_use]
+    pub fn preset_dirs(&self) -> Vec<preset::table::Shown> {
+        self.tree.preset_dirs()
+    }
+
+    /// The file found last that is not what its name promises.
+    #[must_use]
+    pub fn last_misnamed(&self) -> Option<String> {
+        self.tree.presets().counters.last_misnamed()
     }
 
     /// Lists what is at a path of the mount: the file itself, or the children of a directory.
@@ -178,6 +196,7 @@ impl Vfs {
         let (digest, residency, durability) = match node.content {
             Content::None => (None, "", ""),
             Content::Lost(digest) => (Some(digest), "remote", "lost"),
+            Content::Staging(_) if self.tree.stays_here(node.ino)? => (None, "staging", "local"),
             Content::Staging(_) => (None, "staging", "writing"),
             Content::Blob(digest) => {
                 let row = self.store.ledger.blob(&digest)?;

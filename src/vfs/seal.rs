@@ -346,8 +346,11 @@ impl Vfs {
             self.tree
                 .finish_seal(node.ino, id, blob, link, || self.store.staging.sealed(id))
         };
-        match finish()? {
-            SealOutcome::Overtaken => Ok(End::NotNeeded),
+        let (outcome, notices) = finish()?;
+        self.tell(notices);
+        match outcome {
+            // A file that lost its last name goes with its staging file like any other.
+            SealOutcome::Overtaken | SealOutcome::Refused => Ok(End::NotNeeded),
             SealOutcome::Sealed => {
                 count(&self.counters.sealed);
                 self.drop_name_unless_open(node.ino, id);

@@ -38,7 +38,7 @@ impl Vfs {
 
     /// The attributes of a node; of one that is being written, those of its staging file count.
     pub(super) fn attr_of(&self, node: &NodeRow) -> Attr {
-        let mut attr = Attr::of(node, &self.options);
+        let mut attr = self.shown(node);
         if !matches!(node.content, Content::Staging(_)) {
             return attr;
         }
@@ -51,7 +51,7 @@ impl Vfs {
         }
         // The last writer may have closed it since the row was read, and told what it left.
         match self.tree.node(node.ino) {
-            Ok(Some(node)) => Attr::of(&node, &self.options),
+            Ok(Some(node)) => self.shown(&node),
             Ok(None) | Err(_) => attr,
         }
     }

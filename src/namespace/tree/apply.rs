@@ -88,6 +88,9 @@ fn apply_one(edit: &mut Edit<'_>, layer: TreeLayer, change: PathChange) -> Resul
     {
         return Ok(());
     }
+    if edit.is_misnamed(parent, name, &change)? {
+        return Ok(());
+    }
     let old_ino = old.as_ref().and_then(|old| live(old.state));
     let dir = old.as_ref().and_then(|old| old.dir);
     let state = match change.entry {

@@ -18,7 +18,7 @@ use std::{
 use super::{InUse, Notice, Tree, encode_clock, seen_at, wall_nanos};
 use crate::{
     base::clock::Stamp,
-    namespace::TreeError,
+    namespace::{TreeError, preset::Preset},
     store::rows::{
         Change, Content, DirState, Ino, LinkId, NameRow, NameState, NodeKind, NodeRow, Place, StagingId,
         TreeLayer,
@@ -46,7 +46,13 @@ pub(super) struct Edit<'a> {
     /// Of what the kernel cannot know by itself: changes that no program here asked for.
     notices: Option<Vec<Notice>>,
     /// Directories that came or went with their first or last child, whoever asked for that.
-    implied: Vec<Notice>,
+    pub(super) implied: Vec<Notice>,
+    /// Files that are not sealed and got a name that others are told of.
+    pub(super) unsealed: Vec<Ino>,
+    /// Directories in which a tool was recognised.
+    pub(super) recognised: Vec<(Ino, Preset)>,
+    /// A directory has another path now.
+    pub(super) moved: bool,
 }
 
 impl<'a> Edit<'a> {
@@ -64,6 +70,9 @@ impl<'a> Edit<'a> {
             discarded: Vec::new(),
             notices: None,
             implied: Vec::new(),
+            unsealed: Vec::new(),
+            recognised: Vec::new(),
+            moved: false,
         }
     }
 
@@ -75,10 +84,19 @@ impl<'a> Edit<'a> {
         }
     }
 
+    /// From here on the kernel has to be told.
+    pub(super) fn tell(&mut self) {
+        self.notices.get_or_insert_default();
+    }
+
     pub(super) fn notice(&mut self, notice: impl FnOnce() -> Notice) {
         if let Some(notices) = &mut self.notices {
             notices.push(notice());
         }
+    }
+
+    pub(super) fn tree(&self) -> &'a Tree {
+        self.tree
     }
 
     pub(super) fn node(&self, ino: Ino) -> Result<Option<Arc<NodeRow>>, TreeError> {
@@ -187,12 +205,16 @@ impl<'a> Edit<'a> {
         (self.stamp(), Place { seq, first_seq })
     }
 
-    /// Changes a register as a write of this machine, to be published: of the uppermost layer.
+    /// Changes a register as a write of this machine, to be published: of the uppermost layer. The
+    /// preset of the directory may want it otherwise, see [`super::here`].
     pub(super) fn own(&mut self, parent: Ino, name: &[u8], state: NameState) -> Result<(), TreeError> {
         let old = self.name(parent, name)?;
         // Whoever writes the name here now is later than a writer that lost it to another machine.
         if !self.in_use.shadowed.is_empty() {
             self.in_use.shadowed.remove(&(parent, name.to_vec()));
+        }
+        if self.tree.presets.is_active() && self.own_by_rule(parent, name, state, old.as_deref())? {
+            return Ok(());
         }
         let (stamp, place) = self.next_change(old.as_ref().and_then(|row| row.pending));
         self.set_name(NameRow {
@@ -325,6 +347,9 @@ impl<'a> Edit<'a> {
             let row = self.name(parent, &name)?;
             self.seen(row.as_deref())?
         };
+        if let (None, Some((_, is_dir))) = (before, after) {
+            self.look_for_sign(parent, &name, is_dir)?;
+        }
         if before != after {
             self.notice(|| Notice::Entry { parent, name });
         }
@@ -460,16 +485,16 @@ impl<'a> Edit<'a> {
 
     /// Commits everything as one; returns the staging files that may go
     /// after the next barrier, and what the kernel may have to be told.
-    pub(super) fn commit(self) -> Result<(Vec<StagingId>, Vec<Notice>), TreeError> {
+    pub(super) fn commit(mut self) -> Result<(Vec<StagingId>, Vec<Notice>), TreeError> {
         let mut changes: Vec<Change> = self
             .nodes
-            .into_iter()
+            .drain()
             .map(|(ino, row)| match row {
                 Some(row) => Change::PutNode(Arc::unwrap_or_clone(row)),
                 None => Change::DropNode(ino),
             })
             .collect();
-        for (parent, names) in self.names {
+        for (parent, names) in self.names.drain() {
             changes.extend(names.into_iter().map(|(name, row)| match row {
                 Some(row) => Change::PutName(Arc::unwrap_or_clone(row)),
                 None => Change::DropName(parent, name),
@@ -477,13 +502,20 @@ impl<'a> Edit<'a> {
         }
         changes.extend(self.stamped.map(encode_clock));
         // What callers add may speak of the rows before it.
-        changes.extend(self.extra);
+        changes.append(&mut self.extra);
         if !changes.is_empty() {
             self.tree.ledger.commit(changes)?;
         }
-        let mut notices = self.notices.unwrap_or_default();
-        notices.extend(self.implied);
-        Ok((self.discarded, notices))
+        let mut notices = self.notices.take().unwrap_or_default();
+        notices.append(&mut self.implied);
+        let discarded = std::mem::take(&mut self.discarded);
+        if self.moved {
+            self.tree.presets.moved();
+        }
+        if !self.recognised.is_empty() {
+            self.tree.recognised(self.in_use, &self.recognised)?;
+        }
+        Ok((discarded, notices))
     }
 }
 

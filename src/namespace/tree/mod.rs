@@ -35,6 +35,12 @@
 //! 6. Names are names of one file only within a layer (link ids count there). A link to a
 //!    file of a lower layer, or a change of it, brings all of its names that are known here to
 //!    the uppermost layer; a name that the lower layer gives it later is a file of its own.
+//! 7. A name that is of this machine alone ([`here`]: the preset of its directory says so) lies
+//!    above all layers, and is told to nobody. What a layer says of it meanwhile is not seen, nor kept;
+//!    when the name goes, it leaves no register if nobody else ever said anything of it, else a
+//!    tombstone that is not told either. The same tombstone, of the layer that it hides, is
+//!    what a delete leaves that is an opinion of this machine: the next change of that layer
+//!    takes its place.
 //!
 //! The time of a directory is not merged: it is that of its own register, or of a later change
 //! seen in it, of whichever layer they are.
@@ -54,6 +60,7 @@
 mod apply;
 mod attributes;
 mod edit;
+mod here;
 mod names;
 mod open;
 mod pending;
@@ -77,7 +84,7 @@ pub use open::SealOutcome;
 pub use pending::{Pending, Readiness};
 pub use rename::RenameMode;
 
-use super::TreeError;
+use super::{TreeError, preset::table::Presets};
 use crate::{
     base::{
         clock::{Hlc, Stamp},
@@ -138,6 +145,7 @@ pub struct Tree {
     ledger: Arc<Ledger>,
     clock: Hlc,
     bucket_time: BucketTime,
+    presets: Presets,
     in_use: Mutex<InUse>,
 }
 
@@ -164,6 +172,7 @@ impl Tree {
             ledger,
             clock: Hlc::new(machine, seen),
             bucket_time,
+            presets: Presets::default(),
             in_use: Mutex::default(),
         };
         if tree.ledger.node(Ino::ROOT)?.is_none() {

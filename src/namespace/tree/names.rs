@@ -30,6 +30,8 @@ pub struct Removed {
     pub discarded: Vec<StagingId>,
     /// Other names that came or went with these: directories that lived on for them alone.
     pub notices: Vec<Notice>,
+    /// Closed files that are to be sealed now, because others are told of them.
+    pub unsealed: Vec<Ino>,
 }
 
 impl Tree {
@@ -98,8 +100,8 @@ impl Tree {
         Ok(row)
     }
 
-    /// Gives a file another name.
-    pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Arc<NodeRow>, TreeError> {
+    /// Gives a file another name; what else is to be done then is in the second value.
+    pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<(Arc<NodeRow>, Removed), TreeError> {
         check_name(name)?;
         let mut in_use = self.lock();
         let mut edit = Edit::new(self, &mut in_use);
@@ -133,8 +135,14 @@ impl Tree {
         }
         edit.own(parent, name, NameState::Live(ino))?;
         let row = edit.node(ino)?.ok_or(TreeError::NotFound)?;
-        edit.commit()?;
-        Ok(row)
+        let unsealed = std::mem::take(&mut edit.unsealed);
+        let (discarded, notices) = edit.commit()?;
+        let done = Removed {
+            discarded,
+            notices,
+            unsealed,
+        };
+        Ok((row, done))
     }
 
     /// Removes the name of a file.
@@ -146,9 +154,13 @@ impl Tree {
         if node.kind == NodeKind::Dir {
             return Err(TreeError::IsDirectory);
         }
-        edit.own(parent, name, NameState::Dead)?;
+        edit.remove(parent, name)?;
         let (discarded, notices) = edit.commit()?;
-        Ok(Removed { discarded, notices })
+        Ok(Removed {
+            discarded,
+            notices,
+            unsealed: Vec::new(),
+        })
     }
 
     /// Removes an empty directory. What is known of dead names below it stays.
@@ -161,9 +173,14 @@ impl Tree {
         if dir.visible_children > 0 {
             return Err(TreeError::NotEmpty);
         }
-        edit.own(parent, name, NameState::Dead)?;
+        edit.remove(parent, name)?;
+        edit.forget_tool(node.ino);
         let (discarded, notices) = edit.commit()?;
-        Ok(Removed { discarded, notices })
+        Ok(Removed {
+            discarded,
+            notices,
+            unsealed: Vec::new(),
+        })
     }
 
     /// [`Self::lose`] for the file that has this name now.

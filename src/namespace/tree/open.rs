@@ -19,6 +19,8 @@ pub enum SealOutcome {
     Sealed,
     /// A writer came, or the file went, while it was hashed: its digest is worthless.
     Overtaken,
+    /// All of its names promise other bytes: they are gone, and it goes with them.
+    Refused,
 }
 
 impl Tree {
@@ -171,12 +173,14 @@ impl Tree {
         Ok(notices)
     }
 
-    /// Starts sealing; false when a writer has the file open or it is no longer `id`.
+    /// Starts sealing; false when a writer has the file open, it is no longer `id`, or it is of this
+    /// machine alone.
     pub fn begin_seal(&self, ino: Ino, id: StagingId) -> Result<bool, TreeError> {
         let mut in_use = self.lock();
         let node = self.ledger.node(ino)?;
         let quiet = node.is_some_and(|node| node.content == Content::Staging(id) && node.nlink > 0)
-            && in_use.pins.get(&ino).is_none_or(|pin| pin.writers == 0);
+            && in_use.pins.get(&ino).is_none_or(|pin| pin.writers == 0)
+            && !(self.presets.is_active() && Edit::new(self, &mut in_use).is_here(ino)?);
         in_use.unquiet.remove(&ino);
         if quiet {
             in_use.sealing.insert(ino, false);
@@ -195,7 +199,7 @@ impl Tree {
     }
 
     /// Puts a blob in place of a staging file, unless a writer came since
-    /// [`Tree::begin_seal`].
+    /// [`Tree::begin_seal`], or its name promises other bytes. Returns also what the kernel must be told.
     ///
     /// `link` gives the file its blob name and returns what is committed with the change;
     /// `committed` is called after that. No writer can open the file from the one to the other.
@@ -206,7 +210,7 @@ impl Tree {
         blob: (Digest, u64),
         link: impl FnOnce() -> Result<Vec<Change>, StoreError>,
         committed: impl FnOnce(),
-    ) -> Result<SealOutcome, TreeError> {
+    ) -> Result<(SealOutcome, Vec<Notice>), TreeError> {
         let mut in_use = self.lock();
         let overtaken = in_use.sealing.remove(&ino).unwrap_or(true);
         let mut edit = Edit::new(self, &mut in_use);
@@ -214,15 +218,19 @@ impl Tree {
             .node(ino)?
             .is_some_and(|node| node.content == Content::Staging(id) && node.nlink > 0);
         if overtaken || !current {
-            return Ok(SealOutcome::Overtaken);
+            return Ok((SealOutcome::Overtaken, Vec::new()));
+        }
+        if self.presets.is_active() && !edit.refuse_misnamed(ino, &blob.0)? {
+            let (_, notices) = edit.commit()?;
+            return Ok((SealOutcome::Refused, notices));
         }
         let node = edit.node_mut(ino)?;
         node.content = Content::Blob(blob.0);
         node.size = blob.1;
         edit.also(link()?);
-        edit.commit()?;
+        let (_, notices) = edit.commit()?;
         committed();
-        Ok(SealOutcome::Sealed)
+        Ok((SealOutcome::Sealed, notices))
     }
 
     /// Drops a file whose bytes a power loss took, at all of its names. Like

@@ -72,8 +72,13 @@ impl Tree {
             }
             (None, _) => edit.relocate(from, to)?,
         }
+        let unsealed = std::mem::take(&mut edit.unsealed);
         let (discarded, notices) = edit.commit()?;
-        Ok(Removed { discarded, notices })
+        Ok(Removed {
+            discarded,
+            notices,
+            unsealed,
+        })
     }
 }
 
@@ -99,7 +104,7 @@ impl Edit<'_> {
         if source.kind != NodeKind::Dir {
             // The new name first: a file never is without one.
             self.own(to.0, to.1, NameState::Live(source.ino))?;
-            return self.own(from.0, from.1, NameState::Dead);
+            return self.leave(from, to);
         }
         let moved = source.ino;
         // What the old path knew stays below it, in a directory of its own.
@@ -119,6 +124,8 @@ impl Edit<'_> {
         (place.perm, place.uid, place.gid, place.mtime) = attributes;
         let dir = place.dir.as_mut().ok_or(TreeError::NotDirectory)?;
         (dir.up, dir.name) = (to.0, to.1.to_vec());
+        self.moved = true;
+        self.tree_presets().moved();
         let replaced = old_target.as_ref().and_then(|row| row.dir);
         self.own(to.0, to.1, NameState::Live(moved))?;
         self.move_below(moved, left, replaced)?;
@@ -154,15 +161,7 @@ impl Edit<'_> {
             if let Some(hidden) = live(row.state).filter(|&ino| ino != seen.ino) {
                 self.unlink(hidden)?;
             }
-            let (stamp, place) = self.next_change(None);
-            let mut stays = NameRow {
-                parent: left,
-                layer: TreeLayer::TOP,
-                stamp,
-                state: NameState::Dead,
-                pending: Some(place),
-                ..NameRow::clone(&row)
-            };
+            let mut stays = self.left_behind(&row, left)?;
             let known = match replaced {
                 Some(replaced) => self.name(replaced, &row.name)?,
                 None => None,
@@ -171,8 +170,8 @@ impl Edit<'_> {
                 let below = self.new_dir(left, &row.name);
                 stays.dir = Some(below);
                 self.place_name(stays);
-                self.move_below(seen.ino, below, known.and_then(|row| row.dir))?;
-                let goes = self.comes_along(&row, seen.ino);
+                self.move_below(seen.ino, below, known.as_ref().and_then(|row| row.dir))?;
+                let goes = self.comes_along(&row, seen.ino, known.as_deref())?;
                 self.place_name(NameRow {
                     dir: Some(seen.ino),
                     ..goes
@@ -185,8 +184,8 @@ impl Edit<'_> {
                         .ok_or(TreeError::NotDirectory)?
                         .up = left;
                 }
-                self.place_name(stays);
-                let dir = known.and_then(|row| row.dir);
+                self.place_or_forget(stays);
+                let dir = known.as_ref().and_then(|row| row.dir);
                 if let Some(dir) = dir {
                     self.node_mut(dir)?
                         .dir
@@ -194,7 +193,7 @@ impl Edit<'_> {
                         .ok_or(TreeError::NotDirectory)?
                         .up = moved;
                 }
-                let goes = self.comes_along(&row, seen.ino);
+                let goes = self.comes_along(&row, seen.ino, known.as_deref())?;
                 self.place_name(NameRow { dir, ..goes });
                 self.raise(seen.ino)?;
             }
@@ -209,16 +208,53 @@ impl Edit<'_> {
         self.discard(replaced)
     }
 
-    /// The register of a name that moves with its directory.
-    fn comes_along(&mut self, row: &NameRow, ino: Ino) -> NameRow {
-        let (stamp, place) = self.next_change(row.pending);
-        NameRow {
+    /// The tombstone of a name that moves with its directory.
+    fn left_behind(&mut self, row: &NameRow, parent: Ino) -> Result<NameRow, TreeError> {
+        let dead = NameRow {
+            parent,
             layer: TreeLayer::TOP,
-            state: NameState::Live(ino),
+            state: NameState::Dead,
+            pending: None,
+            ..row.clone()
+        };
+        if row.layer == TreeLayer::HERE {
+            let stamp = self.stamp_over(Some(row));
+            return Ok(NameRow { stamp, ..dead });
+        }
+        let (stamp, place) = self.next_change(None);
+        Ok(NameRow {
+            stamp,
+            pending: Some(place),
+            ..dead
+        })
+    }
+
+    /// The register of a name that moves with its directory, over what is known where it comes to.
+    fn comes_along(
+        &mut self,
+        row: &NameRow,
+        ino: Ino,
+        known: Option<&NameRow>,
+    ) -> Result<NameRow, TreeError> {
+        let state = NameState::Live(ino);
+        if self.name_rule(row.parent, &row.name)?.stays {
+            return Ok(NameRow {
+                layer: TreeLayer::HERE,
+                stamp: self.stamp_over(known),
+                state,
+                pending: None,
+                ..row.clone()
+            });
+        }
+        self.note_unsealed(ino)?;
+        let (stamp, place) = self.next_change(row.pending);
+        Ok(NameRow {
+            layer: TreeLayer::TOP,
+            state,
             stamp,
             pending: Some(place),
             ..row.clone()
-        }
+        })
     }
 
     /// Hands what is known below a directory that nobody sees to the one that takes its

@@ -268,7 +268,7 @@ impl TryFrom<NameWire> for NameRow {
         Ok(Self {
             parent: Ino(wire.parent),
             name: wire.name,
-            layer: TreeLayer::new(wire.layer.into()).ok_or(BadRow("a layer below the lowest"))?,
+            layer: TreeLayer::from_number(wire.layer.into()).ok_or(BadRow("a layer below the lowest"))?,
             stamp: Stamp {
                 millis: wire.millis,
                 counter: wire.counter,

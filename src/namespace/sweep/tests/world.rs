@@ -161,6 +161,7 @@ impl World {
             own_prefix: false,
             created_millis: now,
             deleted_millis: None,
+            presets: BTreeMap::new(),
         };
         let name = format!("fork-{}", state.moments.len());
         state.moments.push(now);

@@ -1,0 +1,40 @@
+//! Lookups, whose answer may need the network and may not be for the kernel to keep.
+
+use std::{sync::Arc, time::Duration};
+
+use fuser::ReplyEntry;
+
+use super::{answer, front::TTL};
+use crate::{
+    store::rows::Ino,
+    vfs::{Keep, Lookup, Vfs},
+};
+
+/// Answers a lookup, from a task if something is to be fetched first.
+pub(super) fn answer(
+    vfs: &Arc<Vfs>,
+    runtime: &tokio::runtime::Handle,
+    parent: Ino,
+    name: &[u8],
+    reply: ReplyEntry,
+) {
+    match vfs.lookup(parent, name) {
+        Err(err) => answer::entry(reply, Err(err)),
+        Ok(Lookup::Known(attr, keep)) => answer::entry_for(reply, Ok(attr), &ttl(keep)),
+        Ok(Lookup::Fetch(wanted)) => {
+            let (vfs, name) = (Arc::clone(vfs), name.to_vec());
+            runtime.spawn(async move {
+                let found = vfs.lookup_fetching(parent, &name, wanted).await;
+                answer::entry_for(reply, found, &ttl(Keep::Not));
+            });
+        }
+    }
+}
+
+/// How long the kernel may keep a name and its attributes.
+pub(super) fn ttl(keep: Keep) -> Duration {
+    match keep {
+        Keep::Long => TTL,
+        Keep::Not => Duration::ZERO,
+    }
+}
