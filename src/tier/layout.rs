@@ -42,12 +42,6 @@ pub const PROBE_PREFIX: &str = "probe/";
 /// What all chunks, blobs of one chunk and chunk lists start with.
 pub const BLOB_PREFIX: &str = "blobs/sha256/";
 
-/// What all packs start with.
-pub const PACK_PREFIX: &str = "packs/";
-
-/// What everything that belongs to a volume starts with.
-pub const VOLUME_PREFIX: &str = "volumes/";
-
 /// What everything that sweeps leave for others starts with.
 pub const SWEEP_PREFIX: &str = "sweep/";
 
@@ -71,7 +65,7 @@ pub fn sweep_done(id: &str) -> String {
 pub fn object_digest(key: &str) -> Option<Digest> {
     let name = key
         .strip_prefix(BLOB_PREFIX)
-        .or_else(|| key.strip_prefix(PACK_PREFIX))?;
+        .or_else(|| key.strip_prefix(PACKS_PREFIX))?;
     let (shard, digest) = name.split_once('/')?;
     let digest: Digest = digest.parse().ok()?;
     (digest.shard() == shard).then_some(digest)

@@ -35,6 +35,10 @@
 //! pass may die at any point, and the next one begins with the lists as they are. Clocks may be wrong by up
 //! to a quarter of the window. A pass that slept for half a window stops before it deletes more ([`SweepError::Slept`]).
 //!
+//! A promotion is a writer that does not look at the lists: it names only what the log of its fork names until
+//! it is done, so that the content is in use at every moment, here or there. That is why `volumes/` is listed twice
+//! (`references`): what was moved between two pages of a listing, and its fork deleted, is found by the other one.
+//!
 //! Objects count as used by the *content* that is named, wherever it is: a chunk that is in use keeps its own object
 //! and every pack that holds it, because machines remember one place of a chunk, not always the newest. A pack
 //! dies whole, when none of its members is in use.

@@ -85,7 +85,7 @@ impl<'a> Walk<'a> {
 
     /// Looks at every object; deletes what may go.
     pub async fn run(&mut self, tell: &mut (dyn FnMut(&Progress) + Send)) -> Result<(), SweepError> {
-        for prefix in [layout::BLOB_PREFIX, layout::PACK_PREFIX] {
+        for prefix in [layout::BLOB_PREFIX, layout::PACKS_PREFIX] {
             let mut after = None;
             loop {
                 let (objects, more) = self.asking.page(prefix, &mut after).await?;
@@ -149,7 +149,7 @@ impl<'a> Walk<'a> {
     /// Which of the objects are packs that have something in use.
     async fn used_packs(&self, unused: &[(ObjectMeta, Digest, Fate)]) -> Result<Vec<usize>, SweepError> {
         let packs = unused.iter().enumerate();
-        let packs = packs.filter(|(_, (object, ..))| object.key.starts_with(layout::PACK_PREFIX));
+        let packs = packs.filter(|(_, (object, ..))| object.key.starts_with(layout::PACKS_PREFIX));
         let packs: Vec<_> = packs
             .map(|(index, (object, digest, _))| (index, object.key.clone(), *digest))
             .collect();

@@ -106,7 +106,7 @@ fn kind(volume: &str, key: &str) -> Option<Kind> {
     if let Some(segment) = SegmentKey::parse(volume, key) {
         return Some(Kind::Segment(segment));
     }
-    let rest = key.strip_prefix(layout::VOLUME_PREFIX)?;
+    let rest = key.strip_prefix(layout::VOLUMES_PREFIX)?;
     let rest = rest.strip_prefix(volume)?.strip_prefix('/')?;
     // Checkpoints of the log, and the blobs of a volume that keeps its own, which no sweep touches.
     let folders = ["catalogs/", "blobs/", "packs/", "probe/"];
@@ -133,12 +133,15 @@ async fn inventory(asking: &Asking) -> Result<BTreeMap<VolumeName, Volume>, Swee
 async fn add_listed(asking: &Asking, volumes: &mut BTreeMap<VolumeName, Volume>) -> Result<(), SweepError> {
     let mut after = None;
     loop {
-        let (objects, more) = asking.page(layout::VOLUME_PREFIX, &mut after).await?;
+        let (objects, more) = asking.page(layout::VOLUMES_PREFIX, &mut after).await?;
         for object in objects {
             let unknown = || SweepError::Unknown {
                 key: object.key.clone(),
             };
-            let rest = object.key.strip_prefix(layout::VOLUME_PREFIX).unwrap_or_default();
+            let rest = object
+                .key
+                .strip_prefix(layout::VOLUMES_PREFIX)
+                .unwrap_or_default();
             let (name, _) = rest.split_once('/').ok_or_else(unknown)?;
             let name: VolumeName = name.parse().map_err(|_| unknown())?;
             let kind = kind(name.as_str(), &object.key).ok_or_else(unknown)?;
@@ -167,6 +170,8 @@ async fn views(
             // It sees nothing any more; what is left of its log counts until it is gone.
             Err(StackError::Deleted { .. }) => continue,
             Err(StackError::Bucket(err)) => return Err(err.into()),
+            // It sees nothing any more. What is left of its log is read all the same.
+            Err(StackError::Deleted { volume }) if volume == *name => continue,
             Err(source) => return Err(SweepError::Volume { source }),
         };
         for layer in &stack.layers()[1..] {
