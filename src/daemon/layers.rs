@@ -108,6 +108,7 @@ impl Layers {
             Arc::clone(&tree),
         )
         .map_err(|source| StartError::Files { source })?;
+        vfs.set_tell_kernel(Arc::clone(tell_kernel));
         // Weak, so that the mount does not keep the follower when all is taken down.
         let followed: Weak<StackFollowerHandle> = Arc::downgrade(&follower);
         vfs.set_on_use(Arc::new(move || {

@@ -111,7 +111,10 @@ impl Tree {
 
     /// How long a closed file rests before it is sealed, if a preset says so.
     pub fn settle_of(&self, ino: Ino) -> Result<Option<Duration>, TreeError> {
-        let Some(node) = self.ledger.node(ino)?.filter(|_| self.presets.is_active()) else {
+        if !self.presets.is_active() {
+            return Ok(None);
+        }
+        let Some(node) = self.ledger.node(ino)? else {
             return Ok(None);
         };
         Ok(self.preset_of(&node)?.and_then(Preset::settle))
