@@ -167,8 +167,6 @@ async fn views(
     for (name, _) in volumes.iter().filter(|(_, volume)| volume.lies_over_others) {
         let stack = match stack::read(asking.bucket(), name).await {
             Ok(stack) => stack,
-            // It sees nothing any more; what is left of its log counts until it is gone.
-            Err(StackError::Deleted { .. }) => continue,
             Err(StackError::Bucket(err)) => return Err(err.into()),
             // It sees nothing any more. What is left of its log is read all the same.
             Err(StackError::Deleted { volume }) if volume == *name => continue,
