@@ -33,7 +33,7 @@ use tokio::{
     time::Instant,
 };
 
-pub(super) use cursor::{SegmentKey, before};
+pub(super) use cursor::{SegmentKey, WINDOW_MILLIS, before};
 #[cfg(test)]
 pub(super) use reader::LogView;
 pub(super) use reader::{FollowError, Polled, Reader, Sink};

@@ -11,6 +11,7 @@
 //! what is to be published.
 
 mod background;
+pub mod catalog;
 pub mod change;
 pub mod cut;
 pub mod error;

@@ -6,6 +6,8 @@
 //! packs/<2 hex>/<64 hex>                          many chunks, named by the SHA-256 of their digests
 //! volumes/<name>/volume.json                      what a fork lies over; a volume without parent has none
 //! volumes/<name>/log/<yyyymmddThhmm>/<ms>-<machine>-<seq>   segments, immutable
+//! volumes/<name>/catalogs/<64 hex>                roots and parts of catalogs, named by their SHA-256; immutable
+//! volumes/<name>/head.json                        the newest catalog and its watermark; If-Match
 //! probe/<machine>-<random>                        of the first use; removed again
 //! ```
 //!
@@ -51,6 +53,24 @@ pub fn volume(volume: &str) -> String {
 #[must_use]
 pub fn log_prefix(volume: &str) -> String {
     format!("volumes/{volume}/log/")
+}
+
+/// What all objects of a volume's catalogs start with.
+#[must_use]
+pub fn catalogs_prefix(volume: &str) -> String {
+    format!("volumes/{volume}/catalogs/")
+}
+
+/// A root or a part of a catalog.
+#[must_use]
+pub fn catalog(volume: &str, digest: &Digest) -> String {
+    format!("{}{digest}", catalogs_prefix(volume))
+}
+
+/// Which catalog of a volume is the newest.
+#[must_use]
+pub fn head(volume: &str) -> String {
+    format!("volumes/{volume}/head.json")
 }
 
 /// The segment that `machine` published at `millis` as its number `seq`.

@@ -1,0 +1,13 @@
+//! Catalogs: checkpoints of a volume that lets a machine begin without reading its log.
+
+pub mod compact;
+pub mod delta;
+pub mod error;
+pub mod fold;
+pub mod format;
+pub mod head;
+pub mod order;
+pub mod read;
+pub mod write;
+
+pub use error::CatalogError;
