@@ -20,7 +20,7 @@ use casmount::{
         pack::PackPlace,
         rows::{
             BlobRow, Change, ChunkRow, Content, DirState, Durability, Ino, LinkId, ListObject, NameRow,
-            NameState, NodeKind, NodeRow, Place, Residency, StagingId, TreeLayer,
+            NameState, NodeKind, NodeRow, Place, Residency, StagingId, TreeLayer, Unloaded,
         },
     },
 };
@@ -74,6 +74,7 @@ fn nodes() -> [NodeRow; 3] {
             name: b"\xffdir".to_vec(),
             visible_children: 300,
             subdirs: 2,
+            unloaded: Unloaded::default(),
         }),
         link_id: None,
         ..file.clone()

@@ -64,6 +64,47 @@ pub struct DirState {
     pub visible_children: u64,
     /// How many of those are directories.
     pub subdirs: u64,
+    pub unloaded: Unloaded,
+}
+
+/// In which layers a directory has registers that are not among the rows yet, but in a catalog: a
+/// bit for each layer, the uppermost the lowest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unloaded {
+    pub layers: u16,
+    /// Of those, where something may be alive.
+    pub live: u16,
+}
+
+impl Unloaded {
+    #[must_use]
+    pub fn is_any(self) -> bool {
+        self.layers != 0
+    }
+
+    #[must_use]
+    pub fn is_in(self, layer: TreeLayer) -> bool {
+        self.layers & layer.bit() != 0
+    }
+
+    /// Notes registers in the catalog of a layer.
+    pub fn add(&mut self, layer: TreeLayer, live: bool) {
+        self.layers |= layer.bit();
+        if live {
+            self.live |= layer.bit();
+        }
+    }
+
+    /// Notes that those of a layer are among the rows.
+    pub fn remove(&mut self, layer: TreeLayer) {
+        self.layers &= !layer.bit();
+        self.live &= !layer.bit();
+    }
+
+    pub fn add_all(&mut self, other: Self) {
+        self.layers |= other.layers;
+        self.live |= other.live;
+    }
 }
 
 /// A file, directory or other object of the tree.
@@ -152,6 +193,10 @@ impl TreeLayer {
             .ok()
             .filter(|above| *above <= Self::MAX_BELOW)
             .map(Self)
+    }
+
+    fn bit(self) -> u16 {
+        1 << self.0
     }
 
     /// How many layers are above it.

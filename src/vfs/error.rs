@@ -67,6 +67,8 @@ fn tree_errno(err: &TreeError) -> i32 {
         TreeError::NotPermitted => libc::EPERM,
         TreeError::NoAttribute => libc::ENODATA,
         TreeError::TooManyLinks => libc::EMLINK,
+        // Nobody loaded it who could have: the kernel looks the name up again, which does.
+        TreeError::NotLoaded(_) => libc::ESTALE,
         TreeError::Store(err) => store_errno(err),
     }
 }

@@ -11,12 +11,15 @@ use std::{
 };
 
 use super::{
-    format::{self, Below, Item, Said},
+    format,
     order::Key,
 };
 use crate::{
     base::id::random_bytes,
-    namespace::{change::PathChange, segment},
+    namespace::{
+        change::{Below, Item, PathChange, Said},
+        segment,
+    },
 };
 
 /// About how much memory changes take before they go to a file.

@@ -23,12 +23,16 @@ use std::collections::{BTreeMap, HashSet};
 use super::{
     CatalogError,
     delta::Sorted,
-    format::{Below, Item, PartRef, Said},
+    format::PartRef,
     order::{self, Key},
     read,
     write::{PartWriter, Sent},
 };
-use crate::{base::digest::Digest, tier::SharedBucket};
+use crate::{
+    base::digest::Digest,
+    namespace::change::{Below, Item, Said},
+    tier::SharedBucket,
+};
 
 /// Where and how is folded.
 #[derive(Debug)]

@@ -51,9 +51,9 @@ use prost::Message;
 
 use super::order;
 use crate::{
-    base::{clock::Stamp, digest::Digest, id::MachineId},
+    base::{digest::Digest, id::MachineId},
     namespace::{
-        change::{Entry, PathChange, check_path},
+        change::{Below, Item, Said, check_path},
         segment::{self, wire::Change},
     },
 };
@@ -72,57 +72,6 @@ const MAX_ROOT_PAYLOAD: u64 = 256 << 20;
 pub const MAX_PART_BYTES: u64 = MAX_PART_PAYLOAD + HEADER_BYTES as u64;
 pub const MAX_ROOT_BYTES: u64 = MAX_ROOT_PAYLOAD + HEADER_BYTES as u64;
 pub const MAX_ITEMS: usize = 65_536;
-
-/// What a volume has below a path.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Below {
-    #[default]
-    Nothing,
-    /// Tombstones alone.
-    Dead,
-    /// A live register; or it is not known that there is none.
-    Live,
-}
-
-/// What the last writer of a path said.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Said {
-    pub stamp: Stamp,
-    /// `None`: a tombstone.
-    pub entry: Option<Entry>,
-}
-
-/// One register of a catalog.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Item {
-    pub path: Vec<u8>,
-    /// `None`: nobody wrote the path, it is there for what is below it.
-    pub said: Option<Said>,
-    pub below: Below,
-}
-
-impl Item {
-    #[must_use]
-    pub fn is_live(&self) -> bool {
-        self.entry().is_some()
-    }
-
-    #[must_use]
-    pub fn entry(&self) -> Option<&Entry> {
-        self.said.as_ref().and_then(|said| said.entry.as_ref())
-    }
-
-    /// The register as a change, to be merged; `None` when nobody wrote the path.
-    #[must_use]
-    pub fn into_change(self) -> Option<PathChange> {
-        let path = self.path;
-        self.said.map(|said| PathChange {
-            path,
-            stamp: said.stamp,
-            entry: said.entry,
-        })
-    }
-}
 
 /// What a root says of one of its parts.
 #[derive(Clone, Debug, PartialEq, Eq)]

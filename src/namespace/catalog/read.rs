@@ -6,12 +6,12 @@ use bytes::Bytes;
 
 use super::{
     CatalogError,
-    format::{self, Item, PartRef, Root},
+    format::{self, PartRef, Root},
     head,
 };
 use crate::{
     base::digest::Digest,
-    namespace::background::blocking,
+    namespace::{background::blocking, change::Item},
     tier::{Bucket, TierError, layout},
 };
 

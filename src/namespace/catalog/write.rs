@@ -11,11 +11,11 @@ use tokio::task::JoinSet;
 
 use super::{
     CatalogError,
-    format::{self, Item, MAX_ITEMS, PartRef},
+    format::{self, MAX_ITEMS, PartRef},
 };
 use crate::{
     base::digest::Digest,
-    namespace::background::blocking,
+    namespace::{background::blocking, change::Item},
     tier::{Body, SharedBucket, layout},
 };
 

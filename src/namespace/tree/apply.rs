@@ -73,7 +73,7 @@ pub struct Applied {
     pub discarded: Vec<crate::store::rows::StagingId>,
 }
 
-fn apply_one(edit: &mut Edit<'_>, layer: TreeLayer, change: PathChange) -> Result<(), TreeError> {
+pub(super) fn apply_one(edit: &mut Edit<'_>, layer: TreeLayer, change: PathChange) -> Result<(), TreeError> {
     edit.observe(change.stamp);
     let mut names = change.path.split(|&byte| byte == b'/').collect::<Vec<_>>();
     let Some(name) = names.pop() else { return Ok(()) };
@@ -81,36 +81,11 @@ fn apply_one(edit: &mut Edit<'_>, layer: TreeLayer, change: PathChange) -> Resul
     for above in names {
         parent = edit.dir_below(parent, above)?;
     }
-    let old = edit.name(parent, name)?;
-    if old
-        .as_ref()
-        .is_some_and(|old| !old.yields_to(layer, change.stamp))
-    {
+    let (stamp, entry) = (change.stamp, change.entry);
+    let above = edit.node(parent)?.ok_or(TreeError::NotFound)?;
+    if !merge_at(edit, layer, (parent, name), stamp, entry)? || edit.is_load {
         return Ok(());
     }
-    let old_ino = old.as_ref().and_then(|old| live(old.state));
-    let dir = old.as_ref().and_then(|old| old.dir);
-    let state = match change.entry {
-        None => NameState::Dead,
-        Some(entry) if entry.kind == NodeKind::Dir => {
-            NameState::Live(place_dir(edit, parent, name, dir, &entry)?)
-        }
-        Some(entry) => NameState::Live(place_file(edit, layer, old.as_deref(), &entry)?),
-    };
-    if let Some(ino) = old_ino.filter(|&ino| state != NameState::Live(ino)) {
-        shadow(edit.in_use, ino, parent, name);
-    }
-    let (stamp, name) = (change.stamp, name.to_vec());
-    let above = edit.node(parent)?.ok_or(TreeError::NotFound)?;
-    edit.set_name(NameRow {
-        parent,
-        name,
-        layer,
-        stamp,
-        state,
-        dir,
-        pending: None,
-    })?;
     // A directory's time is that of its own entry, or of a later change in it,
     // whichever of the two arrived first.
     let described = register_stamp(edit, &above)?;
@@ -128,6 +103,45 @@ fn apply_one(edit: &mut Edit<'_>, layer: TreeLayer, change: PathChange) -> Resul
         edit.notice(|| Notice::Attributes { ino: parent });
     }
     Ok(())
+}
+
+/// Merges one register; false when what is there counts for more.
+pub(super) fn merge_at(
+    edit: &mut Edit<'_>,
+    layer: TreeLayer,
+    (parent, name): (Ino, &[u8]),
+    stamp: Stamp,
+    entry: Option<Entry>,
+) -> Result<bool, TreeError> {
+    let old = edit.name(parent, name)?;
+    if old
+        .as_ref()
+        .is_some_and(|old| !old.yields_to(layer, stamp))
+    {
+        return Ok(false);
+    }
+    let old_ino = old.as_ref().and_then(|old| live(old.state));
+    let dir = old.as_ref().and_then(|old| old.dir);
+    let state = match entry {
+        None => NameState::Dead,
+        Some(entry) if entry.kind == NodeKind::Dir => {
+            NameState::Live(place_dir(edit, parent, name, dir, &entry)?)
+        }
+        Some(entry) => NameState::Live(place_file(edit, (layer, stamp), old.as_deref(), &entry)?),
+    };
+    if let Some(ino) = old_ino.filter(|&ino| state != NameState::Live(ino)) {
+        shadow(edit.in_use, ino, parent, name);
+    }
+    edit.set_name(NameRow {
+        parent,
+        name: name.to_vec(),
+        layer,
+        stamp,
+        state,
+        dir,
+        pending: None,
+    })?;
+    Ok(true)
 }
 
 /// When the entry of a directory was written; the root has none.
@@ -166,7 +180,7 @@ fn place_dir(
 /// The node that an entry describes: one that is there if its bytes are the same, else a new one.
 fn place_file(
     edit: &mut Edit<'_>,
-    layer: TreeLayer,
+    (layer, stamp): (TreeLayer, Stamp),
     old: Option<&NameRow>,
     entry: &Entry,
 ) -> Result<Ino, TreeError> {
@@ -202,7 +216,17 @@ fn place_file(
         },
         (None, None) => new_file(edit, content, entry),
     };
-    describe(edit, ino, entry)?;
+    // Of a file of several names the newest says what it is like, whichever arrives first.
+    let is_newest = match known {
+        Some(known) => {
+            let node = edit.node(known)?.ok_or(TreeError::NotFound)?;
+            edit.own_names(&node)?.iter().all(|row| row.stamp <= stamp)
+        }
+        None => true,
+    };
+    if is_newest {
+        describe(edit, ino, entry)?;
+    }
     if let Some(id) = entry.link_id.filter(|_| known.is_none()) {
         edit.remember_link_id(layer, id, ino)?;
     }

@@ -39,6 +39,15 @@
 //! The time of a directory is not merged: it is that of its own register, or of a later change
 //! seen in it, of whichever layer they are.
 //!
+//! # Catalogs
+//!
+//! What a catalog has of a directory comes among the rows when the directory is first touched (`load`):
+//! until then its row says in which layers it has more ([`Unloaded`]), and whoever asks gets
+//! [`TreeError::NotLoaded`]. The registers are merged by the laws above, as if they had come with the log,
+//! but a directory's time is not moved by them. Names of a directory that is not loaded are unknown
+//! to everybody, the kernel too. Changes of others are merged into it all the same: which of two
+//! changes counts does not depend on which came first.
+//!
 //! # Shape
 //!
 //! Registers form a trie of directories with stable numbers: a row's `dir` is
@@ -54,6 +63,8 @@
 mod apply;
 mod attributes;
 mod edit;
+mod forget;
+mod load;
 mod names;
 mod open;
 mod pending;
@@ -66,7 +77,7 @@ use places::RecentPlaces;
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     fmt,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, atomic::AtomicBool},
     time::Instant,
 };
 
@@ -77,7 +88,7 @@ pub use open::SealOutcome;
 pub use pending::{Pending, Readiness};
 pub use rename::RenameMode;
 
-use super::TreeError;
+use super::{TreeError, error::NotLoaded};
 use crate::{
     base::{
         clock::{Hlc, Stamp},
@@ -85,7 +96,7 @@ use crate::{
     },
     store::{
         ledger::Ledger,
-        rows::{Change, Content, DirState, Ino, NameRow, NameState, NodeKind, NodeRow},
+        rows::{Change, Content, DirState, Ino, NameRow, NameState, NodeKind, NodeRow, Unloaded},
     },
 };
 
@@ -139,6 +150,8 @@ pub struct Tree {
     clock: Hlc,
     bucket_time: BucketTime,
     in_use: Mutex<InUse>,
+    /// Some directory may be unloaded: while none is, nobody has to look.
+    has_catalogs: AtomicBool,
 }
 
 impl fmt::Debug for Tree {
@@ -165,6 +178,7 @@ impl Tree {
             clock: Hlc::new(machine, seen),
             bucket_time,
             in_use: Mutex::default(),
+            has_catalogs: AtomicBool::new(false),
         };
         if tree.ledger.node(Ino::ROOT)?.is_none() {
             let now = wall_nanos();
@@ -174,6 +188,7 @@ impl Tree {
                     name: Vec::new(),
                     visible_children: 0,
                     subdirs: 0,
+                    unloaded: Unloaded::default(),
                 }),
                 perm: 0o755,
                 nlink: 2,
@@ -196,6 +211,7 @@ impl Tree {
     /// What a user sees at a name; the cost is that of two rows.
     pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Option<Arc<NodeRow>>, TreeError> {
         check_name(name)?;
+        self.need(parent)?;
         match self.ledger.name(parent, name)? {
             Some(row) => self.visible(&row),
             None => Ok(None),
@@ -212,6 +228,13 @@ impl Tree {
             Some(dir) => self.ledger.node(dir)?,
             None => None,
         };
+        if let Some(dir) = below.as_ref().and_then(|below| below.dir.as_ref())
+            && dir.unloaded.live != 0
+            && own.as_ref().is_none_or(|own| own.kind != NodeKind::Dir)
+        {
+            // Whether anything below keeps it alive is in a catalog.
+            return Err(not_loaded(below.map_or(Ino::ROOT, |below| below.ino)));
+        }
         Ok(seen_at(own, below))
     }
 
@@ -219,6 +242,7 @@ impl Tree {
     ///
     /// The second value is where to go on; `None` at the end.
     pub fn list(&self, dir: Ino, after: Option<&[u8]>, limit: usize) -> Result<Listed, TreeError> {
+        self.need(dir)?;
         let rows = self.ledger.names_in(dir, after, limit)?;
         let next = if rows.len() == limit {
             rows.last().map(|row| row.name.clone())
@@ -283,6 +307,10 @@ impl Tree {
     fn stamp(&self) -> Stamp {
         self.clock.now((self.bucket_time)())
     }
+}
+
+fn not_loaded(dir: Ino) -> TreeError {
+    TreeError::NotLoaded(NotLoaded { dir, below: false })
 }
 
 fn join(mut path: Vec<u8>, name: &[u8]) -> Vec<u8> {

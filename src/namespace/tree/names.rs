@@ -6,7 +6,7 @@ use super::{Edit, Notice, Tree, check_name};
 use crate::{
     base::digest::Digest,
     namespace::TreeError,
-    store::rows::{Content, DirState, Ino, LinkId, NameState, NodeKind, NodeRow, StagingId, TreeLayer},
+    store::rows::{Content, DirState, Ino, LinkId, NameState, NodeKind, NodeRow, StagingId, TreeLayer, Unloaded},
 };
 
 /// What a new file or directory starts with.
@@ -39,6 +39,7 @@ impl Tree {
     pub fn create(&self, parent: Ino, name: &[u8], new: NewNode) -> Result<Arc<NodeRow>, TreeError> {
         check_name(name)?;
         let mut in_use = self.lock();
+        self.need_name(parent, name)?;
         let mut edit = Edit::new(self, &mut in_use);
         let Some(above) = edit.node(parent)? else {
             return Err(TreeError::NotFound);
@@ -79,6 +80,7 @@ impl Tree {
                 name: name.to_vec(),
                 visible_children: 0,
                 subdirs: 0,
+                unloaded: Unloaded::default(),
             }),
             ..NodeRow::new(ino, new.kind, edit.now)
         });
@@ -102,6 +104,7 @@ impl Tree {
     pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Arc<NodeRow>, TreeError> {
         check_name(name)?;
         let mut in_use = self.lock();
+        self.need_name(parent, name)?;
         let mut edit = Edit::new(self, &mut in_use);
         let node = edit.node(ino)?.ok_or(TreeError::NotFound)?;
         if node.kind == NodeKind::Dir {
@@ -141,6 +144,7 @@ impl Tree {
     pub fn unlink(&self, parent: Ino, name: &[u8]) -> Result<Removed, TreeError> {
         check_name(name)?;
         let mut in_use = self.lock();
+        self.need_name(parent, name)?;
         let mut edit = Edit::new(self, &mut in_use);
         let node = edit.visible(parent, name)?.ok_or(TreeError::NotFound)?;
         if node.kind == NodeKind::Dir {
@@ -155,8 +159,10 @@ impl Tree {
     pub fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<Removed, TreeError> {
         check_name(name)?;
         let mut in_use = self.lock();
+        self.need_name(parent, name)?;
         let mut edit = Edit::new(self, &mut in_use);
         let node = edit.visible(parent, name)?.ok_or(TreeError::NotFound)?;
+        self.need(node.ino)?;
         let dir = node.dir.as_ref().ok_or(TreeError::NotDirectory)?;
         if dir.visible_children > 0 {
             return Err(TreeError::NotEmpty);
