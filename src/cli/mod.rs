@@ -9,6 +9,7 @@
 
 pub mod args;
 pub mod asking;
+pub mod compact;
 pub mod doctor;
 pub mod failure;
 pub mod flush;
@@ -50,6 +51,7 @@ enum Command {
     Mount(mount::MountArgs),
     Unmount(unmount::UnmountArgs),
     Flush(flush::FlushArgs),
+    Compact(compact::CompactArgs),
     Fork(fork::ForkArgs),
     Status(status::StatusArgs),
     Ls(ls::LsArgs),
@@ -70,6 +72,7 @@ pub fn run() -> ExitCode {
         Command::Unmount(args) => unmount::run(&args),
         Command::Flush(args) => flush::run(&args),
         Command::Fork(args) => fork::run(&args),
+        Command::Compact(args) => compact::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Doctor(args) => doctor::run(&args),

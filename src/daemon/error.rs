@@ -6,7 +6,7 @@ use std::{error::Error, io, path::PathBuf};
 use super::mountpoint::MountpointError;
 use crate::{
     config::ConfigError,
-    namespace::{TreeError, stack::StackError},
+    namespace::{TreeError, catalog::CatalogError, stack::StackError},
     store::StoreError,
     tier::TierError,
 };
@@ -39,6 +39,9 @@ pub enum StartError {
     /// What the volume lies over cannot be known.
     #[error(transparent)]
     Volume { source: StackError },
+    /// A catalog cannot be read, or not be made.
+    #[error(transparent)]
+    Catalog { source: CatalogError },
     #[error("cannot read the tree of the volume from the index")]
     Tree { source: TreeError },
     #[error("cannot go on with the files that the last stop left unsealed")]
@@ -68,6 +71,7 @@ impl StartError {
             | Self::Cache { .. }
             | Self::OtherVolume { .. }
             | Self::Volume { .. }
+            | Self::Catalog { .. }
             | Self::Tree { .. }
             | Self::Files { .. }
             | Self::Mount { .. }

@@ -11,6 +11,12 @@ use crate::{
     base::{activity::Activity, id::StoreId, volume::Stack},
     config::{Budget, OwnerMode, Settings},
     namespace::{
+        TreeError,
+        catalog::{
+            Loader, attach,
+            compactor::{self, CompactorHandle, Threshold},
+            read::Opened,
+        },
         follow::{self, StackFollowerHandle},
         publish::{self, PublisherHandle},
         tree::{TellKernel, Tree},
@@ -36,6 +42,8 @@ pub struct Layers {
     pub uploader: UploaderHandle,
     pub publisher: PublisherHandle,
     pub follower: Arc<StackFollowerHandle>,
+    /// A mount that only reads has none.
+    pub compactor: Option<CompactorHandle>,
 }
 
 impl Layers {
@@ -46,7 +54,7 @@ impl Layers {
         settings: &Settings,
         budget: Budget,
         store_id: StoreId,
-        stack: &Stack,
+        (stack, catalogs): (&Stack, &[Option<Opened>]),
         bucket: &SharedBucket,
         tell_kernel: &TellKernel,
         runtime: &Handle,
@@ -80,6 +88,12 @@ impl Layers {
             Arc::new(move || clock.clock().now_millis()),
         )
         .map_err(|source| StartError::Tree { source })?;
+        let decided = attach::settle(&tree, &store.ledger, stack, catalogs)
+            .map_err(|source| StartError::Tree { source })?;
+        if !decided.attached.is_empty() {
+            let (volumes, started_over) = (&decided.attached, decided.started_over);
+            tracing::info!(?volumes, started_over, "the tree is loaded from catalogs as it is used");
+        }
         let activity = Arc::new(Activity::default());
         let uploader = upload::spawn(
             runtime,
@@ -98,6 +112,15 @@ impl Layers {
             Arc::clone(&tree),
         )
         .map_err(|source| StartError::Files { source })?;
+        if tree.has_catalogs() {
+            let within = settings.read_timeout;
+            let loader = Loader::new(stack, &tree, &store, bucket, within, catalogs).map_err(|source| {
+                StartError::Tree {
+                    source: TreeError::Store(source),
+                }
+            })?;
+            vfs.set_loader(loader);
+        }
         // Weak, so that the mount does not keep the follower when all is taken down.
         let followed: Weak<StackFollowerHandle> = Arc::downgrade(&follower);
         vfs.set_on_use(Arc::new(move || {
@@ -112,12 +135,26 @@ impl Layers {
             Arc::clone(&store),
             Arc::clone(bucket),
         );
+        let compactor = (!settings.read_only).then(|| {
+            let (followed, published) = (Arc::downgrade(&follower), publisher.counter());
+            let read = move || followed.upgrade().map_or(0, |follower| follower.status().segments);
+            compactor::spawn(
+                runtime,
+                stack.volume().clone(),
+                bucket,
+                store.machine,
+                settings.cache_dir.clone(),
+                Arc::new(move || read() + published()),
+                Threshold::default(),
+            )
+        });
         Ok(Self {
             store,
             vfs,
             uploader,
             publisher,
             follower,
+            compactor,
         })
     }
 
@@ -127,6 +164,9 @@ impl Layers {
     /// file) is left to the end of the process; the next start then mends as after a crash.
     pub async fn take_down(self, within: Duration) {
         let deadline = Instant::now() + within;
+        if let Some(compactor) = self.compactor {
+            compactor.shutdown().await;
+        }
         self.uploader.shutdown().await;
         self.publisher.shutdown().await;
         if let Some(follower) = sole(self.follower, deadline).await {

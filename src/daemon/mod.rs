@@ -21,6 +21,8 @@
 pub mod announce;
 pub mod answer;
 pub mod bucket;
+pub mod catalogs;
+pub mod compact;
 pub mod control;
 pub mod detach;
 pub mod drain;

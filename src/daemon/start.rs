@@ -12,7 +12,7 @@ use std::{
 use tokio::{runtime::Handle, sync::watch};
 
 use super::{
-    announce::Announcer, bucket, error::StartError, layers::Layers, mountpoint, notices::NoticeGate,
+    announce::Announcer, bucket, catalogs, error::StartError, layers::Layers, mountpoint, notices::NoticeGate,
     readahead, root_check, serving::Serving, volumes,
 };
 use crate::{
@@ -67,6 +67,12 @@ pub async fn start(plan: &Plan, announcer: &Announcer) -> Result<Serving, StartE
     }
     let stack = volumes::resolve(settings, &bucket, bound, reachable, STORE_WITHIN).await?;
 
+    let catalogs = if reachable {
+        catalogs::newest(settings, &bucket, &stack, known.is_some(), STORE_WITHIN).await?
+    } else {
+        Vec::new()
+    };
+
     announcer.step("opening the cache directory");
     let disk = budget::disk_of(&settings.cache_dir).map_err(|source| StartError::Disk {
         verb: "look at the disk of",
@@ -79,7 +85,7 @@ pub async fn start(plan: &Plan, announcer: &Announcer) -> Result<Serving, StartE
         settings,
         budget,
         store_id,
-        &stack,
+        (&stack, &catalogs),
         &bucket,
         &gate.teller(),
         &Handle::current(),

@@ -10,6 +10,7 @@
 mod answer;
 mod convert;
 mod front;
+mod later;
 mod notify;
 
 use std::{

@@ -10,6 +10,12 @@ pub struct NotLoaded {
     pub below: bool,
 }
 
+impl From<NotLoaded> for TreeError {
+    fn from(missing: NotLoaded) -> Self {
+        Self::NotLoaded(missing)
+    }
+}
+
 /// An operation on the tree did not happen; nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum TreeError {

@@ -33,10 +33,10 @@ use tokio::{
     time::Instant,
 };
 
-pub(super) use cursor::{SegmentKey, WINDOW_MILLIS, before};
+pub(super) use cursor::{Cursor, SegmentKey, WINDOW_MILLIS, before};
 #[cfg(test)]
 pub(super) use reader::LogView;
-pub(super) use reader::{FollowError, Polled, Reader, Sink};
+pub(super) use reader::{FollowError, Polled, Reader, Sink, note_key};
 pub use stack::{LayerStatus, StackFollowerHandle, followed_volumes, spawn};
 
 use super::background::words;

@@ -17,6 +17,7 @@ mod dirs;
 mod error;
 mod handle;
 mod io;
+mod load;
 mod names;
 mod open;
 mod report;
@@ -48,7 +49,10 @@ use lru::LruCache;
 
 use crate::{
     base::{activity::Activity, digest::Digest},
-    namespace::tree::{Notice, TellKernel, Tree},
+    namespace::{
+        catalog::Loader,
+        tree::{Notice, TellKernel, Tree},
+    },
     store::{
         Store,
         rows::{Ino, StagingId},
@@ -109,6 +113,8 @@ pub struct Vfs {
     on_use: OnceLock<Hook>,
     on_seal: OnceLock<Hook>,
     tell_kernel: OnceLock<TellKernel>,
+    /// Of catalogs; none without.
+    loader: OnceLock<Loader>,
 }
 
 impl fmt::Debug for Vfs {
@@ -136,6 +142,7 @@ impl Vfs {
             on_use: OnceLock::new(),
             on_seal: OnceLock::new(),
             tell_kernel: OnceLock::new(),
+            loader: OnceLock::new(),
         });
         vfs.resume()?;
         vfs.start_sealing();

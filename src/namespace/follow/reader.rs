@@ -120,7 +120,7 @@ pub struct Reader<S> {
 /// What the keys of all notes about logs start with; the name of a volume follows.
 pub const NOTE_PREFIX: &str = "log/";
 
-fn note_key(volume: &str) -> String {
+pub fn note_key(volume: &str) -> String {
     format!("{NOTE_PREFIX}{volume}/followed")
 }
 
