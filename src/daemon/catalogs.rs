@@ -39,7 +39,10 @@ pub async fn newest(
                 return Ok(Vec::new());
             }
             Err(_) if is_known => {
-                tracing::warn!(volume, "the store does not say in time what its newest catalog is");
+                tracing::warn!(
+                    volume,
+                    "the store does not say in time what its newest catalog is"
+                );
                 return Ok(Vec::new());
             }
             Ok(Err(CatalogError::Bucket(cause))) => return Err(bucket::failed(settings, cause)),

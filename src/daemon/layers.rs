@@ -92,7 +92,11 @@ impl Layers {
             .map_err(|source| StartError::Tree { source })?;
         if !decided.attached.is_empty() {
             let (volumes, started_over) = (&decided.attached, decided.started_over);
-            tracing::info!(?volumes, started_over, "the tree is loaded from catalogs as it is used");
+            tracing::info!(
+                ?volumes,
+                started_over,
+                "the tree is loaded from catalogs as it is used"
+            );
         }
         let activity = Arc::new(Activity::default());
         let uploader = upload::spawn(
@@ -137,7 +141,11 @@ impl Layers {
         );
         let compactor = (!settings.read_only).then(|| {
             let (followed, published) = (Arc::downgrade(&follower), publisher.counter());
-            let read = move || followed.upgrade().map_or(0, |follower| follower.status().segments);
+            let read = move || {
+                followed
+                    .upgrade()
+                    .map_or(0, |follower| follower.status().segments)
+            };
             compactor::spawn(
                 runtime,
                 stack.volume().clone(),

@@ -105,7 +105,13 @@ impl Serving {
                 .into_iter()
                 .map(Layer::from)
                 .collect(),
-            catalogs: self.layers.vfs.catalogs().into_iter().map(Catalog::from).collect(),
+            catalogs: self
+                .layers
+                .vfs
+                .catalogs()
+                .into_iter()
+                .map(Catalog::from)
+                .collect(),
             compact: self
                 .layers
                 .compactor

@@ -12,8 +12,8 @@ use std::{
 use tokio::{runtime::Handle, sync::watch};
 
 use super::{
-    announce::Announcer, bucket, catalogs, error::StartError, layers::Layers, mountpoint, notices::NoticeGate,
-    readahead, root_check, serving::Serving, volumes,
+    announce::Announcer, bucket, catalogs, error::StartError, layers::Layers, mountpoint,
+    notices::NoticeGate, readahead, root_check, serving::Serving, volumes,
 };
 use crate::{
     base::id::{MachineId, StoreId},

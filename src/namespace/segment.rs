@@ -165,7 +165,7 @@ pub struct EncodedChange(Vec<u8>);
 ///
 /// The rule that it breaks: every reader would leave it out.
 pub fn encode_change(change: &PathChange, machine: MachineId) -> Result<EncodedChange, &'static str> {
-    let message = to_wire(&change.path, change.stamp, change.entry.as_ref(), machine);
+    let message = to_wire(change, machine);
     from_wire(message.clone(), machine)?;
     if message.encoded_len() > MAX_CHANGE_BYTES {
         return Err("it is larger than 1 MiB, extended attributes included");
@@ -327,7 +327,17 @@ fn read_change(record: &[u8], machine: MachineId) -> Result<PathChange, Skipped>
     from_wire(message, machine).map_err(|why| skipped(path, why))
 }
 
-pub(super) fn to_wire(path: &[u8], stamp: Stamp, entry: Option<&Entry>, machine: MachineId) -> wire::Change {
+fn to_wire(change: &PathChange, machine: MachineId) -> wire::Change {
+    said_to_wire(&change.path, change.stamp, change.entry.as_ref(), machine)
+}
+
+/// What `stamp`'s machine said of a path, in an object of `machine`.
+pub(super) fn said_to_wire(
+    path: &[u8],
+    stamp: Stamp,
+    entry: Option<&Entry>,
+    machine: MachineId,
+) -> wire::Change {
     let what = match entry {
         None => wire::What::Dead(wire::Dead {}),
         Some(entry) => wire::What::Entry(wire::Entry {
@@ -391,10 +401,7 @@ fn packed(list: &ChunkList) -> Vec<u8> {
 /// Checks every rule that a change must keep.
 pub(super) fn from_wire(change: wire::Change, machine: MachineId) -> Result<PathChange, &'static str> {
     check_path(&change.path)?;
-    let entry = match change
-        .what
-        .ok_or(SAYS_NOTHING)?
-    {
+    let entry = match change.what.ok_or(SAYS_NOTHING)? {
         wire::What::Dead(_) => None,
         wire::What::Entry(entry) => Some(entry_from_wire(entry)?),
     };

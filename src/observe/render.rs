@@ -149,7 +149,11 @@ pub fn text(status: &Status) -> String {
         };
         line("tier", format!("{}, {state}, {clock}", tier.url));
     }
-    for err in status.catalogs.iter().filter_map(|catalog| catalog.last_error.as_ref()) {
+    for err in status
+        .catalogs
+        .iter()
+        .filter_map(|catalog| catalog.last_error.as_ref())
+    {
         line("CATALOG", err.clone());
     }
     if cache.quarantined_blobs > 0 {

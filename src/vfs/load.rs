@@ -1,7 +1,10 @@
 //! Requests about directories that are in a catalog and not loaded yet.
 
 use super::{Vfs, VfsError};
-use crate::namespace::{catalog::{CatalogStatus, Loader}, error::NotLoaded};
+use crate::namespace::{
+    catalog::{CatalogStatus, Loader},
+    error::NotLoaded,
+};
 
 /// How often one request may find something not loaded: each time it is at least one directory less.
 const ATTEMPTS: u32 = 100_000;
@@ -23,10 +26,7 @@ impl Vfs {
     }
 
     /// Does what needs directories, loading those that it finds missing.
-    pub async fn with_loaded<T>(
-        &self,
-        act: impl Fn(&Self) -> Result<T, VfsError>,
-    ) -> Result<T, VfsError> {
+    pub async fn with_loaded<T>(&self, act: impl Fn(&Self) -> Result<T, VfsError>) -> Result<T, VfsError> {
         for _ in 0..ATTEMPTS {
             let result = super::open::may_block(|| act(self));
             match result.as_ref().err().and_then(VfsError::not_loaded) {

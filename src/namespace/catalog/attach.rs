@@ -158,12 +158,7 @@ pub fn settle(
     Ok(decided)
 }
 
-fn way(
-    ledger: &Ledger,
-    volume: &str,
-    until_millis: Option<u64>,
-    opened: &Opened,
-) -> Result<Way, StoreError> {
+fn way(ledger: &Ledger, volume: &str, until_millis: Option<u64>, opened: &Opened) -> Result<Way, StoreError> {
     let watermark = opened.root.watermark_millis;
     let Some(note) = ledger.meta(&note_key(volume))? else {
         return Ok(Way::Attach);

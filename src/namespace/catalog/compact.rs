@@ -127,11 +127,15 @@ pub async fn compact(
         return Err(CatalogError::NoConditions { url: bucket.url() });
     }
     let (done, left_out) = (gathered.done, gathered.left_out);
-    progress(Progress { folding: true, ..done });
+    progress(Progress {
+        folding: true,
+        ..done
+    });
     let checkpoint = Checkpoint {
         watermark_millis: watermark,
         machine: options.machine,
         keeps_tombstones: is_fork,
+        part_bytes: write::PART_BYTES,
     };
     let Some((head, sent)) = checkpoint.write(bucket, volume, old, gathered.delta).await? else {
         return Ok(Outcome::Lost);
@@ -172,6 +176,8 @@ pub struct Checkpoint {
     pub machine: MachineId,
     /// What lies below the volume would show where a tombstone is missing.
     pub keeps_tombstones: bool,
+    /// About what a part has before compression; [`write::PART_BYTES`], but for tests.
+    pub part_bytes: usize,
 }
 
 impl Checkpoint {
@@ -199,6 +205,7 @@ impl Checkpoint {
             volume,
             keep_dead_from_millis: keep_from,
             stale_dead_millis: keep_from.saturating_sub(TOMBSTONE_MILLIS),
+            part_bytes: self.part_bytes,
         };
         let sorted = delta.into_sorted().map_err(CatalogError::Spill)?;
         let folded = fold::fold((parts, linked), sorted, &options, known).await?;
@@ -374,10 +381,7 @@ impl Drop for AbortOnDrop {
 }
 
 /// Fetches one segment; `None` when it is gone. Bytes may be damaged on the way.
-async fn fetch(
-    bucket: &SharedBucket,
-    key: &str,
-) -> Result<Option<Result<Decoded, SegmentError>>, TierError> {
+async fn fetch(bucket: &SharedBucket, key: &str) -> Result<Option<Result<Decoded, SegmentError>>, TierError> {
     let mut fetched = None;
     for _ in 0..FETCHES {
         let bytes = match bucket.get(key, None, segment::MAX_SEGMENT_BYTES).await {

@@ -10,10 +10,7 @@ use std::{
     path::PathBuf,
 };
 
-use super::{
-    format,
-    order::Key,
-};
+use super::{format, order::Key};
 use crate::{
     base::id::random_bytes,
     namespace::{

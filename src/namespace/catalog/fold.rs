@@ -43,6 +43,8 @@ pub struct FoldOptions<'a> {
     pub keep_dead_from_millis: u64,
     /// A part with one that was written before this is read to rid it of them.
     pub stale_dead_millis: u64,
+    /// About what a part has before compression.
+    pub part_bytes: usize,
 }
 
 /// The parts of the new catalog.
@@ -138,7 +140,7 @@ impl<'a> Fold<'a> {
         Self {
             options,
             copies,
-            writer: PartWriter::new(options.bucket, options.volume, known),
+            writer: PartWriter::new(options.bucket, options.volume, known, options.part_bytes),
             marks: BTreeMap::new(),
             dir: None,
             unread: None,
@@ -152,7 +154,10 @@ impl<'a> Fold<'a> {
             let from = (number > 0).then_some(part.first.as_slice());
             let open = self.dir.as_ref().filter(|dir| dir.changed);
             let touched = source.has(from)
-                || self.marks.last_key_value().is_some_and(|(key, _)| is_from(key, from))
+                || self
+                    .marks
+                    .last_key_value()
+                    .is_some_and(|(key, _)| is_from(key, from))
                 || open.is_some_and(|dir| from.is_none_or(|from| order::compare(&dir.path, from).is_ge()))
                 || self.writer.is_small()
                 || self.is_stale(part);
@@ -195,7 +200,9 @@ impl<'a> Fold<'a> {
                 }
             }
             let mark = self.marks.last_key_value().map(|(key, _)| key);
-            let mark = mark.filter(|mark| is_from(mark, from)).map(|key| key.0.as_slice());
+            let mark = mark
+                .filter(|mark| is_from(mark, from))
+                .map(|key| key.0.as_slice());
             let Some(path) = greater(next.as_deref(), mark).map(<[u8]>::to_vec) else {
                 return Ok(());
             };

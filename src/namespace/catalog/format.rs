@@ -178,7 +178,7 @@ struct WirePart {
 pub fn encode_item(item: &Item) -> Vec<u8> {
     let change = match &item.said {
         // No stamp is of machine 0, so its machine is always written.
-        Some(said) => segment::to_wire(&item.path, said.stamp, said.entry.as_ref(), MachineId(0)),
+        Some(said) => segment::said_to_wire(&item.path, said.stamp, said.entry.as_ref(), MachineId(0)),
         None => Change {
             path: item.path.clone(),
             ..Change::default()
@@ -309,8 +309,7 @@ impl Root {
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
         let payload = open(bytes, ROOT, MAX_ROOT_PAYLOAD)?;
         let mut rest = payload.as_slice();
-        let wire =
-            WireRoot::decode(record(&mut rest)?).map_err(|_| malformed("its head is not readable"))?;
+        let wire = WireRoot::decode(record(&mut rest)?).map_err(|_| malformed("its head is not readable"))?;
         let mut root = Self {
             watermark_millis: wire.watermark_millis,
             written_millis: wire.written_millis,

@@ -98,7 +98,9 @@ pub async fn replace(
     match put {
         Ok(Put::Written(_)) => Ok(true),
         // A lost reply looks like a refusal, or like an outage.
-        Ok(Put::Refused) => Ok(read(bucket, volume).await?.is_some_and(|(there, _)| there == *head)),
+        Ok(Put::Refused) => Ok(read(bucket, volume)
+            .await?
+            .is_some_and(|(there, _)| there == *head)),
         Err(err) => match read(bucket, volume).await {
             Ok(Some((there, _))) if there == *head => Ok(true),
             _ => Err(err.into()),

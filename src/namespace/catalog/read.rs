@@ -15,6 +15,9 @@ use crate::{
     tier::{Bucket, TierError, layout},
 };
 
+/// How often an object that comes damaged is read before it counts as damaged in the bucket.
+const READS: u32 = 4;
+
 /// A catalog that can be opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Opened {
@@ -63,22 +66,16 @@ pub async fn newest(
 /// Reads a root. One request.
 pub async fn root(bucket: &dyn Bucket, volume: &str, digest: &Digest) -> Result<Root, CatalogError> {
     let key = layout::catalog(volume, digest);
-    let bytes = object(bucket, &key, format::MAX_ROOT_BYTES).await?;
-    let digest = *digest;
-    blocking(move || {
-        verify(&key, &bytes, &digest)?;
-        Root::decode(&bytes).map_err(|err| CatalogError::format(key, &err))
-    })
-    .await
+    let bytes = object(bucket, &key, digest, format::MAX_ROOT_BYTES).await?;
+    blocking(move || Root::decode(&bytes).map_err(|err| CatalogError::format(key, &err))).await
 }
 
-/// Reads the items of a part, in their order. One request; a millisecond or two of computing.
+/// Reads the items of a part, in their order. One request; some milliseconds of computing.
 pub async fn part(bucket: &dyn Bucket, volume: &str, part: &PartRef) -> Result<Vec<Item>, CatalogError> {
     let key = layout::catalog(volume, &part.digest);
-    let bytes = object(bucket, &key, format::MAX_PART_BYTES).await?;
-    let (digest, count) = (part.digest, part.items);
+    let bytes = object(bucket, &key, &part.digest, format::MAX_PART_BYTES).await?;
+    let count = part.items;
     blocking(move || {
-        verify(&key, &bytes, &digest)?;
         let items = format::decode_part(&bytes).map_err(|err| CatalogError::format(key.clone(), &err))?;
         if items.len() as u64 != count {
             let why = "it has another number of items than its root says".to_owned();
@@ -89,24 +86,33 @@ pub async fn part(bucket: &dyn Bucket, volume: &str, part: &PartRef) -> Result<V
     .await
 }
 
-async fn object(bucket: &dyn Bucket, key: &str, max_bytes: u64) -> Result<Bytes, CatalogError> {
-    match bucket.get(key, None, max_bytes).await {
-        Ok(Some(object)) => Ok(object.bytes),
-        Ok(None) => Err(CatalogError::Missing { key: key.to_owned() }),
-        Err(TierError::Malformed { key, why }) => Err(CatalogError::Damaged { key, why }),
-        Err(err) => Err(err.into()),
+/// Reads an object whose bytes are those of its name. They may be damaged on the way, so what is
+/// wrong is read again at once.
+async fn object(
+    bucket: &dyn Bucket,
+    key: &str,
+    digest: &Digest,
+    max_bytes: u64,
+) -> Result<Bytes, CatalogError> {
+    for _ in 0..READS {
+        match bucket.get(key, None, max_bytes).await {
+            Ok(Some(object)) => {
+                let (bytes, digest) = (object.bytes, *digest);
+                let hashed = bytes.clone();
+                if blocking(move || Digest::of(&hashed) == digest).await {
+                    return Ok(bytes);
+                }
+            }
+            Ok(None) => return Err(CatalogError::Missing { key: key.to_owned() }),
+            // Too large: as damaged as can be.
+            Err(TierError::Malformed { .. }) => {}
+            Err(err) => return Err(err.into()),
+        }
     }
-}
-
-fn verify(key: &str, bytes: &[u8], digest: &Digest) -> Result<(), CatalogError> {
-    if Digest::of(bytes) == *digest {
-        Ok(())
-    } else {
-        Err(CatalogError::Damaged {
-            key: key.to_owned(),
-            why: "its bytes are not those of its name".to_owned(),
-        })
-    }
+    Err(CatalogError::Damaged {
+        key: key.to_owned(),
+        why: "its bytes are not those of its name".to_owned(),
+    })
 }
 
 /// All registers of a catalog, part by part: for whoever wants to see everything that a volume

@@ -19,11 +19,11 @@ use crate::{
     tier::{Body, SharedBucket, layout},
 };
 
-/// About what a part has before compression.
-const PART_BYTES: usize = 512 << 10;
+/// About what a part has before compression: some thousands of registers.
+pub const PART_BYTES: usize = 512 << 10;
 
-/// Less than this at the end of a run of registers is joined with the part before it.
-const SMALL_BYTES: usize = 64 << 10;
+/// A run of registers with less than this share of a part is joined with the part before it.
+const SMALL_SHARE: usize = 8;
 
 /// Parts that are sent at once.
 const PARALLEL: usize = 4;
@@ -53,6 +53,7 @@ pub struct PartWriter {
     /// The last one first.
     items: VecDeque<Written>,
     bytes: usize,
+    part_bytes: usize,
     /// The last one first.
     parts: Vec<PartRef>,
     sending: JoinSet<Result<(), CatalogError>>,
@@ -60,13 +61,14 @@ pub struct PartWriter {
 }
 
 impl PartWriter {
-    pub fn new(bucket: &SharedBucket, volume: &str, known: HashSet<Digest>) -> Self {
+    pub fn new(bucket: &SharedBucket, volume: &str, known: HashSet<Digest>, part_bytes: usize) -> Self {
         Self {
             bucket: bucket.clone(),
             volume: volume.to_owned(),
             known,
             items: VecDeque::new(),
             bytes: 0,
+            part_bytes,
             parts: Vec::new(),
             sending: JoinSet::new(),
             sent: Sent::default(),
@@ -75,7 +77,7 @@ impl PartWriter {
 
     /// Whether what was taken is too little for a part of its own.
     pub fn is_small(&self) -> bool {
-        (1..SMALL_BYTES).contains(&self.bytes)
+        (1..self.part_bytes / SMALL_SHARE).contains(&self.bytes)
     }
 
     /// Takes the item before the last one that it took.
@@ -93,8 +95,8 @@ impl PartWriter {
                 .map_or(0, |said| said.stamp.millis),
         });
         // Two parts' worth, so that what is left at the end is never a crumb.
-        if self.bytes >= 2 * PART_BYTES || self.items.len() >= MAX_ITEMS {
-            self.cut(PART_BYTES).await?;
+        if self.bytes >= 2 * self.part_bytes || self.items.len() >= MAX_ITEMS {
+            self.cut(self.part_bytes).await?;
         }
         Ok(())
     }
@@ -108,7 +110,7 @@ impl PartWriter {
 
     /// Ends a run of items.
     async fn close(&mut self) -> Result<(), CatalogError> {
-        if self.bytes > PART_BYTES + PART_BYTES / 2 {
+        if self.bytes > self.part_bytes + self.part_bytes / 2 {
             self.cut(self.bytes / 2).await?;
         }
         self.cut(usize::MAX).await

@@ -58,7 +58,8 @@ pub fn spawn(
         let view = LogView {
             volume: followed.volume.to_string(),
             // What this machine said of a volume below, it said with another cache directory.
-            without: (layer == TreeLayer::TOP && !reads_own(&store.ledger, followed)).then_some(store.machine),
+            without: (layer == TreeLayer::TOP && !reads_own(&store.ledger, followed))
+                .then_some(store.machine),
             until_millis: followed.until_millis,
         };
         let sink = Arc::new(Home {

@@ -114,10 +114,7 @@ pub(super) fn merge_at(
     entry: Option<Entry>,
 ) -> Result<bool, TreeError> {
     let old = edit.name(parent, name)?;
-    if old
-        .as_ref()
-        .is_some_and(|old| !old.yields_to(layer, stamp))
-    {
+    if old.as_ref().is_some_and(|old| !old.yields_to(layer, stamp)) {
         return Ok(false);
     }
     let old_ino = old.as_ref().and_then(|old| live(old.state));
@@ -199,7 +196,13 @@ fn place_file(
         .transpose()?
         .flatten();
     let known = match linked.map(|ino| edit.node(ino)).transpose()?.flatten() {
-        Some(node) if holds(&node, &content, entry) && edit.is_of_layer(&node, layer)? => Some(node.ino),
+        Some(node)
+            if node.link_id == entry.link_id
+                && holds(&node, &content, entry)
+                && edit.is_of_layer(&node, layer)? =>
+        {
+            Some(node.ino)
+        }
         _ => None,
     };
     let ino = match (known, old) {

@@ -8,7 +8,7 @@ use super::{Edit, Tree};
 use crate::{
     base::clock::Stamp,
     namespace::TreeError,
-    store::rows::{Content, Ino, NameRow, NameState, TreeLayer},
+    store::rows::{Content, Ino, NameRow, NameState, TreeLayer, Unloaded},
 };
 
 /// Registers that are forgotten as one.
@@ -71,7 +71,7 @@ impl Edit<'_> {
             Some(dir) if !self.names_in(dir)?.is_empty() => {
                 let node = self.node_mut(dir)?;
                 let state = node.dir.as_mut().ok_or(TreeError::NotDirectory)?;
-                state.unloaded = Default::default();
+                state.unloaded = Unloaded::default();
                 return Ok(());
             }
             below => below,

@@ -53,6 +53,23 @@ impl Tree {
         Ok(())
     }
 
+    /// Fails when a catalog may have something that keeps a dead directory alive.
+    pub(super) fn need_to_know(&self, dead: &NodeRow) -> Result<(), TreeError> {
+        let Some(state) = dead.dir.as_ref().filter(|state| state.visible_children == 0) else {
+            return Ok(());
+        };
+        if state.unloaded.live != 0 {
+            return Err(not_loaded(dead.ino));
+        }
+        // What would be seen in it is dead, too, and may be alive for what is below that.
+        for below in self.dirs_in(dead.ino)? {
+            if let Some(below) = self.ledger.node(below)? {
+                self.need_to_know(&below)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Fails when a directory or any below it is not loaded.
     pub(super) fn need_below(&self, top: Ino) -> Result<(), TreeError> {
         if !self.has_catalogs() {

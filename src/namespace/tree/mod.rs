@@ -228,12 +228,11 @@ impl Tree {
             Some(dir) => self.ledger.node(dir)?,
             None => None,
         };
-        if let Some(dir) = below.as_ref().and_then(|below| below.dir.as_ref())
-            && dir.unloaded.live != 0
+        if let Some(below) = &below
+            && self.has_catalogs()
             && own.as_ref().is_none_or(|own| own.kind != NodeKind::Dir)
         {
-            // Whether anything below keeps it alive is in a catalog.
-            return Err(not_loaded(below.map_or(Ino::ROOT, |below| below.ino)));
+            self.need_to_know(below)?;
         }
         Ok(seen_at(own, below))
     }

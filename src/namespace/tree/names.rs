@@ -6,7 +6,9 @@ use super::{Edit, Notice, Tree, check_name};
 use crate::{
     base::digest::Digest,
     namespace::TreeError,
-    store::rows::{Content, DirState, Ino, LinkId, NameState, NodeKind, NodeRow, StagingId, TreeLayer, Unloaded},
+    store::rows::{
+        Content, DirState, Ino, LinkId, NameState, NodeKind, NodeRow, StagingId, TreeLayer, Unloaded,
+    },
 };
 
 /// What a new file or directory starts with.
