@@ -349,7 +349,7 @@ async fn compare(told: &[Told], layers: u64, part_bytes: usize, steps: &[Step]) 
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, max_shrink_iters: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 16, max_shrink_iters: 400, ..ProptestConfig::default() })]
 
     #[test]
     fn a_volume_opened_from_catalogs_is_the_one_that_its_log_tells(

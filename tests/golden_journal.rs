@@ -62,6 +62,7 @@ fn nodes() -> [NodeRow; 3] {
             machine: MachineId(0x0123_4567_89ab_cdef),
             ino: 6,
         }),
+        places: Vec::new(),
     };
     let dir = NodeRow {
         ino: Ino::ROOT,

@@ -131,6 +131,9 @@ pub struct NodeRow {
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     pub dir: Option<DirState>,
     pub link_id: Option<LinkId>,
+    /// Where packs have the chunks of its blob, as a catalog said it and `store::pack` encodes it;
+    /// empty when that is among the rows of chunks, or not known.
+    pub places: Vec<u8>,
 }
 
 impl NodeRow {
@@ -154,6 +157,7 @@ impl NodeRow {
             xattrs: Vec::new(),
             dir: None,
             link_id: None,
+            places: Vec::new(),
         }
     }
 }

@@ -1,26 +1,17 @@
-//! Makes a volume of many names quickly: a catalog without a log, as a compaction would leave it.
-//!
-//! The files name blobs that are nowhere: they are there to be listed and looked up, not to be read.
+//! Makes a volume of many names quickly, for the benchmark and by hand.
+
+#[path = "../support/volume.rs"]
+mod volume;
 
 use std::process::ExitCode;
 
 use casmount::{
-    base::{clock::Stamp, digest::Digest, id::MachineId, volume::VolumeName},
-    namespace::{
-        catalog::{
-            compact::{Checkpoint, Old},
-            delta::Delta,
-            write,
-        },
-        change::{Entry, EntryBlob, EntryChunks, PathChange},
-    },
-    store::{pack::PackPlace, rows::NodeKind},
-    tier::{
-        probe::{self, IfAbsent},
-        url::{self, ConnectOptions},
-    },
+    base::volume::VolumeName,
+    tier::url::{self, ConnectOptions},
 };
 use clap::Parser;
+
+use volume::Shape;
 
 /// Make a volume of many names, without a log.
 #[derive(Parser)]
@@ -62,81 +53,10 @@ fn main() -> ExitCode {
 
 async fn make(arguments: &Arguments) -> Result<String, Box<dyn std::error::Error>> {
     let bucket = url::connect(&arguments.store.parse()?, &ConnectOptions::default()).await?;
-    probe::open_store(bucket.as_ref(), IfAbsent::Create).await?;
-    let volume = arguments.volume.as_str();
-    let old = Old::read(&bucket, volume).await?;
-    let now = bucket.clock().now_millis();
-    let mut delta = Delta::new(std::env::temp_dir());
-    let mut stamp = Stamp {
-        millis: now - 3_600_000,
-        counter: 0,
-        machine: MachineId(1),
+    let shape = Shape {
+        names: arguments.names,
+        per_dir: arguments.per_dir,
+        fan_out: arguments.fan_out,
     };
-    let mut insert = |path: String, entry| {
-        stamp.counter += 1;
-        delta.insert(PathChange {
-            path: path.into_bytes(),
-            stamp,
-            entry: Some(entry),
-        })
-    };
-    let mtime = (now - 3_600_000) as i64 * 1_000_000;
-    let leaves = arguments.names.div_ceil(arguments.per_dir.max(1));
-    for leaf in 0..leaves {
-        let (top, below) = (leaf / arguments.fan_out, leaf % arguments.fan_out);
-        if below == 0 {
-            insert(format!("top-{top:05}"), entry(NodeKind::Dir, None, mtime))?;
-        }
-        let dir = format!("top-{top:05}/dir-{below:05}");
-        insert(dir.clone(), entry(NodeKind::Dir, None, mtime))?;
-        let first = leaf * arguments.per_dir;
-        for number in first..(first + arguments.per_dir).min(arguments.names) {
-            let digest = Digest::of(&number.to_le_bytes());
-            let name = &digest.to_string()[..32];
-            let place = PackPlace {
-                pack: Digest::of(&(number / 200).to_be_bytes()),
-                offset: (number % 200 * 16_000) as u32,
-                stored_len: 9_000,
-                zstd: true,
-            };
-            let blob = EntryBlob {
-                digest,
-                size: 20_000,
-                chunks: EntryChunks::Single,
-                places: vec![Some(place)],
-            };
-            insert(
-                format!("{dir}/{name}.o"),
-                entry(NodeKind::File, Some(blob), mtime),
-            )?;
-        }
-    }
-    let checkpoint = Checkpoint {
-        watermark_millis: now - 300_000,
-        machine: MachineId(1),
-        keeps_tombstones: false,
-        part_bytes: write::PART_BYTES,
-    };
-    match checkpoint.write(&bucket, volume, old, delta).await? {
-        Some((head, sent)) => Ok(format!(
-            "{} names in {} parts, {} bytes",
-            head.names, head.parts, sent.bytes
-        )),
-        None => Err("another machine was first".into()),
-    }
-}
-
-fn entry(kind: NodeKind, blob: Option<EntryBlob>, mtime: i64) -> Entry {
-    Entry {
-        kind,
-        perm: if kind == NodeKind::Dir { 0o755 } else { 0o644 },
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        mtime,
-        blob,
-        target: Vec::new(),
-        xattrs: Vec::new(),
-        link_id: None,
-    }
+    volume::make(&bucket, arguments.volume.as_str(), shape).await
 }

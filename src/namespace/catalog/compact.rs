@@ -5,7 +5,7 @@
 //! - Nothing of the log is removed here.
 //! - Who loses the replacing of `head.json` has changed nothing that anybody sees; the parts that he
 //!   wrote are garbage, which `sweep` removes.
-//! - The watermark trails by [`TRAIL`]; and the log is read from [`WINDOW_MILLIS`] before the old
+//! - The watermark trails by [`TRAIL`]; and the log is read from the window of a full listing before the old
 //!   watermark, so a segment that appeared late is folded the next time.
 //! - A segment that only a newer version can read ends it: what it says must not be left out for all.
 

@@ -8,7 +8,7 @@
 //!   last one. All machines of a fleet see that at the same time: each waits a random part of
 //!   [`Threshold::spread`] and looks again, so that mostly one does the work. Two that do it all the
 //!   same cost requests, nothing else.
-//! - After a failure it waits [`RETRY`]. A server without conditional writes, or credentials that do not
+//! - After a failure it waits ten minutes. A server without conditional writes, or credentials that do not
 //!   permit it, end it: that is said once.
 //!
 //! A mount that only reads has none.

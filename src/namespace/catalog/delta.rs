@@ -1,6 +1,6 @@
 //! What changed since a catalog: the newest change of each path, sorted, in bounded memory.
 //!
-//! Changes come in any order, many of one path too. They are kept in memory up to [`SPILL_BYTES`]
+//! Changes come in any order, many of one path too. They are kept in memory up to `SPILL_BYTES`
 //! and then written, sorted, to a file that has no name any more; in the end the files are merged.
 
 use std::{
@@ -155,7 +155,7 @@ pub struct Sorted {
 }
 
 impl Sorted {
-    /// Changes that are in memory already, and `None` where a path says nothing any more.
+    /// The path of the next change.
     #[must_use]
     pub fn peek(&self) -> Option<&Key> {
         self.next.as_ref().map(|(key, _)| key)

@@ -189,23 +189,24 @@ impl<'a> Fold<'a> {
             let next = items.last().map(|item| item.path.as_slice());
             let change = source.peek().filter(|key| is_from(key, from));
             let next = greater(next, change.map(|key| key.0.as_slice())).map(<[u8]>::to_vec);
-            if let Some(dir) = &self.dir {
-                let is_over = match &next {
-                    Some(next) => order::split(next).0 != dir.path,
-                    // What it holds sorts behind its own register, so none of it lies further before.
-                    None => from.is_none_or(|from| order::compare(&dir.path, from).is_ge()),
-                };
-                if is_over {
-                    self.leave_dir(true);
-                }
-            }
             let mark = self.marks.last_key_value().map(|(key, _)| key);
             let mark = mark
                 .filter(|mark| is_from(mark, from))
                 .map(|key| key.0.as_slice());
-            let Some(path) = greater(next.as_deref(), mark).map(<[u8]>::to_vec) else {
-                return Ok(());
-            };
+            let path = greater(next.as_deref(), mark).map(<[u8]>::to_vec);
+            if let Some(dir) = &self.dir {
+                let is_over = match &path {
+                    Some(path) => order::split(path).0 != dir.path,
+                    // What it holds sorts behind its own register, so none of it lies further before.
+                    None => from.is_none_or(|from| order::compare(&dir.path, from).is_ge()),
+                };
+                if is_over {
+                    // Its own register may be what comes next.
+                    self.leave_dir(true);
+                    continue;
+                }
+            }
+            let Some(path) = path else { return Ok(()) };
             self.enter(order::split(&path).0);
             let old = items.pop_if(|item| item.path == path);
             let mark = self.marks.remove(&Key(path.clone()));

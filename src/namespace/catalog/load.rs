@@ -3,7 +3,7 @@
 //! # Policy
 //!
 //! - A directory is loaded in all of its layers, and with it those that follow it in the same
-//!   part, up to [`AHEAD`] registers: who walks a tree wants them next.
+//!   part, up to `AHEAD` registers: who walks a tree wants them next.
 //! - Parts that came are kept in memory, unpacked, a few of them.
 //! - A part that does not come is asked for again until the time of a read is over; one
 //!   that is gone or damaged fails at once. Nothing is marked as loaded then.
@@ -417,7 +417,7 @@ struct Slice {
     is_end: bool,
 }
 
-/// The directories behind `start` that lie wholly in a part, up to [`AHEAD`] registers.
+/// The directories behind `start` that lie wholly in a part, up to `AHEAD` registers.
 fn ahead(part: &Part, start: usize, next: Option<&[u8]>) -> Vec<Slice> {
     let mut slices = Vec::new();
     let mut at = start;

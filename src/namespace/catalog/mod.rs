@@ -12,7 +12,7 @@
 //! first touch of a directory ─ load ─ parts that cover it ─ tree: its registers are rows
 //! ```
 //!
-//! [`format`] and [`head`] specify the bytes, [`order`] the order. [`compactor`] has a daemon compact by
+//! `format` and [`head`] specify the bytes, [`order`] the order. [`compactor`] has a daemon compact by
 //! itself. [`read::Items`] gives all registers of a catalog to whoever wants to see what it refers to.
 //!
 //! # Invariants

@@ -29,13 +29,13 @@ impl Tree {
     /// thread of its own, and the staging files that no file needs any more.
     pub fn apply(&self, layer: TreeLayer, changes: Vec<PathChange>) -> Result<Applied, TreeError> {
         let mut applied = Applied::default();
-        let mut told = self.told_places(&changes)?;
         let mut changes = changes.into_iter().peekable();
         while changes.peek().is_some() {
             let mut in_use = self.lock();
             let mut edit = Edit::unasked(self, &mut in_use);
-            edit.also(told.drain(..));
             for change in changes.by_ref().take(BATCH) {
+                let told = edit.places_told_by(change.entry.as_ref())?;
+                edit.also(told);
                 apply_one(&mut edit, layer, change)?;
             }
             let (discarded, notices) = edit.commit()?;
@@ -43,26 +43,6 @@ impl Tree {
             applied.discarded.extend(discarded);
         }
         Ok(applied)
-    }
-
-    /// Where packs have the chunks of the blobs that `changes` name.
-    fn told_places(&self, changes: &[PathChange]) -> Result<Vec<Change>, TreeError> {
-        let mut told = Vec::new();
-        for blob in changes
-            .iter()
-            .filter_map(|change| change.entry.as_ref()?.blob.as_ref())
-            .filter(|blob| !blob.places.is_empty())
-        {
-            told.extend(match &blob.chunks {
-                EntryChunks::Inline(list) => self.ledger.told_places(list, &blob.places)?,
-                EntryChunks::Single => {
-                    let list = ChunkList::single(blob.digest, blob.size);
-                    self.ledger.told_places(&list, &blob.places)?
-                }
-                EntryChunks::Listed { .. } => Vec::new(),
-            });
-        }
-        Ok(told)
     }
 }
 
@@ -259,6 +239,24 @@ fn new_file(edit: &mut Edit<'_>, content: Content, entry: &Entry) -> Ino {
 }
 
 impl Edit<'_> {
+    /// Where packs have the chunks of the blob that an entry names.
+    pub(super) fn places_told_by(&self, entry: Option<&Entry>) -> Result<Vec<Change>, TreeError> {
+        let Some(blob) = entry
+            .and_then(|entry| entry.blob.as_ref())
+            .filter(|blob| !blob.places.is_empty())
+        else {
+            return Ok(Vec::new());
+        };
+        Ok(match &blob.chunks {
+            EntryChunks::Inline(list) => self.ledger().told_places(list, &blob.places)?,
+            EntryChunks::Single => {
+                let list = ChunkList::single(blob.digest, blob.size);
+                self.ledger().told_places(&list, &blob.places)?
+            }
+            EntryChunks::Listed { .. } => Vec::new(),
+        })
+    }
+
     /// Makes a file known under its link id, so that its other names of the same layer find it.
     pub(super) fn remember_link_id(
         &mut self,

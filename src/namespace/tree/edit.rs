@@ -19,9 +19,12 @@ use super::{InUse, Notice, Tree, encode_clock, seen_at, wall_nanos};
 use crate::{
     base::clock::Stamp,
     namespace::TreeError,
-    store::rows::{
-        Change, Content, DirState, Ino, LinkId, NameRow, NameState, NodeKind, NodeRow, Place, StagingId,
-        TreeLayer, Unloaded,
+    store::{
+        ledger::Ledger,
+        rows::{
+            Change, Content, DirState, Ino, LinkId, NameRow, NameState, NodeKind, NodeRow, Place, StagingId,
+            TreeLayer, Unloaded,
+        },
     },
 };
 
@@ -138,6 +141,10 @@ impl<'a> Edit<'a> {
             rows.extend(changed.values().flatten().cloned());
         }
         Ok(rows)
+    }
+
+    pub(super) fn ledger(&self) -> &Ledger {
+        &self.tree.ledger
     }
 
     /// The next registers of a directory behind a name, without the changes of this edit.

@@ -18,14 +18,15 @@ use super::{
     not_loaded,
 };
 use crate::{
-    base::{chunk::ChunkList, clock::Stamp},
+    base::clock::Stamp,
     namespace::{
         TreeError,
         change::{Below, Entry, EntryChunks, Item},
         error::NotLoaded,
     },
-    store::rows::{
-        Change, Content, DirState, Ino, NameRow, NameState, NodeKind, NodeRow, TreeLayer, Unloaded,
+    store::{
+        pack,
+        rows::{Change, Content, DirState, Ino, NameRow, NameState, NodeKind, NodeRow, TreeLayer, Unloaded},
     },
 };
 
@@ -163,14 +164,12 @@ impl Tree {
         loop {
             let batch = batches.next().unwrap_or_default();
             let is_last = batches.peek().is_none();
-            let told = self.places_told_by(batch)?;
             let mut in_use = self.lock();
             if !self.unloaded(dir)?.is_in(layer) {
                 return Ok(applied);
             }
             let mut edit = Edit::unasked(self, &mut in_use);
             edit.is_load = true;
-            edit.also(told);
             Batch::new(&mut edit, layer, dir).merge(batch)?;
             if is_last && is_whole {
                 let node = edit.node_mut(dir)?;
@@ -197,6 +196,8 @@ impl Tree {
             let mut edit = Edit::unasked(self, &mut in_use);
             edit.is_load = true;
             for change in items.by_ref().take(BATCH) {
+                let told = edit.places_told_by(change.entry.as_ref())?;
+                edit.also(told);
                 apply_one(&mut edit, layer, change)?;
             }
             let (discarded, notices) = edit.commit()?;
@@ -204,25 +205,6 @@ impl Tree {
             applied.notices.extend(notices);
         }
         Ok(applied)
-    }
-
-    fn places_told_by(&self, items: &[Item]) -> Result<Vec<Change>, TreeError> {
-        let mut told = Vec::new();
-        for blob in items
-            .iter()
-            .filter_map(|item| item.entry()?.blob.as_ref())
-            .filter(|blob| !blob.places.is_empty())
-        {
-            told.extend(match &blob.chunks {
-                EntryChunks::Inline(list) => self.ledger.told_places(list, &blob.places)?,
-                EntryChunks::Single => {
-                    let list = ChunkList::single(blob.digest, blob.size);
-                    self.ledger.told_places(&list, &blob.places)?
-                }
-                EntryChunks::Listed { .. } => Vec::new(),
-            });
-        }
-        Ok(told)
     }
 }
 
@@ -259,6 +241,8 @@ impl<'a, 'b> Batch<'a, 'b> {
                 self.newest = self.newest.max(said.stamp);
             }
             if known.contains_key(name) || !self.put(name, item)? {
+                let told = self.edit.places_told_by(item.entry())?;
+                self.edit.also(told);
                 self.merge_one(name, item)?;
             }
         }
@@ -365,6 +349,10 @@ impl<'a, 'b> Batch<'a, 'b> {
             content,
             target: entry.target.clone(),
             xattrs: entry.xattrs.clone(),
+            places: entry
+                .blob
+                .as_ref()
+                .map_or_else(Vec::new, |blob| pack::encode_places(&blob.places)),
             dir: dir.map(|(name, below)| {
                 let mut unloaded = Unloaded::default();
                 if below != Below::Nothing {

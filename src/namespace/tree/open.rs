@@ -108,6 +108,7 @@ impl Tree {
         let mut edit = Edit::new(self, &mut in_use);
         let node = edit.node_mut(ino)?;
         node.content = Content::Staging(id);
+        node.places.clear();
         node.size = size;
         edit.also(also);
         edit.commit()?;
@@ -218,6 +219,7 @@ impl Tree {
         }
         let node = edit.node_mut(ino)?;
         node.content = Content::Blob(blob.0);
+        node.places.clear();
         node.size = blob.1;
         edit.also(link()?);
         edit.commit()?;

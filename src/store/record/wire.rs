@@ -45,6 +45,8 @@ pub(super) struct NodeWire {
     dir: Option<DirWire>,
     #[prost(message, optional, tag = "18")]
     link_id: Option<LinkWire>,
+    #[prost(bytes = "vec", tag = "19")]
+    places: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, prost::Oneof)]
@@ -190,6 +192,7 @@ impl From<&NodeRow> for NodeWire {
                 machine: link.machine.0,
                 ino: link.ino,
             }),
+            places: row.places.clone(),
         }
     }
 }
@@ -245,6 +248,7 @@ impl TryFrom<NodeWire> for NodeRow {
                 machine: MachineId(link.machine),
                 ino: link.ino,
             }),
+            places: wire.places,
         })
     }
 }
