@@ -20,7 +20,7 @@ use casmount::{
         },
         change::{Below, Entry, Item, PathChange},
         segment::{self, Head},
-        tree::{NewNode, Tree},
+        tree::{NewNode, Reach, Tree, Undecided},
     },
     store::{
         Store, StoreOptions,

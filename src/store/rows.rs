@@ -72,7 +72,7 @@ pub struct DirState {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Unloaded {
     pub layers: u16,
-    /// Of those, where something may be alive.
+    /// Where something below that is not loaded may be alive: in it, or in what is dead in it.
     pub live: u16,
 }
 
@@ -95,10 +95,13 @@ impl Unloaded {
         }
     }
 
-    /// Notes that those of a layer are among the rows.
-    pub fn remove(&mut self, layer: TreeLayer) {
+    /// Notes that those of a layer are among the rows. `undecided`: some of them are dead, and what is
+    /// below them may be alive.
+    pub fn remove(&mut self, layer: TreeLayer, undecided: bool) {
         self.layers &= !layer.bit();
-        self.live &= !layer.bit();
+        if !undecided {
+            self.live &= !layer.bit();
+        }
     }
 
     pub fn add_all(&mut self, other: Self) {

@@ -39,7 +39,7 @@ use crate::{
         background::{blocking, words},
         change::{EntryChunks, Item},
         error::NotLoaded,
-        tree::{Applied, Tree},
+        tree::{Applied, Reach, Tree, Undecided},
     },
     store::{
         Store, StoreError,
@@ -243,10 +243,12 @@ impl Loader {
             let nothing = Slice {
                 dir: Some(dir),
                 range: 0..0,
-                is_end: true,
+                reach: Reach::End(Undecided::default()),
             };
-            return self.merge(layer, Arc::default(), vec![nothing], applied).await;
+            self.merge(layer, Arc::default(), vec![nothing], applied).await?;
+            return Ok(());
         }
+        let mut undecided = Undecided::default();
         for number in range.clone() {
             let part = self.part(layer, &root.parts[number]).await?;
             let start = part.partition_point(|item| compare_dir(item, &path).is_lt());
@@ -254,13 +256,17 @@ impl Loader {
             let mut slices = vec![Slice {
                 dir: Some(dir),
                 range: start..end,
-                is_end: number + 1 == range.end,
+                reach: if number + 1 == range.end {
+                    Reach::End(undecided)
+                } else {
+                    Reach::Middle
+                },
             }];
             if number + 1 == range.end {
                 let next = root.parts.get(number + 1).map(|part| part.first.as_slice());
                 slices.extend(ahead(&part, end, next));
             }
-            self.merge(layer, part, slices, applied).await?;
+            undecided = undecided.or(self.merge(layer, part, slices, applied).await?);
         }
         Ok(())
     }
@@ -282,21 +288,23 @@ impl Loader {
         Ok(commit.map_err(TreeError::Store)?)
     }
 
+    /// Merges directories of one part; returns what is to be said of the first at its end.
     async fn merge(
         &self,
         layer: &Layer,
         part: Part,
         slices: Vec<Slice>,
         applied: &mut Applied,
-    ) -> Result<(), LoadError> {
+    ) -> Result<Undecided, LoadError> {
         for slice in &slices {
             self.fetch_lists(layer, &part[slice.range.clone()]).await?;
         }
         let count: usize = slices.iter().map(|slice| slice.range.len()).sum();
         let _merging = self.merging.lock().await;
         let (tree, number) = (Arc::clone(&self.tree), layer.number);
-        let merged = blocking(move || -> Result<Applied, TreeError> {
+        let merged = blocking(move || -> Result<_, TreeError> {
             let mut merged = Applied::default();
+            let mut first = Undecided::default();
             for slice in slices {
                 let items = &part[slice.range];
                 let dir = match (slice.dir, items.first()) {
@@ -304,17 +312,21 @@ impl Loader {
                     (dir, _) => dir,
                 };
                 let Some(dir) = dir else { continue };
-                let done = tree.load(number, dir, items, slice.is_end)?;
+                let (done, undecided) = tree.load(number, dir, items, slice.reach)?;
+                if slice.dir.is_some() {
+                    first = undecided;
+                }
                 merged.notices.extend(done.notices);
                 merged.discarded.extend(done.discarded);
             }
-            Ok(merged)
+            Ok((merged, first))
         })
         .await?;
+        let (merged, first) = merged;
         layer.loaded.fetch_add(count as u64, Ordering::Relaxed);
         applied.notices.extend(merged.notices);
         applied.discarded.extend(merged.discarded);
-        Ok(())
+        Ok(first)
     }
 
     /// Fetches the chunk lists that entries name, so that an open never waits for them.
@@ -413,8 +425,7 @@ struct Slice {
     /// `None`: wherever their paths lead by then.
     dir: Option<Ino>,
     range: Range<usize>,
-    /// With them the directory is loaded.
-    is_end: bool,
+    reach: Reach,
 }
 
 /// The directories behind `start` that lie wholly in a part, up to `AHEAD` registers.
@@ -430,7 +441,7 @@ fn ahead(part: &Part, start: usize, next: Option<&[u8]>) -> Vec<Slice> {
         slices.push(Slice {
             dir: None,
             range: at..end,
-            is_end: true,
+            reach: Reach::End(Undecided::default()),
         });
         at = end;
     }

@@ -33,6 +33,27 @@ use crate::{
 /// Registers that are loaded while the tree is locked once: bounds how long a program waits.
 const BATCH: usize = 1024;
 
+/// Whether what is below some dead name of a directory may be alive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Undecided(bool);
+
+/// How far registers of a directory reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// There are more behind them.
+    Middle,
+    /// They are the last; with what was said of those before.
+    End(Undecided),
+}
+
+impl Undecided {
+    /// Of both, what came before and what comes now.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self(self.0 || other.0)
+    }
+}
+
 impl Tree {
     /// Fails when a directory is not loaded. One atomic read while there is no catalog.
     pub(super) fn need(&self, dir: Ino) -> Result<(), TreeError> {
@@ -59,13 +80,14 @@ impl Tree {
         let Some(state) = dead.dir.as_ref().filter(|state| state.visible_children == 0) else {
             return Ok(());
         };
-        if state.unloaded.live != 0 {
+        if state.unloaded.live & state.unloaded.layers != 0 {
             return Err(not_loaded(dead.ino));
         }
-        // What would be seen in it is dead, too, and may be alive for what is below that.
-        for below in self.dirs_in(dead.ino)? {
-            if let Some(below) = self.ledger.node(below)? {
-                self.need_to_know(&below)?;
+        if state.unloaded.live != 0 {
+            for below in self.dirs_in(dead.ino)? {
+                if let Some(below) = self.ledger.node(below)? {
+                    self.need_to_know(&below)?;
+                }
             }
         }
         Ok(())
@@ -149,16 +171,20 @@ impl Tree {
     }
 
     /// Merges registers of `dir` that the catalog of `layer` has, in the order of their names;
-    /// with the last of them (`is_whole`) the directory is loaded.
+    /// with the last of them ([`Reach::End`]) the directory is loaded.
     ///
-    /// Of a directory that is loaded by now nothing is merged.
+    /// Of a directory that is loaded by now nothing is merged. Returns also what to say at the end.
     pub fn load(
         &self,
         layer: TreeLayer,
         dir: Ino,
         items: &[Item],
-        is_whole: bool,
-    ) -> Result<Applied, TreeError> {
+        reach: Reach,
+    ) -> Result<(Applied, Undecided), TreeError> {
+        let mut undecided = match reach {
+            Reach::Middle => Undecided::default(),
+            Reach::End(before) => before,
+        };
         let mut applied = Applied::default();
         let mut batches = items.chunks(BATCH).peekable();
         loop {
@@ -166,15 +192,15 @@ impl Tree {
             let is_last = batches.peek().is_none();
             let mut in_use = self.lock();
             if !self.unloaded(dir)?.is_in(layer) {
-                return Ok(applied);
+                return Ok((applied, undecided));
             }
             let mut edit = Edit::unasked(self, &mut in_use);
             edit.is_load = true;
-            Batch::new(&mut edit, layer, dir).merge(batch)?;
-            if is_last && is_whole {
+            undecided.0 |= Batch::new(&mut edit, layer, dir).merge(batch)?.0;
+            if is_last && matches!(reach, Reach::End(_)) {
                 let node = edit.node_mut(dir)?;
                 let state = node.dir.as_mut().ok_or(TreeError::NotDirectory)?;
-                state.unloaded.remove(layer);
+                state.unloaded.remove(layer, undecided.0);
             }
             let (discarded, _) = edit.commit()?;
             applied.discarded.extend(discarded);
@@ -184,7 +210,7 @@ impl Tree {
         }
         // The kernel was told that the number of its links is not known.
         applied.notices.push(Notice::Attributes { ino: dir });
-        Ok(applied)
+        Ok((applied, undecided))
     }
 
     /// Merges registers of a catalog wherever their directories are, loaded or not.
@@ -218,6 +244,7 @@ struct Batch<'a, 'b> {
     came_dirs: u64,
     first: Option<(Ino, bool)>,
     newest: Stamp,
+    undecided: Undecided,
 }
 
 impl<'a, 'b> Batch<'a, 'b> {
@@ -230,10 +257,11 @@ impl<'a, 'b> Batch<'a, 'b> {
             came_dirs: 0,
             first: None,
             newest: Stamp::ZERO,
+            undecided: Undecided::default(),
         }
     }
 
-    fn merge(mut self, items: &[Item]) -> Result<(), TreeError> {
+    fn merge(mut self, items: &[Item]) -> Result<Undecided, TreeError> {
         let known = self.known(items)?;
         for item in items {
             let name = name_of(item);
@@ -247,7 +275,9 @@ impl<'a, 'b> Batch<'a, 'b> {
             }
         }
         self.edit.observe(self.newest);
-        let Some(first) = self.first else { return Ok(()) };
+        let Some(first) = self.first else {
+            return Ok(self.undecided);
+        };
         // The first that is seen may bring a dead directory back; the others only count.
         self.edit.adjust(self.dir, None, Some(first))?;
         let node = self.edit.node_mut(self.dir)?;
@@ -255,7 +285,7 @@ impl<'a, 'b> Batch<'a, 'b> {
         state.visible_children += self.came - 1;
         state.subdirs += self.came_dirs - u64::from(first.1);
         node.nlink = u32::try_from(2 + state.subdirs).unwrap_or(u32::MAX);
-        Ok(())
+        Ok(self.undecided)
     }
 
     /// Registers that are among the rows already, from the first item to the last.
@@ -288,6 +318,7 @@ impl<'a, 'b> Batch<'a, 'b> {
             let state = self.edit.node_mut(below)?.dir.as_mut();
             let unloaded = &mut state.ok_or(TreeError::NotDirectory)?.unloaded;
             unloaded.add(self.layer, item.below == Below::Live);
+            self.undecided.0 |= item.below == Below::Live;
         }
         Ok(())
     }

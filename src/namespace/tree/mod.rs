@@ -83,6 +83,7 @@ use std::{
 
 pub use apply::{Applied, Notice};
 pub use attributes::{AttrChange, SetTime};
+pub use load::{Reach, Undecided};
 pub use names::{NewNode, Removed};
 pub use open::SealOutcome;
 pub use pending::{Pending, Readiness};
