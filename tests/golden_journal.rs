@@ -20,7 +20,7 @@ use casmount::{
         pack::PackPlace,
         rows::{
             BlobRow, Change, ChunkRow, Content, DirState, Durability, Ino, LinkId, ListObject, NameRow,
-            NameState, NodeKind, NodeRow, Place, Residency, StagingId, TreeLayer,
+            NameState, NodeKind, NodeRow, Place, Residency, StagingId, TreeLayer, Unloaded,
         },
     },
 };
@@ -62,6 +62,7 @@ fn nodes() -> [NodeRow; 3] {
             machine: MachineId(0x0123_4567_89ab_cdef),
             ino: 6,
         }),
+        places: Vec::new(),
     };
     let dir = NodeRow {
         ino: Ino::ROOT,
@@ -74,6 +75,7 @@ fn nodes() -> [NodeRow; 3] {
             name: b"\xffdir".to_vec(),
             visible_children: 300,
             subdirs: 2,
+            unloaded: Unloaded::default(),
         }),
         link_id: None,
         ..file.clone()

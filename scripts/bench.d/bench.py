@@ -6,6 +6,9 @@ On a loop file system of each kind (ext4 with a journal, XFS) every measurement 
   casmount   a mount whose cache directory is on it
 interleaved, so that noise of the machine meets all alike; medians are compared, with
 their spread. The cold read compares with a plain parallel ranged GET of the same SDK.
+`first-stat`, `find` and `find-memory` open a volume of --names names with an empty cache:
+the time from the start of the daemon to the first stat of a file, of a whole find(1), and
+the most memory by then.
 Needs root, for the loop devices. Everything it makes is gone when it ends.
 """
 
@@ -33,7 +36,14 @@ TARGETS = {
     "create": ("files/s", "native", 0.25, 5000),
     "cold-read": ("MiB/s", "plain-get", 0.80, None),
     "memory": ("MB", None, None, 300),
+    # Of a volume of --names names that a machine with an empty cache opens from a catalog in S3.
+    "first-stat": ("s", None, None, 2),
+    "find": ("s", None, None, 20),
+    "find-memory": ("MB", None, None, 250),
 }
+OPENING = ("first-stat", "find", "find-memory")
+# With ten million names.
+TARGETS_10M = {"first-stat": 5, "find": None, "find-memory": 300}
 
 
 class Cleanup:
@@ -209,6 +219,8 @@ class Bench:
 
     def add(self, kind, name, samples):
         row = {"fs": kind, "name": name, "unit": TARGETS[name][0], "samples": samples}
+        if name in OPENING:
+            row["names"] = self.options.names
         self.rows.append(row)
         show(row)
 
@@ -342,12 +354,56 @@ class Bench:
         CLEANUP.run_to(depth)
 
 
+    def opening(self, kind):
+        """A volume of many names, on a machine with an empty cache."""
+        if not any(map(self.wants, OPENING)):
+            return
+        options, depth = self.options, len(CLEANUP.steps)
+        disk = Disk(kind, self.work, (options.names // 1000 + 4096) * MIB)
+        server = S3Server(self.tools, self.work / "bodies")
+        env = dict(os.environ, **server.env)
+        print(run(
+            self.tools / "make-volume", "--store", server.url, "--names", options.names, env=env
+        ).strip(), flush=True)
+        samples = {name: [] for name in OPENING}
+        for number in range(options.runs):
+            cache = disk.path / f"open{number}"
+            began = time.monotonic()
+            mount = Casmount(
+                self.program, f"open{number}", self.work, cache, server.url, server.env, "--min-free", "0"
+            )
+            top = f"top-{min(options.names // 32000, 40):05}" if options.names > 32000 else "top-00000"
+            leaf = mount.path / top / "dir-00007"
+            with os.scandir(leaf) as entries:
+                os.stat(next(entries).path)
+            samples["first-stat"].append(time.monotonic() - began)
+            began = time.monotonic()
+            found = run("bash", "-c", 'find "$0" -type f | wc -l', mount.path)
+            samples["find"].append(time.monotonic() - began)
+            if int(found) != options.names:
+                raise RuntimeError(f"find saw {found.strip()} of {options.names} names")
+            samples["find-memory"].append(mount.memory_mb())
+            mount.stop()
+            shutil.rmtree(cache)
+        for name in OPENING:
+            if self.wants(name):
+                self.add(kind, name, {"casmount": samples[name]})
+        CLEANUP.run_to(depth)
+
+
+def least_value(row):
+    """What a measurement without anything to compare with has to be below."""
+    least = TARGETS[row["name"]][3]
+    return TARGETS_10M.get(row["name"], least) if row.get("names", 0) > 5_000_000 else least
+
+
 def verdict(row):
     """Whether a row reaches its target; the ratio that decides."""
     _, base, least_ratio, least = TARGETS[row["name"]]
     middle = {system: statistics.median(values) for system, values in row["samples"].items()}
-    if row["name"] == "memory":
-        return middle["casmount"] < least, None
+    if base is None:
+        least = least_value(row)
+        return least is None or middle["casmount"] < least, None
     ratio = middle["casmount"] / middle[base]
     reached = ratio >= least_ratio or (least is not None and middle["casmount"] >= least)
     return reached, ratio
@@ -357,11 +413,13 @@ def show(row):
     reached, ratio = verdict(row)
     cells = []
     for system, values in row["samples"].items():
-        spread = f" ({min(values):.0f}..{max(values):.0f})" if len(values) > 1 else ""
-        cells.append(f"{system} {statistics.median(values):.0f}{spread}")
+        digits = 2 if row["unit"] == "s" else 0
+        spread = f" ({min(values):.{digits}f}..{max(values):.{digits}f})" if len(values) > 1 else ""
+        cells.append(f"{system} {statistics.median(values):.{digits}f}{spread}")
     _, base, least_ratio, least = TARGETS[row["name"]]
-    if ratio is None:
-        target = f"below {least}"
+    if base is None:
+        least = least_value(row)
+        target = f"below {least}" if least is not None else "no target"
     else:
         target = f"ratio {ratio:.2f}, target {least_ratio:.2f}" + (f" or {least}" if least else "")
     word = "reached" if reached else "MISSED"
@@ -378,6 +436,7 @@ def parse():
     parser.add_argument("--size-mib", type=int, default=1024, help="size of large files (default: %(default)s)")
     parser.add_argument("--files", type=int, default=10000, help="files of `create` (default: %(default)s)")
     parser.add_argument("--memory-mib", type=int, default=10240, help="for `memory` (default: %(default)s)")
+    parser.add_argument("--names", type=int, default=1_000_000, help="of the volume to open (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works")
     parser.add_argument("--json", type=Path, help="also write all samples to this file")
     parser.add_argument("--dir", type=Path, help="where images are made (default: below target/)")
@@ -385,7 +444,7 @@ def parse():
     options = parser.parse_args()
     if options.quick:
         options.size_mib, options.files, options.memory_mib = 128, 1000, 512
-        options.runs = min(options.runs, 3)
+        options.runs, options.names = min(options.runs, 3), 20_000
     options.only = options.only.split(",") if options.only else []
     unknown = set(options.only) - set(TARGETS)
     if unknown:
@@ -398,7 +457,7 @@ def main():
     if os.geteuid() != 0:
         sys.exit("bench: loop devices need root")
     if not options.no_build:
-        examples = ["null-daemon", "bench-io", "s3-plain-get", "s3-test-server"]
+        examples = ["null-daemon", "bench-io", "s3-plain-get", "s3-test-server", "make-volume"]
         build = ["cargo", "build", "--release", "--locked", "--bin", "casmount"]
         subprocess.run(build + [f"--example={name}" for name in examples], cwd=ROOT, check=True)
     for name in [name for name in os.environ if name.startswith(("CASMOUNT_", "AWS_"))]:
@@ -417,6 +476,7 @@ def main():
                 bench.local(kind)
             bench.cold(kind)
             bench.memory(kind)
+            bench.opening(kind)
     finally:
         CLEANUP.run_to(0)
         if options.json:

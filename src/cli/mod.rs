@@ -10,6 +10,7 @@
 pub mod args;
 pub mod asking;
 pub mod commit;
+pub mod compact;
 pub mod doctor;
 pub mod failure;
 pub mod flush;
@@ -55,6 +56,7 @@ enum Command {
     Unmount(unmount::UnmountArgs),
     Flush(flush::FlushArgs),
     Commit(commit::CommitArgs),
+    Compact(compact::CompactArgs),
     Fork(fork::ForkArgs),
     Volume(volume::VolumeArgs),
     Preset(preset::PresetArgs),
@@ -81,6 +83,7 @@ pub fn run() -> ExitCode {
         Command::Fork(args) => fork::run(&args),
         Command::Volume(args) => volume::run(&args),
         Command::Preset(args) => preset::run(&args),
+        Command::Compact(args) => compact::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Sweep(args) => sweep::run(&args),
         Command::Ls(args) => ls::run(&args),

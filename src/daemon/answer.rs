@@ -45,10 +45,16 @@ pub fn answerer(serving: Weak<Serving>, stop: mpsc::Sender<StopRequest>) -> Answ
             Request::Status => blocking(replies, move || Reply::Status {
                 status: Box::new(serving.status()),
             }),
-            Request::Ls { path } => blocking(replies, move || match serving.list(&path) {
-                Ok(files) => Reply::Listed { files },
-                Err(message) => Reply::Error { message },
-            }),
+            Request::Ls { path } => {
+                tokio::spawn(async move {
+                    let reply = match serving.list(&path).await {
+                        Ok(files) => Reply::Listed { files },
+                        Err(message) => Reply::Error { message },
+                    };
+                    drop(serving);
+                    say(&replies, reply);
+                });
+            }
             Request::Flush { deadline_millis } => {
                 tokio::spawn(flush(serving, after(deadline_millis), replies));
             }

@@ -7,8 +7,8 @@ use super::mountpoint::MountpointError;
 use crate::{
     config::ConfigError,
     namespace::{
-        TreeError, promote::PromoteError, stack::StackError, sweep::SweepError, view::ViewError,
-        volumes::DeleteError,
+        TreeError, catalog::CatalogError, promote::PromoteError, stack::StackError, sweep::SweepError,
+        view::ViewError, volumes::DeleteError,
     },
     store::StoreError,
     tier::TierError,
@@ -55,6 +55,9 @@ pub enum StartError {
     Delete { source: DeleteError },
     #[error(transparent)]
     Sweep { source: SweepError },
+    /// A catalog cannot be read, or not be made.
+    #[error(transparent)]
+    Catalog { source: CatalogError },
     #[error("cannot read the tree of the volume from the index")]
     Tree { source: TreeError },
     #[error("cannot go on with the files that the last stop left unsealed")]
@@ -89,6 +92,7 @@ impl StartError {
             | Self::Promote { .. }
             | Self::Delete { .. }
             | Self::Sweep { .. }
+            | Self::Catalog { .. }
             | Self::Tree { .. }
             | Self::Files { .. }
             | Self::Mount { .. }

@@ -11,6 +11,12 @@ use crate::{
     base::{activity::Activity, id::StoreId, volume::Stack},
     config::{Budget, OwnerMode, Settings},
     namespace::{
+        TreeError,
+        catalog::{
+            Loader, attach,
+            compactor::{self, CompactorHandle, Threshold},
+            read::Opened,
+        },
         follow::{self, StackFollowerHandle},
         preset::volume::Kept,
         publish::{self, PublisherHandle},
@@ -39,6 +45,8 @@ pub struct Layers {
     pub follower: Arc<StackFollowerHandle>,
     /// Of a fork.
     watch: Option<JoinHandle<()>>,
+    /// A mount that only reads has none.
+    pub compactor: Option<CompactorHandle>,
 }
 
 impl Layers {
@@ -54,7 +62,7 @@ impl Layers {
         settings: &Settings,
         budget: Budget,
         store_id: StoreId,
-        stack: &Stack,
+        (stack, catalogs): (&Stack, &[Option<Opened>]),
         volume_presets: Option<Kept>,
         bucket: &SharedBucket,
         tell_kernel: &TellKernel,
@@ -90,6 +98,16 @@ impl Layers {
         )
         .map_err(|source| StartError::Tree { source })?;
         presets::take(&tree, &store.ledger, settings, volume_presets)?;
+        let decided = attach::settle(&tree, &store.ledger, stack, catalogs)
+            .map_err(|source| StartError::Tree { source })?;
+        if !decided.attached.is_empty() {
+            let (volumes, started_over) = (&decided.attached, decided.started_over);
+            tracing::info!(
+                ?volumes,
+                started_over,
+                "the tree is loaded from catalogs as it is used"
+            );
+        }
         let activity = Arc::new(Activity::default());
         let uploader = upload::spawn(
             runtime,
@@ -109,6 +127,15 @@ impl Layers {
         )
         .map_err(|source| StartError::Files { source })?;
         vfs.set_tell_kernel(Arc::clone(tell_kernel));
+        if tree.has_catalogs() {
+            let within = settings.read_timeout;
+            let loader = Loader::new(stack, &tree, &store, bucket, within, catalogs).map_err(|source| {
+                StartError::Tree {
+                    source: TreeError::Store(source),
+                }
+            })?;
+            vfs.set_loader(loader);
+        }
         // Weak, so that the mount does not keep the follower when all is taken down.
         let followed: Weak<StackFollowerHandle> = Arc::downgrade(&follower);
         vfs.set_on_use(Arc::new(move || {
@@ -126,6 +153,23 @@ impl Layers {
             Arc::clone(tell_kernel),
         );
         let watch = volumes::watch(bucket, stack, publisher.to_halt());
+        let compactor = (!settings.read_only).then(|| {
+            let (followed, published) = (Arc::downgrade(&follower), publisher.counter());
+            let read = move || {
+                followed
+                    .upgrade()
+                    .map_or(0, |follower| follower.status().segments)
+            };
+            compactor::spawn(
+                runtime,
+                stack.volume().clone(),
+                bucket,
+                store.machine,
+                settings.cache_dir.clone(),
+                Arc::new(move || read() + published()),
+                Threshold::default(),
+            )
+        });
         Ok(Self {
             store,
             vfs,
@@ -133,6 +177,7 @@ impl Layers {
             publisher,
             follower,
             watch,
+            compactor,
         })
     }
 
@@ -144,6 +189,9 @@ impl Layers {
         let deadline = Instant::now() + within;
         if let Some(watch) = self.watch {
             watch.abort();
+        }
+        if let Some(compactor) = self.compactor {
+            compactor.shutdown().await;
         }
         self.uploader.shutdown().await;
         self.publisher.shutdown().await;

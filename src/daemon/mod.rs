@@ -22,7 +22,9 @@
 pub mod announce;
 pub mod answer;
 pub mod bucket;
+pub mod catalogs;
 pub mod commit;
+pub mod compact;
 pub mod control;
 pub mod detach;
 pub mod drain;

@@ -16,7 +16,7 @@ use crate::{
     namespace::TreeError,
     observe::{
         Status, memory,
-        status::{Cache, Files, Follow, Layer, PresetDir, Publish, State, Tier, Upload},
+        status::{Cache, Catalog, Compact, Files, Follow, Layer, PresetDir, Publish, State, Tier, Upload},
     },
     tier::SharedBucket,
     vfs::VfsError,
@@ -117,14 +117,28 @@ impl Serving {
                 .into_iter()
                 .map(PresetDir::from)
                 .collect(),
+            catalogs: self
+                .layers
+                .vfs
+                .catalogs()
+                .into_iter()
+                .map(Catalog::from)
+                .collect(),
+            compact: self
+                .layers
+                .compactor
+                .as_ref()
+                .map(|compactor| Compact::from(compactor.status()))
+                .unwrap_or_default(),
             tiers: vec![tier],
             last_error: self.last_error(),
         }
     }
 
     /// Lists a path of the mount; the error is for the user.
-    pub fn list(&self, path: &[u8]) -> Result<Vec<ListedFile>, String> {
-        match self.layers.vfs.list(path) {
+    pub async fn list(&self, path: &[u8]) -> Result<Vec<ListedFile>, String> {
+        let listed = self.layers.vfs.with_loaded(|vfs| vfs.list(path)).await;
+        match listed {
             Ok(files) => Ok(files.into_iter().map(ListedFile::from).collect()),
             Err(VfsError::Tree(err @ (TreeError::NotFound | TreeError::NotDirectory))) => Err(format!(
                 "{err}: {} in {}",

@@ -12,8 +12,8 @@ use std::{
 use tokio::{runtime::Handle, sync::watch};
 
 use super::{
-    announce::Announcer, bucket, error::StartError, layers::Layers, mountpoint, notices::NoticeGate, presets,
-    readahead, root_check, serving::Serving, volumes,
+    announce::Announcer, bucket, catalogs, error::StartError, layers::Layers, mountpoint,
+    notices::NoticeGate, presets, readahead, root_check, serving::Serving, volumes,
 };
 use crate::{
     base::id::{MachineId, StoreId},
@@ -73,6 +73,12 @@ pub async fn start(plan: &Plan, announcer: &Announcer) -> Result<Serving, StartE
     }
     let volume_presets = presets::of_volume(&bucket, &stack, reachable, STORE_WITHIN).await?;
 
+    let catalogs = if reachable {
+        catalogs::newest(settings, &bucket, &stack, known.is_some(), STORE_WITHIN).await?
+    } else {
+        Vec::new()
+    };
+
     announcer.step("opening the cache directory");
     let disk = budget::disk_of(&settings.cache_dir).map_err(|source| StartError::Disk {
         verb: "look at the disk of",
@@ -85,7 +91,7 @@ pub async fn start(plan: &Plan, announcer: &Announcer) -> Result<Serving, StartE
         settings,
         budget,
         store_id,
-        &stack,
+        (&stack, &catalogs),
         volume_presets,
         &bucket,
         &gate.teller(),

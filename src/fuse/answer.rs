@@ -1,14 +1,14 @@
 //! Results of the vfs as answers to the kernel.
 
-use std::{ffi::OsStr, os::unix::ffi::OsStrExt, time::Duration};
+use std::time::Duration;
 
 use fuser::{
-    BackingId, Errno, FileHandle, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
+    BackingId, Errno, FileHandle, FopenFlags, Generation, ReplyAttr, ReplyCreate, ReplyData, ReplyEmpty,
+    ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
 };
 
 use super::convert;
-use crate::vfs::{Attr, DirPage, FsStat, Opened, VfsError};
+use crate::vfs::{Attr, FsStat, Opened, VfsError};
 
 pub(super) fn entry(reply: ReplyEntry, result: Result<Option<Attr>, VfsError>) {
     entry_for(reply, result, &super::front::TTL);
@@ -132,21 +132,5 @@ pub(super) fn stat_fs(reply: ReplyStatfs, result: Result<FsStat, VfsError>) {
             fs.name_max,
             fs.block_bytes,
         ),
-    }
-}
-
-pub(super) fn directory(mut reply: ReplyDirectory, page: Result<DirPage, VfsError>) {
-    match page {
-        Err(err) => reply.error(convert::errno(&err)),
-        Ok(entries) => {
-            for entry in entries {
-                let kind = convert::file_type(entry.kind);
-                let name = OsStr::from_bytes(&entry.name);
-                if reply.add(INodeNo(entry.ino.0), entry.next_offset, kind, name) {
-                    break;
-                }
-            }
-            reply.ok();
-        }
     }
 }

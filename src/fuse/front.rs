@@ -14,14 +14,14 @@ use std::{
 };
 
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs,
-    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
+    Request, TimeOrNow, WriteFlags,
 };
 
 use super::{
-    answer, convert, lookup,
+    answer, convert, later, lookup,
     turns::{Turns, Work},
 };
 use crate::{
@@ -47,8 +47,8 @@ thread_local! {
 }
 
 pub(super) struct Front {
-    vfs: Arc<Vfs>,
-    runtime: tokio::runtime::Handle,
+    pub(super) vfs: Arc<Vfs>,
+    pub(super) runtime: tokio::runtime::Handle,
     /// Asked for by the user; cleared when the kernel does not offer it.
     passthrough: Arc<AtomicBool>,
     turns: Turns,
@@ -82,12 +82,10 @@ impl Front {
             rdev: new.rdev,
             target: new.target.to_vec(),
         };
-        answer::entry(
-            reply,
-            self.vfs
-                .make(convert::ino(parent), name.as_bytes(), new)
-                .map(Some),
-        );
+        let parent = convert::ino(parent);
+        self.with_loaded(reply, [name.as_bytes()], answer::entry, move |vfs, [name]| {
+            vfs.make(parent, name, new.clone()).map(Some)
+        });
     }
 }
 
@@ -258,12 +256,18 @@ impl Filesystem for Front {
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let _turn = self.turns.take(Work::Quick);
-        answer::empty(reply, self.vfs.unlink(convert::ino(parent), name.as_bytes()));
+        let parent = convert::ino(parent);
+        self.with_loaded(reply, [name.as_bytes()], answer::empty, move |vfs, [name]| {
+            vfs.unlink(parent, name)
+        });
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let _turn = self.turns.take(Work::Quick);
-        answer::empty(reply, self.vfs.rmdir(convert::ino(parent), name.as_bytes()));
+        let parent = convert::ino(parent);
+        self.with_loaded(reply, [name.as_bytes()], answer::empty, move |vfs, [name]| {
+            vfs.rmdir(parent, name)
+        });
     }
 
     fn rename(
@@ -280,17 +284,19 @@ impl Filesystem for Front {
         let Some(mode) = convert::rename_mode(flags) else {
             return reply.error(Errno::EINVAL);
         };
-        let from = (convert::ino(parent), name.as_bytes());
-        let to = (convert::ino(newparent), newname.as_bytes());
-        answer::empty(reply, self.vfs.rename(from, to, mode));
+        let (parent, newparent) = (convert::ino(parent), convert::ino(newparent));
+        let names = [name.as_bytes(), newname.as_bytes()];
+        self.with_loaded(reply, names, answer::empty, move |vfs, [from, to]| {
+            vfs.rename((parent, from), (newparent, to), mode)
+        });
     }
 
     fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
         let _turn = self.turns.take(Work::Quick);
-        let linked = self
-            .vfs
-            .link(convert::ino(ino), convert::ino(newparent), newname.as_bytes());
-        answer::entry(reply, linked.map(Some));
+        let (ino, parent) = (convert::ino(ino), convert::ino(newparent));
+        self.with_loaded(reply, [newname.as_bytes()], answer::entry, move |vfs, [name]| {
+            vfs.link(ino, parent, name).map(Some)
+        });
     }
 
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -457,7 +463,9 @@ impl Filesystem for Front {
 
     fn readdir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {
         let _turn = self.turns.take(Work::Long);
-        answer::directory(reply, self.vfs.read_dir(fh.into(), offset));
+        self.with_loaded(reply, [], later::directory, move |vfs, []| {
+            vfs.read_dir(fh.into(), offset)
+        });
     }
 
     fn readdirplus(
@@ -466,25 +474,12 @@ impl Filesystem for Front {
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectoryPlus,
+        reply: ReplyDirectoryPlus,
     ) {
         let _turn = self.turns.take(Work::Long);
-        let entries = match self.vfs.read_dir(fh.into(), offset) {
-            Err(err) => return reply.error(convert::errno(&err)),
-            Ok(entries) => entries,
-        };
-        for entry in entries {
-            let (attr, ttl) = match self.vfs.entry_attr(fh.into(), &entry) {
-                Err(err) => return reply.error(convert::errno(&err)),
-                Ok(None) => continue,
-                Ok(Some((attr, keep))) => (convert::attr(&attr), lookup::ttl(keep)),
-            };
-            let name = OsStr::from_bytes(&entry.name);
-            if reply.add(attr.ino, entry.next_offset, name, &ttl, &attr, Generation(0)) {
-                break;
-            }
-        }
-        reply.ok();
+        let vfs = Arc::clone(&self.vfs);
+        let answer = move |reply, page| later::directory_plus(&vfs, fh.into(), reply, page);
+        self.with_loaded(reply, [], answer, move |vfs, []| vfs.read_dir(fh.into(), offset));
     }
 
     fn releasedir(

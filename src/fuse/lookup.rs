@@ -19,6 +19,19 @@ pub(super) fn answer(
     reply: ReplyEntry,
 ) {
     match vfs.lookup(parent, name) {
+        Err(err) if err.not_loaded().is_some() => {
+            let (vfs, name) = (Arc::clone(vfs), name.to_vec());
+            runtime.spawn(async move {
+                let (found, keep) = match vfs.with_loaded(|vfs| vfs.lookup(parent, &name)).await {
+                    Err(err) => (Err(err), Keep::Not),
+                    Ok(Lookup::Known(attr, keep)) => (Ok(attr), keep),
+                    Ok(Lookup::Fetch(wanted)) => {
+                        (vfs.lookup_fetching(parent, &name, wanted).await, Keep::Not)
+                    }
+                };
+                answer::entry_for(reply, found, &ttl(keep));
+            });
+        }
         Err(err) => answer::entry(reply, Err(err)),
         Ok(Lookup::Known(attr, keep)) => answer::entry_for(reply, Ok(attr), &ttl(keep)),
         Ok(Lookup::Fetch(wanted)) => {

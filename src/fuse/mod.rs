@@ -11,6 +11,7 @@
 mod answer;
 mod convert;
 mod front;
+mod later;
 mod lookup;
 mod notify;
 mod turns;

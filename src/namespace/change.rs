@@ -1,4 +1,4 @@
-//! What a machine tells the others about a path.
+//! What a machine tells the others about a path, and what a catalog keeps of it.
 
 use crate::{
     base::{chunk::ChunkList, clock::Stamp, digest::Digest},
@@ -17,6 +17,57 @@ pub struct PathChange {
     pub stamp: Stamp,
     /// `None`: there is nothing at this path.
     pub entry: Option<Entry>,
+}
+
+/// What a volume has below a path.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Below {
+    #[default]
+    Nothing,
+    /// Tombstones alone.
+    Dead,
+    /// A live register; or it is not known that there is none.
+    Live,
+}
+
+/// What the last writer of a path said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Said {
+    pub stamp: Stamp,
+    /// `None`: a tombstone.
+    pub entry: Option<Entry>,
+}
+
+/// One register of a catalog.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Item {
+    pub path: Vec<u8>,
+    /// `None`: nobody wrote the path, it is there for what is below it.
+    pub said: Option<Said>,
+    pub below: Below,
+}
+
+impl Item {
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.entry().is_some()
+    }
+
+    #[must_use]
+    pub fn entry(&self) -> Option<&Entry> {
+        self.said.as_ref().and_then(|said| said.entry.as_ref())
+    }
+
+    /// The register as a change, to be merged; `None` when nobody wrote the path.
+    #[must_use]
+    pub fn into_change(self) -> Option<PathChange> {
+        let path = self.path;
+        self.said.map(|said| PathChange {
+            path,
+            stamp: said.stamp,
+            entry: said.entry,
+        })
+    }
 }
 
 /// A file, directory or other object at a path.

@@ -16,6 +16,7 @@
 
 pub mod action;
 mod background;
+pub mod catalog;
 pub mod change;
 pub mod cut;
 pub mod diff;

@@ -241,6 +241,12 @@ impl PublisherHandle {
         PublishHalt(Arc::clone(&self.0.shared))
     }
 
+    /// How many segments were published, for whoever outlives this handle.
+    pub fn counter(&self) -> impl Fn() -> u64 + Send + Sync + 'static {
+        let shared = Arc::clone(&self.0.shared);
+        move || shared.status().segments
+    }
+
     /// Waits until every change that was pending at the call (open files excepted) is published; ends early
     /// when `deadline` passes. Returns how many are left: at least that many, when they are very many.
     ///

@@ -69,7 +69,7 @@
 //! leave the mount, a chunk list that does not add up) is left out and
 //! reported in [`Decoded::skipped`]; the others stand.
 
-mod wire;
+pub(super) mod wire;
 
 use prost::Message;
 
@@ -107,6 +107,8 @@ pub const MAX_CHANGE_BYTES: usize = 1 << 20;
 const MAX_XATTR_NAME_BYTES: usize = 255;
 const MAX_XATTR_VALUE_BYTES: usize = 64 << 10;
 const MAX_TARGET_BYTES: usize = 4095;
+/// Why a change of a newer version is left out: whoever keeps what it says must not take it for damage.
+pub(super) const SAYS_NOTHING: &str = "it says nothing that this version understands";
 /// Bytes of a packed chunk.
 const PACKED_BYTES: usize = 36;
 
@@ -326,7 +328,17 @@ fn read_change(record: &[u8], machine: MachineId) -> Result<PathChange, Skipped>
 }
 
 fn to_wire(change: &PathChange, machine: MachineId) -> wire::Change {
-    let what = match &change.entry {
+    said_to_wire(&change.path, change.stamp, change.entry.as_ref(), machine)
+}
+
+/// What `stamp`'s machine said of a path, in an object of `machine`.
+pub(super) fn said_to_wire(
+    path: &[u8],
+    stamp: Stamp,
+    entry: Option<&Entry>,
+    machine: MachineId,
+) -> wire::Change {
+    let what = match entry {
         None => wire::What::Dead(wire::Dead {}),
         Some(entry) => wire::What::Entry(wire::Entry {
             kind: kind_number(entry.kind),
@@ -352,10 +364,10 @@ fn to_wire(change: &PathChange, machine: MachineId) -> wire::Change {
         }),
     };
     wire::Change {
-        path: change.path.clone(),
-        millis: change.stamp.millis,
-        counter: change.stamp.counter,
-        machine: (change.stamp.machine != machine).then_some(change.stamp.machine.0),
+        path: path.to_vec(),
+        millis: stamp.millis,
+        counter: stamp.counter,
+        machine: (stamp.machine != machine).then_some(stamp.machine.0),
         what: Some(what),
     }
 }
@@ -387,12 +399,9 @@ fn packed(list: &ChunkList) -> Vec<u8> {
 }
 
 /// Checks every rule that a change must keep.
-fn from_wire(change: wire::Change, machine: MachineId) -> Result<PathChange, &'static str> {
+pub(super) fn from_wire(change: wire::Change, machine: MachineId) -> Result<PathChange, &'static str> {
     check_path(&change.path)?;
-    let entry = match change
-        .what
-        .ok_or("it says nothing that this version understands")?
-    {
+    let entry = match change.what.ok_or(SAYS_NOTHING)? {
         wire::What::Dead(_) => None,
         wire::What::Entry(entry) => Some(entry_from_wire(entry)?),
     };

@@ -425,9 +425,11 @@ fn with_presets(
     Ok(bytes)
 }
 
+/// Whether a volume has anything: what was in its log may be in a catalog alone.
 async fn has_segment(bucket: &dyn Bucket, volume: &VolumeName) -> Result<bool, TierError> {
     let prefix = layout::log_prefix(volume.as_str());
-    Ok(!bucket.list(&prefix, None).await?.objects.is_empty())
+    Ok(!bucket.list(&prefix, None).await?.objects.is_empty()
+        || bucket.head(&layout::head(volume.as_str())).await?.is_some())
 }
 
 /// A moment before which everything was published that is in the logs now: `now`, unless a

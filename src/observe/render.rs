@@ -4,9 +4,24 @@ use std::fmt::Write as _;
 
 use super::{
     Status,
-    status::{Layer, State},
+    status::{Catalog, Layer, State},
 };
 use crate::base::units::{format_moment, format_size};
+
+/// How much of a catalog is in use.
+fn of_catalog(catalog: &Catalog) -> String {
+    let whole = match (catalog.names, catalog.parts) {
+        (Some(names), Some(parts)) => format!("{} in {}", count(names, "name"), count(parts, "part")),
+        _ => "nothing loaded yet".to_owned(),
+    };
+    format!(
+        "of {} as of {}: {whole}; {} fetched, {} loaded",
+        catalog.volume,
+        format_moment(catalog.watermark_millis),
+        count(catalog.fetched_parts, "part"),
+        count(catalog.loaded_registers, "register"),
+    )
+}
 
 /// Renders a status as lines of text.
 pub fn text(status: &Status) -> String {
@@ -130,6 +145,9 @@ pub fn text(status: &Status) -> String {
             status.follow.changes
         ),
     );
+    for catalog in &status.catalogs {
+        line("catalog", of_catalog(catalog));
+    }
     for tier in &status.tiers {
         let state = if tier.reachable {
             "reachable"
@@ -141,6 +159,13 @@ pub fn text(status: &Status) -> String {
             offset => format!("its clock is {offset:+} ms from ours"),
         };
         line("tier", format!("{}, {state}, {clock}", tier.url));
+    }
+    for err in status
+        .catalogs
+        .iter()
+        .filter_map(|catalog| catalog.last_error.as_ref())
+    {
+        line("CATALOG", err.clone());
     }
     if cache.quarantined_blobs > 0 {
         line(

@@ -29,6 +29,11 @@
 //!      .until_millis                     what was published later is not seen; null: all of it is
 //!      .settled                          nothing can come any more, and nobody looks
 //!      .segments .changes .caught_up_millis .last_error
+//! catalogs[].volume                      layers that are loaded from a catalog as they are used, from the top
+//!      .catalog .watermark_millis        which, and up to when it has everything
+//!      .names .parts                     of the whole of it; null: nothing was loaded since the start
+//!      .fetched_parts .loaded_registers .last_error
+//! compact.done .last_error               catalogs that this daemon made
 //! tiers[].url .reachable .last_error .clock_offset_millis
 //! last_error                  the newest trouble that needs the bucket or an operator, else null
 //! ```
@@ -37,6 +42,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     namespace::{
+        catalog::{CatalogStatus, compactor::CompactorStatus},
         follow::{FollowStatus, LayerStatus},
         preset::{
             at,
@@ -73,6 +79,9 @@ pub struct Status {
     pub layers: Vec<Layer>,
     #[serde(default)]
     pub presets: Vec<PresetDir>,
+    pub catalogs: Vec<Catalog>,
+    #[serde(default)]
+    pub compact: Compact,
     pub tiers: Vec<Tier>,
     pub last_error: Option<String>,
 }
@@ -261,6 +270,48 @@ impl From<Shown> for PresetDir {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Catalog {
+    pub volume: String,
+    pub catalog: String,
+    pub watermark_millis: u64,
+    pub names: Option<u64>,
+    pub parts: Option<u64>,
+    pub fetched_parts: u64,
+    pub loaded_registers: u64,
+    pub last_error: Option<String>,
+}
+
+impl From<CatalogStatus> for Catalog {
+    fn from(catalog: CatalogStatus) -> Self {
+        Self {
+            volume: catalog.volume,
+            catalog: catalog.catalog,
+            watermark_millis: catalog.watermark_millis,
+            names: catalog.names,
+            parts: catalog.parts,
+            fetched_parts: catalog.fetched_parts,
+            loaded_registers: catalog.loaded_registers,
+            last_error: catalog.last_error,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compact {
+    pub done: u64,
+    pub last_error: Option<String>,
+}
+
+impl From<CompactorStatus> for Compact {
+    fn from(compactor: CompactorStatus) -> Self {
+        Self {
+            done: compactor.done,
+            last_error: compactor.last_error,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tier {
     pub url: String,
     /// Whether the newest request that told was answered.
@@ -297,7 +348,9 @@ mod tests {
     /// The names that monitoring reads, sorted. Add, never rename.
     const NAMES: &str = "cache cache.dirty_blobs cache.dirty_bytes cache.disk_free_bytes cache.evicted_blobs \
         cache.evicted_bytes cache.limit_bytes cache.min_free_bytes cache.quarantined_blobs cache.resident_blobs \
-        cache.resident_bytes cache_dir files files.hits files.last_misnamed files.lost files.misnamed files.misses files.open \
+        cache.resident_bytes cache_dir catalogs catalogs.catalog catalogs.fetched_parts catalogs.last_error \
+        catalogs.loaded_registers catalogs.names catalogs.parts catalogs.volume catalogs.watermark_millis compact \
+        compact.done compact.last_error files files.hits files.last_misnamed files.lost files.misnamed files.misses files.open \
         files.open_for_writing files.passthrough_opens files.sealed files.settling files.withheld follow \
         follow.caught_up_millis follow.changes follow.last_error follow.segments last_error layers \
         layers.caught_up_millis layers.changes layers.last_error layers.segments layers.settled \
@@ -332,6 +385,7 @@ mod tests {
             tiers: vec![Tier::default()],
             layers: vec![Layer::default()],
             presets: vec![PresetDir::default()],
+            catalogs: vec![Catalog::default()],
             ..Status::default()
         };
         let mut names = Vec::new();

@@ -125,6 +125,7 @@ fn node_with(id: super::rows::StagingId) -> super::rows::NodeRow {
         xattrs: Vec::new(),
         dir: None,
         link_id: None,
+        places: Vec::new(),
     }
 }
 

@@ -11,9 +11,9 @@
 //! Node     1 ino uint64  2 kind uint32 (1 file 2 dir 3 symlink 4 fifo 5 socket 6 character 7 block device)
 //!          3 perm  4 uid  5 gid  6 rdev uint32  7 size uint64  8 atime  9 mtime  10 ctime sfixed64
 //!          11 nlink uint32  12 content: blob bytes  13 content: staging uint64  14 content: lost bytes
-//!          15 target bytes  16 repeated Xattr  17 Dir  18 Link
+//!          15 target bytes  16 repeated Xattr  17 Dir  18 Link  19 places bytes
 //! Xattr    1 name bytes  2 value bytes
-//! Dir      1 up uint64  2 name bytes  3 visible_children uint64  4 subdirs uint64
+//! Dir      1 up uint64  2 name bytes  3 visible_children uint64  4 subdirs uint64  5 unloaded  6 unloaded_live uint32
 //! Link     1 machine fixed64  2 ino uint64
 //! Name     1 parent uint64  2 name bytes  3 millis uint64  4 counter uint32  5 machine fixed64
 //!          6 live uint64 (absent: dead)  7 dir uint64  8 Place  9 layer uint32 (absent: 0, the mounted volume;

@@ -64,6 +64,50 @@ pub struct DirState {
     pub visible_children: u64,
     /// How many of those are directories.
     pub subdirs: u64,
+    pub unloaded: Unloaded,
+}
+
+/// In which layers a directory has registers that are not among the rows yet, but in a catalog: a
+/// bit for each layer, the uppermost the lowest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unloaded {
+    pub layers: u16,
+    /// Where something below that is not loaded may be alive: in it, or in what is dead in it.
+    pub live: u16,
+}
+
+impl Unloaded {
+    #[must_use]
+    pub fn is_any(self) -> bool {
+        self.layers != 0
+    }
+
+    #[must_use]
+    pub fn is_in(self, layer: TreeLayer) -> bool {
+        self.layers & layer.bit() != 0
+    }
+
+    /// Notes registers in the catalog of a layer.
+    pub fn add(&mut self, layer: TreeLayer, live: bool) {
+        self.layers |= layer.bit();
+        if live {
+            self.live |= layer.bit();
+        }
+    }
+
+    /// Notes that those of a layer are among the rows. `undecided`: some of them are dead, and what is
+    /// below them may be alive.
+    pub fn remove(&mut self, layer: TreeLayer, undecided: bool) {
+        self.layers &= !layer.bit();
+        if !undecided {
+            self.live &= !layer.bit();
+        }
+    }
+
+    pub fn add_all(&mut self, other: Self) {
+        self.layers |= other.layers;
+        self.live |= other.live;
+    }
 }
 
 /// A file, directory or other object of the tree.
@@ -90,6 +134,9 @@ pub struct NodeRow {
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     pub dir: Option<DirState>,
     pub link_id: Option<LinkId>,
+    /// Where packs have the chunks of its blob, as a catalog said it and `store::pack` encodes it;
+    /// empty when that is among the rows of chunks, or not known.
+    pub places: Vec<u8>,
 }
 
 impl NodeRow {
@@ -113,6 +160,7 @@ impl NodeRow {
             xattrs: Vec::new(),
             dir: None,
             link_id: None,
+            places: Vec::new(),
         }
     }
 }
@@ -168,6 +216,12 @@ impl TreeLayer {
         }
     }
 
+    /// What is of this machine alone is in no catalog.
+    fn bit(self) -> u16 {
+        1_u16.checked_shl(u32::from(self.0)).unwrap_or(0)
+    }
+
+    /// How many layers are above it.
     #[must_use]
     pub fn number(self) -> u8 {
         self.0

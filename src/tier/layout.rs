@@ -10,6 +10,8 @@
 //! sweep/window.json                               how long what nobody names is kept, see `sweeping`
 //! sweep/<ms>-<random>.list                        objects that a sweep condemned
 //! sweep/<ms>-<random>.done                        the sweep of that list came to its end
+//! volumes/<name>/catalogs/<64 hex>                roots and parts of catalogs, named by their SHA-256; immutable
+//! volumes/<name>/head.json                        the newest catalog and its watermark; If-Match
 //! probe/<machine>-<random>                        of the first use; removed again
 //! ```
 //!
@@ -102,6 +104,24 @@ pub fn volume(volume: &str) -> String {
 #[must_use]
 pub fn log_prefix(volume: &str) -> String {
     format!("volumes/{volume}/log/")
+}
+
+/// What all objects of a volume's catalogs start with.
+#[must_use]
+pub fn catalogs_prefix(volume: &str) -> String {
+    format!("volumes/{volume}/catalogs/")
+}
+
+/// A root or a part of a catalog.
+#[must_use]
+pub fn catalog(volume: &str, digest: &Digest) -> String {
+    format!("{}{digest}", catalogs_prefix(volume))
+}
+
+/// Which catalog of a volume is the newest.
+#[must_use]
+pub fn head(volume: &str) -> String {
+    format!("volumes/{volume}/head.json")
 }
 
 /// The segment that `machine` published at `millis` as its number `seq`.

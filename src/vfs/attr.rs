@@ -45,7 +45,13 @@ impl Attr {
             ino: node.ino,
             kind: node.kind,
             perm: node.perm & !options.umask,
-            nlink: node.nlink,
+            // How many directories are in one that is not loaded is not known; one link says so
+            // to programs that count on the number (find(1) does, of file systems that it knows).
+            nlink: if node.dir.as_ref().is_some_and(|dir| dir.unloaded.is_any()) {
+                1
+            } else {
+                node.nlink
+            },
             uid,
             gid,
             rdev: node.rdev,

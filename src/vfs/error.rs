@@ -2,7 +2,10 @@
 
 use std::io;
 
-use crate::{namespace::TreeError, store::StoreError};
+use crate::{
+    namespace::{TreeError, catalog::LoadError, error::NotLoaded},
+    store::StoreError,
+};
 
 /// A request of a program failed.
 #[derive(Debug, thiserror::Error)]
@@ -11,6 +14,9 @@ pub enum VfsError {
     Tree(#[from] TreeError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The catalog that has a directory's names does not come.
+    #[error(transparent)]
+    Load(#[from] LoadError),
     /// The blob is gone from the bucket: the kernel should look the name up again.
     #[error("the blob of the file is gone from the bucket")]
     Gone,
@@ -42,6 +48,7 @@ impl VfsError {
         match self {
             Self::Tree(err) => tree_errno(err),
             Self::Store(err) => store_errno(err),
+            Self::Load(err) => load_errno(err),
             Self::Gone => libc::ESTALE,
             Self::ReadOnly => libc::EROFS,
             Self::BadHandle => libc::EBADF,
@@ -52,6 +59,24 @@ impl VfsError {
             Self::NoSuchOffset => libc::ENXIO,
             Self::Io(err) => err.raw_os_error().unwrap_or(libc::EIO),
         }
+    }
+}
+
+impl VfsError {
+    /// What has to be loaded before the request can be answered.
+    #[must_use]
+    pub fn not_loaded(&self) -> Option<NotLoaded> {
+        match self {
+            Self::Tree(TreeError::NotLoaded(missing)) => Some(*missing),
+            _ => None,
+        }
+    }
+}
+
+fn load_errno(err: &LoadError) -> i32 {
+    match err {
+        LoadError::Tree(err) => tree_errno(err),
+        LoadError::Catalog { .. } | LoadError::List { .. } => libc::EIO,
     }
 }
 
@@ -67,6 +92,8 @@ fn tree_errno(err: &TreeError) -> i32 {
         TreeError::NotPermitted => libc::EPERM,
         TreeError::NoAttribute => libc::ENODATA,
         TreeError::TooManyLinks => libc::EMLINK,
+        // Nobody loaded it who could have: the kernel looks the name up again, which does.
+        TreeError::NotLoaded(_) => libc::ESTALE,
         TreeError::Store(err) => store_errno(err),
     }
 }

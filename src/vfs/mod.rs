@@ -17,6 +17,7 @@ mod dirs;
 mod error;
 mod handle;
 mod io;
+mod load;
 mod lookup;
 mod names;
 mod open;
@@ -52,6 +53,7 @@ use crate::{
     base::{activity::Activity, digest::Digest},
     namespace::{
         action::Named,
+        catalog::Loader,
         tree::{Notice, TellKernel, Tree},
     },
     store::{
@@ -118,6 +120,8 @@ pub struct Vfs {
     on_use: OnceLock<Hook>,
     on_seal: OnceLock<Hook>,
     tell_kernel: OnceLock<TellKernel>,
+    /// Of catalogs; none without.
+    loader: OnceLock<Loader>,
 }
 
 impl fmt::Debug for Vfs {
@@ -146,6 +150,7 @@ impl Vfs {
             on_use: OnceLock::new(),
             on_seal: OnceLock::new(),
             tell_kernel: OnceLock::new(),
+            loader: OnceLock::new(),
         });
         vfs.resume()?;
         vfs.start_sealing();

@@ -477,6 +477,9 @@ impl Vfs {
     }
 
     fn open_blob(&self, digest: &Digest, row: &NodeRow) -> Result<Arc<Blob>, VfsError> {
+        if !row.places.is_empty() {
+            self.tree.tell_places(row.ino)?;
+        }
         self.store
             .blobs
             .open(digest, row.size)?

@@ -123,6 +123,21 @@ pub struct Cursor {
 }
 
 impl Cursor {
+    /// A cursor that has seen everything that carries `watermark` or an earlier time, but for what
+    /// was late.
+    pub fn beginning_at(watermark: u64) -> Self {
+        Self {
+            full_began: Some(watermark),
+            newest: watermark,
+            ..Self::default()
+        }
+    }
+
+    /// Everything that was published before this moment was seen; `None`: the log was never read to its end.
+    pub fn reached_millis(&self) -> Option<u64> {
+        self.full_began
+    }
+
     /// Begins a listing of `volume`; a full one when asked for, and while none came to its end.
     pub fn begin(&self, volume: &str, now: u64, full: bool) -> Listing {
         let full = full || self.full_began.is_none();

@@ -42,6 +42,7 @@ use crate::{
     base::{BoxFuture, digest::Digest, id::MachineId},
     namespace::{
         TreeError,
+        catalog::{CatalogError, compact::TOMBSTONE_MILLIS, head},
         change::{EntryChunks, PathChange},
         segment::{Decoded, SegmentError},
     },
@@ -70,6 +71,14 @@ pub trait Sink: Send + Sync + 'static {
 pub enum FollowError {
     #[error("cannot read the log")]
     Bucket(#[from] TierError),
+    /// Going on could bring back what others removed long ago.
+    #[error(
+        "this machine saw nothing of volume {volume} for longer than deletions are remembered: unmount it and \
+         mount it again"
+    )]
+    AwayTooLong { volume: String },
+    #[error("cannot read which catalog is the newest")]
+    Head(#[source] CatalogError),
     #[error("cannot fetch a chunk list that segment {key} names")]
     List { key: String, source: StoreError },
     #[error("cannot apply changes of other machines")]
@@ -123,7 +132,7 @@ pub struct Reader<S> {
 /// What the keys of all notes about logs start with; the name of a volume follows.
 pub const NOTE_PREFIX: &str = "log/";
 
-fn note_key(volume: &str) -> String {
+pub fn note_key(volume: &str) -> String {
     format!("{NOTE_PREFIX}{volume}/followed")
 }
 
@@ -163,6 +172,7 @@ impl<S: Sink> Reader<S> {
         if self.is_settled() {
             return Ok(());
         }
+        self.check_away().await?;
         let mut listing = self.list(full).await?;
         if listing.resumed {
             // Segments can have come behind the place where it was resumed.
@@ -171,6 +181,25 @@ impl<S: Sink> Reader<S> {
         self.done.began_millis = listing.began;
         self.done.full = listing.full;
         Ok(())
+    }
+
+    /// Refuses to go on with a log of which a part may be in a catalog alone: a start of the daemon
+    /// begins with that.
+    async fn check_away(&self) -> Result<(), FollowError> {
+        let Some(reached) = self.cursor.reached_millis() else {
+            return Ok(());
+        };
+        let remembered = reached.saturating_add(TOMBSTONE_MILLIS);
+        if (self.now_millis)() <= remembered {
+            return Ok(());
+        }
+        let head = head::read(self.bucket.as_ref(), &self.view.volume).await;
+        match head.map_err(FollowError::Head)? {
+            Some((head, _)) if head.watermark_millis > remembered => Err(FollowError::AwayTooLong {
+                volume: self.view.volume.clone(),
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// Whether everything that is to be seen was read, for good.

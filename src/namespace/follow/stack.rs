@@ -21,6 +21,7 @@ use crate::{
     namespace::{
         TreeError,
         background::blocking,
+        catalog::attach::Attached,
         change::PathChange,
         tree::{TellKernel, Tree},
     },
@@ -57,7 +58,8 @@ pub fn spawn(
         let view = LogView {
             volume: followed.volume.to_string(),
             // What this machine said of a volume below, it said with another cache directory.
-            without: (layer == TreeLayer::TOP).then_some(store.machine),
+            without: (layer == TreeLayer::TOP && !reads_own(&store.ledger, followed))
+                .then_some(store.machine),
             until_millis: followed.until_millis,
         };
         let sink = Arc::new(Home {
@@ -79,6 +81,13 @@ pub fn spawn(
         (followed.clone(), start(runtime, open))
     };
     StackFollowerHandle(stack.layers().iter().zip(numbers).map(follow).collect())
+}
+
+/// Whether the tree forgot what this machine itself had published. An index that cannot be read is
+/// told of by whoever needs it next.
+fn reads_own(ledger: &Ledger, layer: &StackLayer) -> bool {
+    let attached = Attached::of(ledger, layer.volume.as_str());
+    attached.is_ok_and(|attached| attached.is_some_and(|attached| attached.reads_own))
 }
 
 impl StackFollowerHandle {

@@ -29,13 +29,13 @@ impl Tree {
     /// thread of its own, and the staging files that no file needs any more.
     pub fn apply(&self, layer: TreeLayer, changes: Vec<PathChange>) -> Result<Applied, TreeError> {
         let mut applied = Applied::default();
-        let mut told = self.told_places(&changes)?;
         let mut changes = changes.into_iter().peekable();
         while changes.peek().is_some() {
             let mut in_use = self.lock();
             let mut edit = Edit::unasked(self, &mut in_use);
-            edit.also(told.drain(..));
             for change in changes.by_ref().take(BATCH) {
+                let told = edit.places_told_by(change.entry.as_ref())?;
+                edit.also(told);
                 apply_one(&mut edit, layer, change)?;
             }
             let (discarded, notices) = edit.commit()?;
@@ -43,26 +43,6 @@ impl Tree {
             applied.discarded.extend(discarded);
         }
         Ok(applied)
-    }
-
-    /// Where packs have the chunks of the blobs that `changes` name.
-    fn told_places(&self, changes: &[PathChange]) -> Result<Vec<Change>, TreeError> {
-        let mut told = Vec::new();
-        for blob in changes
-            .iter()
-            .filter_map(|change| change.entry.as_ref()?.blob.as_ref())
-            .filter(|blob| !blob.places.is_empty())
-        {
-            told.extend(match &blob.chunks {
-                EntryChunks::Inline(list) => self.ledger.told_places(list, &blob.places)?,
-                EntryChunks::Single => {
-                    let list = ChunkList::single(blob.digest, blob.size);
-                    self.ledger.told_places(&list, &blob.places)?
-                }
-                EntryChunks::Listed { .. } => Vec::new(),
-            });
-        }
-        Ok(told)
     }
 }
 
@@ -73,7 +53,7 @@ pub struct Applied {
     pub discarded: Vec<crate::store::rows::StagingId>,
 }
 
-fn apply_one(edit: &mut Edit<'_>, layer: TreeLayer, change: PathChange) -> Result<(), TreeError> {
+pub(super) fn apply_one(edit: &mut Edit<'_>, layer: TreeLayer, change: PathChange) -> Result<(), TreeError> {
     edit.observe(change.stamp);
     let mut names = change.path.split(|&byte| byte == b'/').collect::<Vec<_>>();
     let Some(name) = names.pop() else { return Ok(()) };
@@ -81,39 +61,11 @@ fn apply_one(edit: &mut Edit<'_>, layer: TreeLayer, change: PathChange) -> Resul
     for above in names {
         parent = edit.dir_below(parent, above)?;
     }
-    let old = edit.name(parent, name)?;
-    if old
-        .as_ref()
-        .is_some_and(|old| !old.yields_to(layer, change.stamp))
-    {
-        return Ok(());
-    }
-    if edit.is_misnamed(parent, name, &change)? {
-        return Ok(());
-    }
-    let old_ino = old.as_ref().and_then(|old| live(old.state));
-    let dir = old.as_ref().and_then(|old| old.dir);
-    let state = match change.entry {
-        None => NameState::Dead,
-        Some(entry) if entry.kind == NodeKind::Dir => {
-            NameState::Live(place_dir(edit, parent, name, dir, &entry)?)
-        }
-        Some(entry) => NameState::Live(place_file(edit, layer, old.as_deref(), &entry)?),
-    };
-    if let Some(ino) = old_ino.filter(|&ino| state != NameState::Live(ino)) {
-        shadow(edit.in_use, ino, parent, name);
-    }
-    let (stamp, name) = (change.stamp, name.to_vec());
+    let (stamp, entry) = (change.stamp, change.entry);
     let above = edit.node(parent)?.ok_or(TreeError::NotFound)?;
-    edit.set_name(NameRow {
-        parent,
-        name,
-        layer,
-        stamp,
-        state,
-        dir,
-        pending: None,
-    })?;
+    if !merge_at(edit, layer, (parent, name), stamp, entry)? || edit.is_load {
+        return Ok(());
+    }
     // A directory's time is that of its own entry, or of a later change in it,
     // whichever of the two arrived first.
     let described = register_stamp(edit, &above)?;
@@ -131,6 +83,45 @@ fn apply_one(edit: &mut Edit<'_>, layer: TreeLayer, change: PathChange) -> Resul
         edit.notice(|| Notice::Attributes { ino: parent });
     }
     Ok(())
+}
+
+/// Merges one register; false when what is there counts for more.
+pub(super) fn merge_at(
+    edit: &mut Edit<'_>,
+    layer: TreeLayer,
+    (parent, name): (Ino, &[u8]),
+    stamp: Stamp,
+    entry: Option<Entry>,
+) -> Result<bool, TreeError> {
+    let old = edit.name(parent, name)?;
+    if old.as_ref().is_some_and(|old| !old.yields_to(layer, stamp)) {
+        return Ok(false);
+    }
+    if edit.is_misnamed(parent, name, entry.as_ref())? {
+        return Ok(false);
+    }
+    let old_ino = old.as_ref().and_then(|old| live(old.state));
+    let dir = old.as_ref().and_then(|old| old.dir);
+    let state = match entry {
+        None => NameState::Dead,
+        Some(entry) if entry.kind == NodeKind::Dir => {
+            NameState::Live(place_dir(edit, parent, name, dir, &entry)?)
+        }
+        Some(entry) => NameState::Live(place_file(edit, (layer, stamp), old.as_deref(), &entry)?),
+    };
+    if let Some(ino) = old_ino.filter(|&ino| state != NameState::Live(ino)) {
+        shadow(edit.in_use, ino, parent, name);
+    }
+    edit.set_name(NameRow {
+        parent,
+        name: name.to_vec(),
+        layer,
+        stamp,
+        state,
+        dir,
+        pending: None,
+    })?;
+    Ok(true)
 }
 
 /// When the entry of a directory was written; the root has none.
@@ -169,7 +160,7 @@ fn place_dir(
 /// The node that an entry describes: one that is there if its bytes are the same, else a new one.
 fn place_file(
     edit: &mut Edit<'_>,
-    layer: TreeLayer,
+    (layer, stamp): (TreeLayer, Stamp),
     old: Option<&NameRow>,
     entry: &Entry,
 ) -> Result<Ino, TreeError> {
@@ -188,7 +179,13 @@ fn place_file(
         .transpose()?
         .flatten();
     let known = match linked.map(|ino| edit.node(ino)).transpose()?.flatten() {
-        Some(node) if holds(&node, &content, entry) && edit.is_of_layer(&node, layer)? => Some(node.ino),
+        Some(node)
+            if node.link_id == entry.link_id
+                && holds(&node, &content, entry)
+                && edit.is_of_layer(&node, layer)? =>
+        {
+            Some(node.ino)
+        }
         _ => None,
     };
     let ino = match (known, old) {
@@ -205,7 +202,17 @@ fn place_file(
         },
         (None, None) => new_file(edit, content, entry),
     };
-    describe(edit, ino, entry)?;
+    // Of a file of several names the newest says what it is like, whichever arrives first.
+    let is_newest = match known {
+        Some(known) => {
+            let node = edit.node(known)?.ok_or(TreeError::NotFound)?;
+            edit.own_names(&node)?.iter().all(|row| row.stamp <= stamp)
+        }
+        None => true,
+    };
+    if is_newest {
+        describe(edit, ino, entry)?;
+    }
     if let Some(id) = entry.link_id.filter(|_| known.is_none()) {
         edit.remember_link_id(layer, id, ino)?;
     }
@@ -235,6 +242,24 @@ fn new_file(edit: &mut Edit<'_>, content: Content, entry: &Entry) -> Ino {
 }
 
 impl Edit<'_> {
+    /// Where packs have the chunks of the blob that an entry names.
+    pub(super) fn places_told_by(&self, entry: Option<&Entry>) -> Result<Vec<Change>, TreeError> {
+        let Some(blob) = entry
+            .and_then(|entry| entry.blob.as_ref())
+            .filter(|blob| !blob.places.is_empty())
+        else {
+            return Ok(Vec::new());
+        };
+        Ok(match &blob.chunks {
+            EntryChunks::Inline(list) => self.ledger().told_places(list, &blob.places)?,
+            EntryChunks::Single => {
+                let list = ChunkList::single(blob.digest, blob.size);
+                self.ledger().told_places(&list, &blob.places)?
+            }
+            EntryChunks::Listed { .. } => Vec::new(),
+        })
+    }
+
     /// Makes a file known under its link id, so that its other names of the same layer find it.
     pub(super) fn remember_link_id(
         &mut self,

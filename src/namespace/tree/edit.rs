@@ -19,9 +19,12 @@ use super::{InUse, Notice, Tree, encode_clock, seen_at, wall_nanos};
 use crate::{
     base::clock::Stamp,
     namespace::{TreeError, preset::Preset},
-    store::rows::{
-        Change, Content, DirState, Ino, LinkId, NameRow, NameState, NodeKind, NodeRow, Place, StagingId,
-        TreeLayer,
+    store::{
+        ledger::Ledger,
+        rows::{
+            Change, Content, DirState, Ino, LinkId, NameRow, NameState, NodeKind, NodeRow, Place, StagingId,
+            TreeLayer, Unloaded,
+        },
     },
 };
 
@@ -45,6 +48,8 @@ pub(super) struct Edit<'a> {
     discarded: Vec<StagingId>,
     /// Of what the kernel cannot know by itself: changes that no program here asked for.
     notices: Option<Vec<Notice>>,
+    /// Registers come from a catalog: that they are new here is no change of a directory.
+    pub(super) is_load: bool,
     /// Directories that came or went with their first or last child, whoever asked for that.
     pub(super) implied: Vec<Notice>,
     /// Files that are not sealed and got a name that others are told of.
@@ -69,6 +74,7 @@ impl<'a> Edit<'a> {
             first_close: None,
             discarded: Vec::new(),
             notices: None,
+            is_load: false,
             implied: Vec::new(),
             unsealed: Vec::new(),
             recognised: Vec::new(),
@@ -153,6 +159,15 @@ impl<'a> Edit<'a> {
             rows.extend(changed.values().flatten().cloned());
         }
         Ok(rows)
+    }
+
+    pub(super) fn ledger(&self) -> &Ledger {
+        &self.tree.ledger
+    }
+
+    /// The next registers of a directory behind a name, without the changes of this edit.
+    pub(super) fn names_behind(&self, parent: Ino, after: &[u8]) -> Result<Vec<Arc<NameRow>>, TreeError> {
+        Ok(self.tree.ledger.names_in(parent, Some(after), 1000)?)
     }
 
     pub(super) fn visible(&self, parent: Ino, name: &[u8]) -> Result<Option<Arc<NodeRow>>, TreeError> {
@@ -372,8 +387,11 @@ impl<'a> Edit<'a> {
             return Ok(());
         }
         let now = self.now;
+        let is_load = self.is_load;
         let node = self.node_mut(parent)?;
-        (node.mtime, node.ctime) = (now, now);
+        if !is_load {
+            (node.mtime, node.ctime) = (now, now);
+        }
         let dir = node.dir.as_mut().ok_or(TreeError::NotDirectory)?;
         let had_children = dir.visible_children > 0;
         dir.visible_children =
@@ -477,6 +495,7 @@ impl<'a> Edit<'a> {
                 name: name.to_vec(),
                 visible_children: 0,
                 subdirs: 0,
+                unloaded: Unloaded::default(),
             }),
             ..NodeRow::new(ino, NodeKind::Dir, self.now)
         });

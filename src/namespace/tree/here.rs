@@ -20,7 +20,7 @@ use crate::{
     base::{clock::Stamp, digest::Digest},
     namespace::{
         TreeError,
-        change::PathChange,
+        change::Entry,
         preset::{
             self, NameRule, Preset,
             at::PresetAt,
@@ -422,21 +422,37 @@ impl<'a> Edit<'a> {
         &self,
         parent: Ino,
         name: &[u8],
-        change: &PathChange,
+        entry: Option<&Entry>,
     ) -> Result<bool, TreeError> {
         if !self.tree_presets().is_active() {
             return Ok(false);
         }
-        let blob = change.entry.as_ref().and_then(|entry| entry.blob.as_ref());
+        let blob = entry.and_then(|entry| entry.blob.as_ref());
         let Some((expected, blob)) = self.name_rule(parent, name)?.proves.zip(blob) else {
             return Ok(false);
         };
         let wrong = blob.digest != expected;
         if wrong {
             let counters = &self.tree_presets().counters;
-            counters.misnamed(&change.path, &expected, &blob.digest);
+            let path = self.path_in(parent, name)?;
+            counters.misnamed(&path, &expected, &blob.digest);
         }
         Ok(wrong)
+    }
+
+    /// The path of a name, for people.
+    fn path_in(&self, mut dir: Ino, name: &[u8]) -> Result<Vec<u8>, TreeError> {
+        let mut names = vec![name.to_vec()];
+        while let Some(place) = self
+            .node(dir)?
+            .and_then(|node| node.dir.clone())
+            .filter(|_| dir != Ino::ROOT)
+        {
+            names.push(place.name);
+            dir = place.up;
+        }
+        names.reverse();
+        Ok(names.join(&b'/'))
     }
 
     /// Recognises a tool by a name that was made.

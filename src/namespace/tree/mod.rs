@@ -45,6 +45,15 @@
 //! The time of a directory is not merged: it is that of its own register, or of a later change
 //! seen in it, of whichever layer they are.
 //!
+//! # Catalogs
+//!
+//! What a catalog has of a directory comes among the rows when the directory is first touched (`load`):
+//! until then its row says in which layers it has more ([`Unloaded`]), and whoever asks gets
+//! [`TreeError::NotLoaded`]. The registers are merged by the laws above, as if they had come with the log,
+//! but a directory's time is not moved by them. Names of a directory that is not loaded are unknown
+//! to everybody, the kernel too. Changes of others are merged into it all the same: which of two
+//! changes counts does not depend on which came first.
+//!
 //! # Shape
 //!
 //! Registers form a trie of directories with stable numbers: a row's `dir` is
@@ -60,7 +69,9 @@
 mod apply;
 mod attributes;
 mod edit;
+mod forget;
 mod here;
+mod load;
 mod names;
 mod open;
 mod pending;
@@ -73,18 +84,19 @@ use places::RecentPlaces;
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     fmt,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, atomic::AtomicBool},
     time::Instant,
 };
 
 pub use apply::{Applied, Notice};
 pub use attributes::{AttrChange, SetTime};
+pub use load::{Reach, Undecided};
 pub use names::{NewNode, Removed};
 pub use open::SealOutcome;
 pub use pending::{Pending, Readiness};
 pub use rename::RenameMode;
 
-use super::{TreeError, preset::table::Presets};
+use super::{TreeError, error::NotLoaded, preset::table::Presets};
 use crate::{
     base::{
         clock::{Hlc, Stamp},
@@ -92,7 +104,7 @@ use crate::{
     },
     store::{
         ledger::Ledger,
-        rows::{Change, Content, DirState, Ino, NameRow, NameState, NodeKind, NodeRow},
+        rows::{Change, Content, DirState, Ino, NameRow, NameState, NodeKind, NodeRow, Unloaded},
     },
 };
 
@@ -147,6 +159,8 @@ pub struct Tree {
     bucket_time: BucketTime,
     presets: Presets,
     in_use: Mutex<InUse>,
+    /// Some directory may be unloaded: while none is, nobody has to look.
+    has_catalogs: AtomicBool,
 }
 
 impl fmt::Debug for Tree {
@@ -174,6 +188,7 @@ impl Tree {
             bucket_time,
             presets: Presets::default(),
             in_use: Mutex::default(),
+            has_catalogs: AtomicBool::new(false),
         };
         if tree.ledger.node(Ino::ROOT)?.is_none() {
             let now = wall_nanos();
@@ -183,6 +198,7 @@ impl Tree {
                     name: Vec::new(),
                     visible_children: 0,
                     subdirs: 0,
+                    unloaded: Unloaded::default(),
                 }),
                 perm: 0o755,
                 nlink: 2,
@@ -205,6 +221,7 @@ impl Tree {
     /// What a user sees at a name; the cost is that of two rows.
     pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Option<Arc<NodeRow>>, TreeError> {
         check_name(name)?;
+        self.need(parent)?;
         match self.ledger.name(parent, name)? {
             Some(row) => self.visible(&row),
             None => Ok(None),
@@ -221,6 +238,12 @@ impl Tree {
             Some(dir) => self.ledger.node(dir)?,
             None => None,
         };
+        if let Some(below) = &below
+            && self.has_catalogs()
+            && own.as_ref().is_none_or(|own| own.kind != NodeKind::Dir)
+        {
+            self.need_to_know(below)?;
+        }
         Ok(seen_at(own, below))
     }
 
@@ -228,6 +251,7 @@ impl Tree {
     ///
     /// The second value is where to go on; `None` at the end.
     pub fn list(&self, dir: Ino, after: Option<&[u8]>, limit: usize) -> Result<Listed, TreeError> {
+        self.need(dir)?;
         let rows = self.ledger.names_in(dir, after, limit)?;
         let next = if rows.len() == limit {
             rows.last().map(|row| row.name.clone())
@@ -292,6 +316,10 @@ impl Tree {
     fn stamp(&self) -> Stamp {
         self.clock.now((self.bucket_time)())
     }
+}
+
+fn not_loaded(dir: Ino) -> TreeError {
+    TreeError::NotLoaded(NotLoaded { dir, below: false })
 }
 
 fn join(mut path: Vec<u8>, name: &[u8]) -> Vec<u8> {

@@ -6,7 +6,9 @@ use super::{Edit, Notice, Tree, check_name};
 use crate::{
     base::digest::Digest,
     namespace::TreeError,
-    store::rows::{Content, DirState, Ino, LinkId, NameState, NodeKind, NodeRow, StagingId, TreeLayer},
+    store::rows::{
+        Content, DirState, Ino, LinkId, NameState, NodeKind, NodeRow, StagingId, TreeLayer, Unloaded,
+    },
 };
 
 /// What a new file or directory starts with.
@@ -41,6 +43,7 @@ impl Tree {
     pub fn create(&self, parent: Ino, name: &[u8], new: NewNode) -> Result<Arc<NodeRow>, TreeError> {
         check_name(name)?;
         let mut in_use = self.lock();
+        self.need_name(parent, name)?;
         let mut edit = Edit::new(self, &mut in_use);
         let Some(above) = edit.node(parent)? else {
             return Err(TreeError::NotFound);
@@ -81,6 +84,7 @@ impl Tree {
                 name: name.to_vec(),
                 visible_children: 0,
                 subdirs: 0,
+                unloaded: Unloaded::default(),
             }),
             ..NodeRow::new(ino, new.kind, edit.now)
         });
@@ -104,6 +108,7 @@ impl Tree {
     pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<(Arc<NodeRow>, Removed), TreeError> {
         check_name(name)?;
         let mut in_use = self.lock();
+        self.need_name(parent, name)?;
         let mut edit = Edit::new(self, &mut in_use);
         let node = edit.node(ino)?.ok_or(TreeError::NotFound)?;
         if node.kind == NodeKind::Dir {
@@ -149,6 +154,7 @@ impl Tree {
     pub fn unlink(&self, parent: Ino, name: &[u8]) -> Result<Removed, TreeError> {
         check_name(name)?;
         let mut in_use = self.lock();
+        self.need_name(parent, name)?;
         let mut edit = Edit::new(self, &mut in_use);
         let node = edit.visible(parent, name)?.ok_or(TreeError::NotFound)?;
         if node.kind == NodeKind::Dir {
@@ -167,8 +173,10 @@ impl Tree {
     pub fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<Removed, TreeError> {
         check_name(name)?;
         let mut in_use = self.lock();
+        self.need_name(parent, name)?;
         let mut edit = Edit::new(self, &mut in_use);
         let node = edit.visible(parent, name)?.ok_or(TreeError::NotFound)?;
+        self.need(node.ino)?;
         let dir = node.dir.as_ref().ok_or(TreeError::NotDirectory)?;
         if dir.visible_children > 0 {
             return Err(TreeError::NotEmpty);

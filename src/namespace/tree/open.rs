@@ -110,6 +110,7 @@ impl Tree {
         let mut edit = Edit::new(self, &mut in_use);
         let node = edit.node_mut(ino)?;
         node.content = Content::Staging(id);
+        node.places.clear();
         node.size = size;
         edit.also(also);
         edit.commit()?;
@@ -226,6 +227,7 @@ impl Tree {
         }
         let node = edit.node_mut(ino)?;
         node.content = Content::Blob(blob.0);
+        node.places.clear();
         node.size = blob.1;
         edit.also(link()?);
         let (_, notices) = edit.commit()?;

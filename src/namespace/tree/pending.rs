@@ -15,7 +15,7 @@ use crate::{
     },
     store::{
         manifest,
-        pack::PackPlace,
+        pack::{self, PackPlace},
         rows::{Content, Durability, Ino, ListObject, NameRow, NameState, NodeRow, Place},
     },
 };
@@ -95,7 +95,7 @@ impl Tree {
             Content::Blob(digest) => match self.ledger.blob(&digest)?.map(|blob| blob.durability) {
                 Some(Durability::Dirty) => Ok(Readiness::Waiting),
                 Some(Durability::Quarantined) => Ok(Readiness::Never),
-                Some(Durability::Durable { .. }) | None => match self.blob_of(digest, node.size)? {
+                Some(Durability::Durable { .. }) | None => match self.blob_of(digest, &node)? {
                     Some(blob) => change(Some(entry(&node, Some(blob)))),
                     None => Ok(Readiness::Never),
                 },
@@ -104,16 +104,17 @@ impl Tree {
     }
 
     /// What an entry says of a blob that the bucket has; `None` when its chunks are not known.
-    fn blob_of(&self, digest: Digest, size: u64) -> Result<Option<EntryBlob>, TreeError> {
+    fn blob_of(&self, digest: Digest, node: &NodeRow) -> Result<Option<EntryBlob>, TreeError> {
+        let size = node.size;
         let Some(list) = self.ledger.manifest(&digest, size)? else {
             return Ok(None);
         };
         let (chunks, places) = if list.chunks().len() > manifest::MAX_INLINE_CHUNKS {
             (self.listed(&digest, &list)?, Vec::new())
         } else if size <= u64::from(MAX_CHUNK_BYTES) {
-            (EntryChunks::Single, self.places_of(&list)?)
+            (EntryChunks::Single, self.places_of(&list, node)?)
         } else {
-            (EntryChunks::Inline((*list).clone()), self.places_of(&list)?)
+            (EntryChunks::Inline((*list).clone()), self.places_of(&list, node)?)
         };
         Ok(Some(EntryBlob {
             digest,
@@ -136,15 +137,36 @@ impl Tree {
     }
 
     /// Where packs have the chunks of a list.
-    fn places_of(&self, list: &ChunkList) -> Result<Vec<Option<PackPlace>>, TreeError> {
+    fn places_of(&self, list: &ChunkList, node: &NodeRow) -> Result<Vec<Option<PackPlace>>, TreeError> {
         let mut places = Vec::with_capacity(list.chunks().len());
-        for chunk in list.chunks() {
-            places.push(self.ledger.chunk(&chunk.digest)?.and_then(|row| row.place));
+        let told = told_places(list, node);
+        for (number, chunk) in list.chunks().iter().enumerate() {
+            places.push(match self.ledger.chunk(&chunk.digest)? {
+                Some(row) => row.place,
+                None => told.get(number).copied().flatten(),
+            });
         }
         if places.iter().all(Option::is_none) {
             places.clear();
         }
         Ok(places)
+    }
+
+    /// Puts among the rows of chunks where packs have those of a file's blob, before they are needed.
+    pub fn tell_places(&self, ino: Ino) -> Result<(), TreeError> {
+        let mut in_use = self.lock();
+        let mut edit = super::Edit::new(self, &mut in_use);
+        let Some(node) = edit.node(ino)?.filter(|node| !node.places.is_empty()) else {
+            return Ok(());
+        };
+        if let Content::Blob(digest) = node.content
+            && let Some(list) = self.ledger.manifest(&digest, node.size)?
+        {
+            edit.also(self.ledger.told_places(&list, &told_places(&list, &node))?);
+        }
+        edit.node_mut(ino)?.places.clear();
+        edit.commit()?;
+        Ok(())
     }
 
     /// Marks changes as published, unless the name changed again since.
@@ -162,6 +184,12 @@ impl Tree {
         edit.commit()?;
         Ok(())
     }
+}
+
+/// Where a catalog said that packs have the chunks of a file.
+fn told_places(list: &ChunkList, node: &NodeRow) -> Vec<Option<PackPlace>> {
+    // They were checked when they came.
+    pack::decode_places(&node.places, list.chunks().len()).unwrap_or_default()
 }
 
 fn entry(node: &NodeRow, blob: Option<EntryBlob>) -> Entry {

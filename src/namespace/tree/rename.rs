@@ -33,9 +33,15 @@ impl Tree {
         check_name(from.1)?;
         check_name(to.1)?;
         let mut in_use = self.lock();
+        self.need_name(from.0, from.1)?;
+        self.need_name(to.0, to.1)?;
         let mut edit = Edit::new(self, &mut in_use);
         let source = edit.visible(from.0, from.1)?.ok_or(TreeError::NotFound)?;
         let target = edit.visible(to.0, to.1)?;
+        self.need_below(source.ino)?;
+        if let Some(target) = &target {
+            self.need_below(target.ino)?;
+        }
         let above = edit.node(to.0)?.ok_or(TreeError::NotFound)?;
         if !edit.is_reachable(&above)? {
             return Err(TreeError::NotFound);
@@ -199,6 +205,7 @@ impl Edit<'_> {
             }
         }
         let Some(replaced) = replaced else { return Ok(()) };
+        self.hand_over_unloaded(replaced, moved)?;
         for row in self.names_in(replaced)? {
             self.drop_name(replaced, &row.name);
             if self.name(moved, &row.name)?.is_none() {
@@ -260,11 +267,22 @@ impl Edit<'_> {
     /// Hands what is known below a directory that nobody sees to the one that takes its
     /// place. It gets a number of its own: the kernel may still hold the old one, as deleted.
     pub(super) fn inherit(&mut self, old: Ino, new: Ino) -> Result<(), TreeError> {
+        self.hand_over_unloaded(old, new)?;
         for row in self.names_in(old)? {
             self.drop_name(old, &row.name);
             self.adopt(row, new)?;
         }
         self.discard(old)
+    }
+
+    /// What a catalog has below a path goes with what else is known there.
+    fn hand_over_unloaded(&mut self, old: Ino, new: Ino) -> Result<(), TreeError> {
+        let old = self.node(old)?.and_then(|node| Some(node.dir.as_ref()?.unloaded));
+        if let Some(unloaded) = old.filter(|unloaded| unloaded.is_any()) {
+            let new = self.node_mut(new)?.dir.as_mut();
+            new.ok_or(TreeError::NotDirectory)?.unloaded.add_all(unloaded);
+        }
+        Ok(())
     }
 
     /// Puts a register that shows nothing below another directory.

@@ -57,6 +57,7 @@ fn node(ino: u64, content: Content) -> NodeRow {
         xattrs: Vec::new(),
         dir: None,
         link_id: None,
+        places: Vec::new(),
     }
 }
 

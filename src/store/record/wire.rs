@@ -7,7 +7,7 @@ use crate::{
     base::{clock::Stamp, id::MachineId},
     store::rows::{
         BlobRow, Content, DirState, Durability, Ino, LinkId, NameRow, NameState, NodeKind, NodeRow, Place,
-        Residency, StagingId, TreeLayer,
+        Residency, StagingId, TreeLayer, Unloaded,
     },
 };
 
@@ -45,6 +45,8 @@ pub(super) struct NodeWire {
     dir: Option<DirWire>,
     #[prost(message, optional, tag = "18")]
     link_id: Option<LinkWire>,
+    #[prost(bytes = "vec", tag = "19")]
+    places: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, prost::Oneof)]
@@ -75,6 +77,10 @@ struct DirWire {
     visible_children: u64,
     #[prost(uint64, tag = "4")]
     subdirs: u64,
+    #[prost(uint32, tag = "5")]
+    unloaded: u32,
+    #[prost(uint32, tag = "6")]
+    unloaded_live: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -179,11 +185,14 @@ impl From<&NodeRow> for NodeWire {
                 name: dir.name.clone(),
                 visible_children: dir.visible_children,
                 subdirs: dir.subdirs,
+                unloaded: dir.unloaded.layers.into(),
+                unloaded_live: dir.unloaded.live.into(),
             }),
             link_id: row.link_id.map(|link| LinkWire {
                 machine: link.machine.0,
                 ino: link.ino,
             }),
+            places: row.places.clone(),
         }
     }
 }
@@ -230,11 +239,16 @@ impl TryFrom<NodeWire> for NodeRow {
                 name: dir.name,
                 visible_children: dir.visible_children,
                 subdirs: dir.subdirs,
+                unloaded: Unloaded {
+                    layers: dir.unloaded as u16,
+                    live: dir.unloaded_live as u16,
+                },
             }),
             link_id: wire.link_id.map(|link| LinkId {
                 machine: MachineId(link.machine),
                 ino: link.ino,
             }),
+            places: wire.places,
         })
     }
 }

@@ -1,0 +1,54 @@
+//! The newest catalogs of what is mounted, asked for before anything is put up.
+
+use std::time::Duration;
+
+use super::{
+    bucket,
+    error::{StartError, chain},
+};
+use crate::{
+    base::volume::Stack,
+    config::Settings,
+    namespace::catalog::{
+        CatalogError,
+        read::{self, Opened},
+    },
+    tier::SharedBucket,
+};
+
+/// Asks for the newest catalog of each layer of `stack`: all of them, or none when one did not come.
+///
+/// A machine that was here before goes on with its log when it gets no answer; one that begins
+/// does not: what is in a catalog may be nowhere else.
+pub async fn newest(
+    settings: &Settings,
+    bucket: &SharedBucket,
+    stack: &Stack,
+    is_known: bool,
+    within: Duration,
+) -> Result<Vec<Option<Opened>>, StartError> {
+    let mut newest = Vec::new();
+    for layer in stack.layers() {
+        let volume = layer.volume.as_str();
+        let ask = read::newest(bucket.as_ref(), volume, layer.until_millis);
+        let answer = tokio::time::timeout(within, ask).await;
+        newest.push(match answer {
+            Ok(Ok(opened)) => opened,
+            Ok(Err(err)) if is_known => {
+                tracing::warn!(err = chain(&err), volume, "going on without the newest catalogs");
+                return Ok(Vec::new());
+            }
+            Err(_) if is_known => {
+                tracing::warn!(
+                    volume,
+                    "the store does not say in time what its newest catalog is"
+                );
+                return Ok(Vec::new());
+            }
+            Ok(Err(CatalogError::Bucket(cause))) => return Err(bucket::failed(settings, cause)),
+            Ok(Err(source)) => return Err(StartError::Catalog { source }),
+            Err(_) => return Err(bucket::failed(settings, bucket::no_answer("head.json", within))),
+        });
+    }
+    Ok(newest)
+}

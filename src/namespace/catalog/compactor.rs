@@ -1,0 +1,240 @@
+//! Compacts the mounted volume now and then, without anyone asking.
+//!
+//! # Policy
+//!
+//! - It is worth looking when so many segments were published or read here as would make a
+//!   catalog due; looking costs the head and listings. While the volume rests nothing is asked.
+//! - A catalog is due after [`Threshold::segments`] segments or [`Threshold::bytes`] bytes of log since the
+//!   last one. All machines of a fleet see that at the same time: each waits a random part of
+//!   [`Threshold::spread`] and looks again, so that mostly one does the work. Two that do it all the
+//!   same cost requests, nothing else.
+//! - After a failure it waits ten minutes. A server without conditional writes, or credentials that do not
+//!   permit it, end it: that is said once.
+//!
+//! A mount that only reads has none.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use tokio::sync::watch;
+
+use super::{
+    CatalogError,
+    compact::{self, CompactOptions, Outcome, TRAIL},
+    head,
+};
+use crate::{
+    base::{
+        id::{MachineId, random_bytes},
+        volume::VolumeName,
+    },
+    namespace::{
+        background::words,
+        follow::{SegmentKey, before},
+    },
+    tier::{SharedBucket, TierError, layout},
+};
+
+/// When a catalog is due.
+#[derive(Clone, Copy, Debug)]
+pub struct Threshold {
+    /// How often it is thought of.
+    pub pace: Duration,
+    pub segments: u64,
+    pub bytes: u64,
+    pub spread: Duration,
+    pub trail: Duration,
+}
+
+impl Default for Threshold {
+    fn default() -> Self {
+        Self {
+            pace: Duration::from_secs(60),
+            // What a machine that begins reads within a few seconds: sixteen at once, 30 ms each.
+            segments: 2000,
+            bytes: 64 << 20,
+            spread: Duration::from_secs(300),
+            trail: TRAIL,
+        }
+    }
+}
+
+/// The wait after a failure.
+const RETRY: Duration = Duration::from_secs(600);
+
+/// Segments published by this machine and read of others, since the daemon started.
+pub type SegmentCount = Arc<dyn Fn() -> u64 + Send + Sync>;
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CompactorStatus {
+    /// Catalogs that this daemon made.
+    pub done: u64,
+    pub last_error: Option<String>,
+}
+
+#[derive(Debug)]
+pub struct CompactorHandle {
+    status: Arc<Mutex<CompactorStatus>>,
+    stop: watch::Sender<bool>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl CompactorHandle {
+    pub fn status(&self) -> CompactorStatus {
+        lock(&self.status).clone()
+    }
+
+    /// Stops; a compaction under way is given up, which costs nothing but its work.
+    pub async fn shutdown(self) {
+        self.stop.send_replace(true);
+        if let Err(err) = self.task.await {
+            tracing::error!(error = %err, "the compactor had died");
+        }
+    }
+}
+
+fn lock(status: &Mutex<CompactorStatus>) -> MutexGuard<'_, CompactorStatus> {
+    status.lock().expect("no code panics while it holds the status")
+}
+
+struct Compactor {
+    volume: VolumeName,
+    bucket: SharedBucket,
+    machine: MachineId,
+    spill_dir: PathBuf,
+    seen: SegmentCount,
+    threshold: Threshold,
+    status: Arc<Mutex<CompactorStatus>>,
+}
+
+/// Starts to watch over the log of `volume` on `runtime`.
+pub fn spawn(
+    runtime: &tokio::runtime::Handle,
+    volume: VolumeName,
+    bucket: &SharedBucket,
+    machine: MachineId,
+    spill_dir: PathBuf,
+    seen: SegmentCount,
+    threshold: Threshold,
+) -> CompactorHandle {
+    let status = Arc::default();
+    let compactor = Compactor {
+        volume,
+        bucket: Arc::clone(bucket),
+        machine,
+        spill_dir,
+        seen,
+        threshold,
+        status: Arc::clone(&status),
+    };
+    let (stop, mut stopped) = watch::channel(false);
+    let task = runtime.spawn(async move {
+        tokio::select! {
+            () = compactor.run() => {}
+            _ = stopped.changed() => {}
+        }
+    });
+    CompactorHandle { status, stop, task }
+}
+
+impl Compactor {
+    async fn run(self) {
+        // Nobody knows how much log there was before: the first look is due at once.
+        let mut looked_at = None;
+        loop {
+            tokio::time::sleep(self.threshold.pace).await;
+            let seen = (self.seen)();
+            if looked_at.is_some_and(|at| seen < at + self.threshold.segments) {
+                continue;
+            }
+            match self.look().await {
+                Ok(waiting) => {
+                    looked_at = Some(seen.saturating_sub(waiting));
+                    lock(&self.status).last_error = None;
+                }
+                Err(err) => {
+                    let text = words(&err);
+                    if lock(&self.status).last_error.as_ref() != Some(&text) {
+                        tracing::warn!(error = text, volume = %self.volume, "the log is not compacted");
+                    }
+                    lock(&self.status).last_error = Some(text);
+                    if matches!(
+                        err,
+                        CatalogError::NoConditions { .. } | CatalogError::Bucket(TierError::Denied { .. })
+                    ) {
+                        return;
+                    }
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    /// Makes a catalog if one is due; returns how many segments are in the log behind the newest.
+    async fn look(&self) -> Result<u64, CatalogError> {
+        let (segments, bytes) = self.since_head().await?;
+        if !self.is_due(segments, bytes) {
+            return Ok(segments);
+        }
+        let share = f64::from(u32::from_le_bytes(random_bytes())) / f64::from(u32::MAX);
+        tokio::time::sleep(self.threshold.spread.mul_f64(share)).await;
+        let (segments, bytes) = self.since_head().await?;
+        if !self.is_due(segments, bytes) {
+            return Ok(segments);
+        }
+        let options = CompactOptions {
+            machine: self.machine,
+            trail: self.threshold.trail,
+            spill_dir: self.spill_dir.clone(),
+        };
+        match compact::compact(&self.bucket, &self.volume, &options, |_| {}).await? {
+            Outcome::Done(done) => {
+                lock(&self.status).done += 1;
+                tracing::info!(
+                    volume = %self.volume,
+                    segments = done.segments,
+                    changes = done.changes,
+                    names = done.head.names,
+                    written_parts = done.written_parts,
+                    "made a catalog"
+                );
+            }
+            Outcome::Lost | Outcome::NothingNew(_) => {}
+        }
+        Ok(0)
+    }
+
+    fn is_due(&self, segments: u64, bytes: u64) -> bool {
+        segments >= self.threshold.segments || bytes >= self.threshold.bytes
+    }
+
+    /// How much of the log could go into a new catalog, as far as it matters.
+    async fn since_head(&self) -> Result<(u64, u64), CatalogError> {
+        let volume = self.volume.as_str();
+        let head = head::read(self.bucket.as_ref(), volume).await?;
+        let from = head.map_or(0, |(head, _)| head.watermark_millis.saturating_add(1));
+        let trail = self.threshold.trail.as_millis() as u64;
+        let end = before(volume, self.bucket.clock().now_millis().saturating_sub(trail));
+        let prefix = layout::log_prefix(volume);
+        let mut after = before(volume, from);
+        let (mut segments, mut bytes) = (0, 0);
+        loop {
+            let page = self.bucket.list(&prefix, Some(&after)).await?;
+            for object in page.objects.iter().filter(|object| object.key < end) {
+                if SegmentKey::parse(volume, &object.key).is_some() {
+                    segments += 1;
+                    bytes += object.size;
+                }
+            }
+            let Some(last) = page.objects.last() else { break };
+            if !page.more || last.key >= end || self.is_due(segments, bytes) {
+                break;
+            }
+            after.clone_from(&last.key);
+        }
+        Ok((segments, bytes))
+    }
+}

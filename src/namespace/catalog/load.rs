@@ -1,0 +1,461 @@
+//! Loads directories from the catalogs of their layers when they are first touched.
+//!
+//! # Policy
+//!
+//! - A directory is loaded in all of its layers, and with it those that follow it in the same
+//!   part, up to `AHEAD` registers: who walks a tree wants them next.
+//! - Parts that came are kept in memory, unpacked, a few of them.
+//! - A part that does not come is asked for again until the time of a read is over; one
+//!   that is gone or damaged fails at once. Nothing is marked as loaded then.
+//! - When a catalog has hard links, all names of them are loaded with its first directory: a file
+//!   must be known under all of its names.
+
+use std::{
+    num::NonZeroUsize,
+    ops::Range,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use lru::LruCache;
+use tokio::{
+    sync::{Mutex as TaskMutex, OnceCell},
+    time::Instant,
+};
+
+use super::{
+    CatalogError,
+    attach::Attached,
+    format::{PartRef, Root},
+    order, read,
+};
+use crate::{
+    base::{digest::Digest, flight::Flights, retry::Backoff, volume::Stack},
+    namespace::{
+        TreeError,
+        background::{blocking, words},
+        change::{EntryChunks, Item},
+        error::NotLoaded,
+        tree::{Applied, Reach, Tree, Undecided},
+    },
+    store::{
+        Store, StoreError,
+        rows::{Ino, TreeLayer},
+    },
+    tier::{SharedBucket, TierError},
+};
+
+/// Registers that are loaded beside those that were asked for.
+const AHEAD: usize = 4096;
+
+/// Parts in memory: some 3 MB each.
+const PARTS: NonZeroUsize = NonZeroUsize::new(4).expect("not zero");
+
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+const MAX_BACKOFF: Duration = Duration::from_secs(2);
+
+/// A directory was not loaded. Asking again may help.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("cannot load a directory of volume {volume} from its catalog")]
+    Catalog {
+        volume: String,
+        source: Arc<CatalogError>,
+    },
+    #[error("cannot fetch a chunk list that the catalog of volume {volume} names")]
+    List { volume: String, source: Arc<StoreError> },
+    #[error("cannot merge what a catalog says")]
+    Tree(#[source] Arc<TreeError>),
+}
+
+impl From<TreeError> for LoadError {
+    fn from(err: TreeError) -> Self {
+        Self::Tree(Arc::new(err))
+    }
+}
+
+/// The catalogs of a tree, for people.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CatalogStatus {
+    pub volume: String,
+    pub catalog: String,
+    pub watermark_millis: u64,
+    /// Of the whole catalog; `None`: nothing was loaded from it since the daemon started.
+    pub names: Option<u64>,
+    pub parts: Option<u64>,
+    /// Since the daemon started.
+    pub fetched_parts: u64,
+    pub loaded_registers: u64,
+    pub last_error: Option<String>,
+}
+
+#[derive(Debug)]
+struct Layer {
+    number: TreeLayer,
+    volume: String,
+    attached: Attached,
+    root: OnceCell<Arc<Root>>,
+    linked: OnceCell<()>,
+    fetched_parts: AtomicU64,
+    loaded: AtomicU64,
+    last_error: Mutex<Option<String>>,
+}
+
+type Part = Arc<Vec<Item>>;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Loader {
+    tree: Arc<Tree>,
+    store: Arc<Store>,
+    bucket: SharedBucket,
+    layers: Vec<Layer>,
+    within: Duration,
+    parts: Mutex<LruCache<Digest, Part>>,
+    fetches: Flights<Digest, Result<Part, Arc<CatalogError>>>,
+    /// Held while a directory's registers are merged.
+    merging: TaskMutex<()>,
+}
+
+impl Loader {
+    /// For the catalogs that were attached to the layers of `stack`.
+    ///
+    /// `within` bounds how long one part is waited for. `known` are roots that were read already.
+    pub fn new(
+        stack: &Stack,
+        tree: &Arc<Tree>,
+        store: &Arc<Store>,
+        bucket: &SharedBucket,
+        within: Duration,
+        known: &[Option<read::Opened>],
+    ) -> Result<Self, StoreError> {
+        let mut layers = Vec::new();
+        for (layer, number) in stack.layers().iter().zip((0..).map_while(TreeLayer::new)) {
+            let volume = layer.volume.to_string();
+            let Some(attached) = Attached::of(&store.ledger, &volume)? else {
+                continue;
+            };
+            let root = OnceCell::new();
+            let known = known
+                .iter()
+                .flatten()
+                .find(|opened| opened.digest == attached.catalog);
+            if let Some(opened) = known {
+                let _ = root.set(Arc::clone(&opened.root));
+            }
+            let linked = OnceCell::new();
+            if attached.linked {
+                let _ = linked.set(());
+            }
+            layers.push(Layer {
+                number,
+                volume,
+                attached,
+                root,
+                linked,
+                fetched_parts: AtomicU64::new(0),
+                loaded: AtomicU64::new(0),
+                last_error: Mutex::default(),
+            });
+        }
+        Ok(Self {
+            tree: Arc::clone(tree),
+            store: Arc::clone(store),
+            bucket: Arc::clone(bucket),
+            layers,
+            within,
+            parts: Mutex::new(LruCache::new(PARTS)),
+            fetches: Flights::default(),
+            merging: TaskMutex::default(),
+        })
+    }
+
+    pub fn status(&self) -> Vec<CatalogStatus> {
+        let status = |layer: &Layer| CatalogStatus {
+            volume: layer.volume.clone(),
+            catalog: layer.attached.catalog.to_string(),
+            watermark_millis: layer.attached.watermark_millis,
+            names: layer.root.get().map(|root| root.names),
+            parts: layer
+                .root
+                .get()
+                .map(|root| (root.parts.len() + root.linked.len()) as u64),
+            fetched_parts: layer.fetched_parts.load(Ordering::Relaxed),
+            loaded_registers: layer.loaded.load(Ordering::Relaxed),
+            last_error: layer.error().clone(),
+        };
+        self.layers.iter().map(status).collect()
+    }
+
+    /// Loads what `missing` names; returns what the kernel and the staging folder have to know.
+    pub async fn load(&self, missing: NotLoaded) -> Result<Applied, LoadError> {
+        let mut applied = Applied::default();
+        let mut dirs = vec![missing.dir];
+        while let Some(dir) = dirs.pop() {
+            self.load_dir(dir, &mut applied).await?;
+            if missing.below {
+                let tree = Arc::clone(&self.tree);
+                dirs.extend(blocking(move || tree.dirs_in(dir)).await?);
+            }
+        }
+        Ok(applied)
+    }
+
+    async fn load_dir(&self, dir: Ino, applied: &mut Applied) -> Result<(), LoadError> {
+        for layer in &self.layers {
+            if !self.tree.unloaded(dir)?.is_in(layer.number) {
+                continue;
+            }
+            let done = self.load_from(layer, dir, applied).await;
+            let error = done.as_ref().err().map(|err| words(err));
+            if let Some(error) = &error
+                && layer.error().as_ref() != Some(error)
+            {
+                tracing::error!(error, volume = layer.volume, "a directory cannot be shown");
+            }
+            *layer.error() = error;
+            done?;
+        }
+        Ok(())
+    }
+
+    async fn load_from(&self, layer: &Layer, dir: Ino, applied: &mut Applied) -> Result<(), LoadError> {
+        let root = layer
+            .root
+            .get_or_try_init(|| async {
+                let digest = &layer.attached.catalog;
+                let read = || read::root(self.bucket.as_ref(), &layer.volume, digest);
+                self.insist(read).await.map(Arc::new)
+            })
+            .await
+            .map_err(|err| layer.failed(err))?;
+        layer
+            .linked
+            .get_or_try_init(|| self.load_linked(layer, root))
+            .await?;
+        let path = self.tree.dir_path(dir)?;
+        let range = parts_of(&root.parts, &path);
+        if range.is_empty() {
+            // There is nothing in it, whatever its register says.
+            let nothing = Slice {
+                dir: Some(dir),
+                range: 0..0,
+                reach: Reach::End(Undecided::default()),
+            };
+            self.merge(layer, Arc::default(), vec![nothing], applied).await?;
+            return Ok(());
+        }
+        let mut undecided = Undecided::default();
+        for number in range.clone() {
+            let part = self.part(layer, &root.parts[number]).await?;
+            let start = part.partition_point(|item| compare_dir(item, &path).is_lt());
+            let end = part.partition_point(|item| compare_dir(item, &path).is_le());
+            let mut slices = vec![Slice {
+                dir: Some(dir),
+                range: start..end,
+                reach: if number + 1 == range.end {
+                    Reach::End(undecided)
+                } else {
+                    Reach::Middle
+                },
+            }];
+            if number + 1 == range.end {
+                let next = root.parts.get(number + 1).map(|part| part.first.as_slice());
+                slices.extend(ahead(&part, end, next));
+            }
+            undecided = undecided.or(self.merge(layer, part, slices, applied).await?);
+        }
+        Ok(())
+    }
+
+    /// Loads every register that has a link id.
+    async fn load_linked(&self, layer: &Layer, root: &Root) -> Result<(), LoadError> {
+        for part in &root.linked {
+            let items = self.part(layer, part).await?;
+            self.fetch_lists(layer, &items).await?;
+            let (tree, number) = (Arc::clone(&self.tree), layer.number);
+            layer.loaded.fetch_add(items.len() as u64, Ordering::Relaxed);
+            blocking(move || tree.load_anywhere(number, items.to_vec())).await?;
+        }
+        let noted = Attached {
+            linked: true,
+            ..layer.attached.clone()
+        };
+        let commit = self.store.ledger.commit(vec![noted.note(&layer.volume)]);
+        Ok(commit.map_err(TreeError::Store)?)
+    }
+
+    /// Merges directories of one part; returns what is to be said of the first at its end.
+    async fn merge(
+        &self,
+        layer: &Layer,
+        part: Part,
+        slices: Vec<Slice>,
+        applied: &mut Applied,
+    ) -> Result<Undecided, LoadError> {
+        for slice in &slices {
+            self.fetch_lists(layer, &part[slice.range.clone()]).await?;
+        }
+        let count: usize = slices.iter().map(|slice| slice.range.len()).sum();
+        let _merging = self.merging.lock().await;
+        let (tree, number) = (Arc::clone(&self.tree), layer.number);
+        let merged = blocking(move || -> Result<_, TreeError> {
+            let mut merged = Applied::default();
+            let mut first = Undecided::default();
+            for slice in slices {
+                let items = &part[slice.range];
+                let dir = match (slice.dir, items.first()) {
+                    (None, Some(first)) => tree.dir_at(order::split(&first.path).0)?,
+                    (dir, _) => dir,
+                };
+                let Some(dir) = dir else { continue };
+                let (done, undecided) = tree.load(number, dir, items, slice.reach)?;
+                if slice.dir.is_some() {
+                    first = undecided;
+                }
+                merged.notices.extend(done.notices);
+                merged.discarded.extend(done.discarded);
+            }
+            Ok((merged, first))
+        })
+        .await?;
+        let (merged, first) = merged;
+        layer.loaded.fetch_add(count as u64, Ordering::Relaxed);
+        applied.notices.extend(merged.notices);
+        applied.discarded.extend(merged.discarded);
+        Ok(first)
+    }
+
+    /// Fetches the chunk lists that entries name, so that an open never waits for them.
+    async fn fetch_lists(&self, layer: &Layer, items: &[Item]) -> Result<(), LoadError> {
+        let blobs = items.iter().filter_map(|item| item.entry()?.blob.as_ref());
+        for blob in blobs {
+            let EntryChunks::Listed { digest, size } = blob.chunks else {
+                continue;
+            };
+            let fetcher = &self.store.fetcher;
+            match fetcher.fetch_manifest(digest, size, blob.digest, blob.size).await {
+                Ok(()) => {}
+                Err(StoreError::Missing { .. } | StoreError::Corrupt { .. }) => {
+                    tracing::warn!(blob = %blob.digest, list = %digest, "the chunk list of a blob is lost");
+                }
+                Err(source) => {
+                    return Err(LoadError::List {
+                        volume: layer.volume.clone(),
+                        source: Arc::new(source),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn part(&self, layer: &Layer, part: &PartRef) -> Result<Part, LoadError> {
+        if let Some(known) = self.recent().get(&part.digest) {
+            return Ok(Arc::clone(known));
+        }
+        let fetch = async {
+            let read = || read::part(self.bucket.as_ref(), &layer.volume, part);
+            let items = Arc::new(self.insist(read).await.map_err(Arc::new)?);
+            layer.fetched_parts.fetch_add(1, Ordering::Relaxed);
+            self.recent().put(part.digest, Arc::clone(&items));
+            Ok(items)
+        };
+        let fetched = self.fetches.run(part.digest, fetch).await;
+        fetched.map_err(|source| LoadError::Catalog {
+            volume: layer.volume.clone(),
+            source,
+        })
+    }
+
+    fn recent(&self) -> std::sync::MutexGuard<'_, LruCache<Digest, Part>> {
+        self.parts
+            .lock()
+            .expect("no code panics while it holds the parts")
+    }
+
+    /// Asks until the answer is there, it can be none, or the time is over.
+    async fn insist<T, F>(&self, read: impl Fn() -> F) -> Result<T, CatalogError>
+    where
+        F: Future<Output = Result<T, CatalogError>>,
+    {
+        let deadline = Instant::now() + self.within;
+        let mut backoff = Backoff::new(FIRST_BACKOFF, MAX_BACKOFF);
+        loop {
+            let err = match tokio::time::timeout_at(deadline, read()).await {
+                Ok(Ok(done)) => return Ok(done),
+                Ok(Err(err)) if !err.is_transient() => return Err(err),
+                Ok(Err(err)) => err,
+                Err(_) => CatalogError::Bucket(TierError::Unavailable {
+                    verb: "read",
+                    key: "a catalog".to_owned(),
+                    source: format!("no answer within {} s", self.within.as_secs()).into(),
+                }),
+            };
+            let wait = backoff.next_wait();
+            if Instant::now() + wait >= deadline {
+                return Err(err);
+            }
+            tokio::time::sleep(wait).await;
+        }
+    }
+}
+
+impl Layer {
+    fn error(&self) -> std::sync::MutexGuard<'_, Option<String>> {
+        self.last_error
+            .lock()
+            .expect("no code panics while it holds the words")
+    }
+
+    fn failed(&self, err: CatalogError) -> LoadError {
+        LoadError::Catalog {
+            volume: self.volume.clone(),
+            source: Arc::new(err),
+        }
+    }
+}
+
+/// Registers of one directory in a part.
+#[derive(Debug)]
+struct Slice {
+    /// `None`: wherever their paths lead by then.
+    dir: Option<Ino>,
+    range: Range<usize>,
+    reach: Reach,
+}
+
+/// The directories behind `start` that lie wholly in a part, up to `AHEAD` registers.
+fn ahead(part: &Part, start: usize, next: Option<&[u8]>) -> Vec<Slice> {
+    let mut slices = Vec::new();
+    let mut at = start;
+    while at < part.len() && at - start < AHEAD {
+        let dir = order::split(&part[at].path).0;
+        let end = at + part[at..].partition_point(|item| compare_dir(item, dir).is_le());
+        if end == part.len() && next.is_some_and(|next| order::split(next).0 == dir) {
+            break;
+        }
+        slices.push(Slice {
+            dir: None,
+            range: at..end,
+            reach: Reach::End(Undecided::default()),
+        });
+        at = end;
+    }
+    slices
+}
+
+fn compare_dir(item: &Item, dir: &[u8]) -> std::cmp::Ordering {
+    order::compare_dirs(order::split(&item.path).0, dir)
+}
+
+/// The parts that may have registers of a directory.
+fn parts_of(parts: &[PartRef], dir: &[u8]) -> Range<usize> {
+    let compare = |part: &PartRef| order::compare_dirs(order::split(&part.first).0, dir);
+    let end = parts.partition_point(|part| compare(part).is_le());
+    let start = parts.get(1..).unwrap_or_default();
+    start.partition_point(|part| compare(part).is_lt())..end
+}

@@ -1,0 +1,80 @@
+//! Catalogs: checkpoints of a volume, so that a machine begins without reading its log.
+//!
+//! A catalog has the newest change of every path as of a *watermark*, sorted and cut into *parts*;
+//! a *root* lists the parts, and `head.json` names the newest root. Parts and roots are named by
+//! their digests and never change; only `head.json` is replaced, on condition, and that decides
+//! which of two machines that compact at once made the catalog.
+//!
+//! ```text
+//! segments ─ compact ─ delta (newest of each path, sorted) ─ fold ─ write ─ parts, root, head
+//!                                                             old parts ┘
+//! head, root ─ attach (at a start) ─ tree: the root directory is unloaded
+//! first touch of a directory ─ load ─ parts that cover it ─ tree: its registers are rows
+//! ```
+//!
+//! `format` and [`head`] specify the bytes, [`order`] the order. [`compactor`] has a daemon compact by
+//! itself. [`read::Items`] gives all registers of a catalog to whoever wants to see what it refers to.
+//!
+//! # Invariants
+//!
+//! - What a catalog says of a path is what the log said up to the watermark; a machine that loads it and
+//!   then follows the log shows what one shows that read the log from its beginning.
+//! - Bytes that are not those of their name are never used; a directory whose part is missing or
+//!   damaged is an error, never an empty directory.
+//! - Nothing of a catalog is imported before it is touched: opening costs two GETs.
+//!
+//! # On paper
+//!
+//! How cost grows. `n` names, `c` changes since the last catalog, `m` machines that mount the volume.
+//! Measured figures are those of `scripts/bench --only first-stat,find,find-memory` and of the tests, on
+//! two cores with the S3 server of the tests on the same machine; the others follow from them.
+//!
+//! | | requests | bytes | memory | time |
+//! |---|---|---|---|---|
+//! | open | 2 GETs | head, root: 100 bytes for 2,500 names | the root, 150 bytes a part | flat |
+//! | first look at a path | a GET for each of its directories at the most | 100 to 300 KB each | 4 parts, unpacked | 50 ms and a GET each |
+//! | `find` of all | `n` / 2,500 | 60 to 90 bytes a name | flat: rows go to the index | `n` / 100,000 s |
+//! | compaction | one GET a segment; GET and PUT of parts in which something changed: at most `c`, at most all | the same parts | 24 MB of changes, then files | 0.1 s a part |
+//! | deciding to compact | a GET and a LIST for each 2,000 segments seen, each machine | | | |
+//!
+//! | names | parts | root | whole catalog | a machine that wants all of it |
+//! |---|---|---|---|---|
+//! | 1,000,000 | 400 | 40 KB | 80 MB | 10 s |
+//! | 10,000,000 | 4,000 | 400 KB | 800 MB | 2 min |
+//! | 100,000,000 | 40,000 | 4 MB | 8 GB | 20 min, and 40 GB of index |
+//!
+//! With `m` machines, opening is `2 m` GETs of two objects; parts are read by those who touch them. A fleet of
+//! 10,000 that starts at once and wants the same hundred parts asks for a million GETs (40 cents), spread over
+//! objects whose names are random, so no prefix of the bucket is hot but `head.json`'s: 10,000 GETs of one key
+//! within a minute are within what S3 gives a prefix (5,500 a second).
+//!
+//! Where it stops:
+//!
+//! - *Random keys.* A cache's changes fall evenly on all parts. With more changes since the last catalog
+//!   than there are parts, compacting rewrites the whole catalog: 80 MB for 1,000,000 names, 8 GB for
+//!   100,000,000, each time. Up to 10,000,000 names that is minutes of one machine in an hour. Beyond, a
+//!   catalog wants levels: small parts of what is new beside the large ones, merged when they are read.
+//! - *One compactor.* Folding is one machine's work and memory-bound by nothing, but its time is
+//!   that of reading and writing the parts one after another: at 100,000,000 names an hour.
+//! - *Everything on one machine.* Loaded registers are rows of the index, 400 bytes each. A machine that
+//!   touches all of 100,000,000 names needs 40 GB for them. What comes after is answering from
+//!   the parts themselves, kept on the disk, with rows only of what was changed here.
+//! - *Hard links.* All registers with link ids are loaded with the first directory.
+//!
+//! What comes after, beside: parts passed on by peers, so that a zone reads each of them once.
+
+pub mod attach;
+pub mod compact;
+pub mod compactor;
+pub mod delta;
+pub mod error;
+pub mod fold;
+pub mod format;
+pub mod head;
+pub mod load;
+pub mod order;
+pub mod read;
+pub mod write;
+
+pub use error::CatalogError;
+pub use load::{CatalogStatus, LoadError, Loader};
