@@ -145,6 +145,7 @@ fn stack(layers: u64) -> Stack {
         stack.push(StackLayer {
             volume: format!("v{number}").parse().unwrap(),
             until_millis: None,
+            own_prefix: false,
         });
     }
     stack

@@ -47,6 +47,7 @@ fn node(ino: u64) -> NodeRow {
         xattrs: Vec::new(),
         dir: None,
         link_id: None,
+        places: Vec::new(),
     }
 }
 
