@@ -326,6 +326,9 @@ impl<'a, 'b> Batch<'a, 'b> {
     /// Puts a register that nothing is known of; false when it is not of the usual kind.
     fn put(&mut self, name: &[u8], item: &Item) -> Result<bool, TreeError> {
         let Some(said) = &item.said else { return Ok(false) };
+        if self.edit.is_misnamed(self.dir, name, said.entry.as_ref())? {
+            return Ok(item.below == Below::Nothing);
+        }
         let (state, dir) = match &said.entry {
             None if item.below == Below::Nothing => (NameState::Dead, None),
             Some(entry) if entry.kind == NodeKind::Dir => {
