@@ -85,7 +85,7 @@ fn build(bazel: &Path, lab: &Lab, machine: &Machine) -> String {
     let said = String::from_utf8_lossy(&done.stderr).into_owned();
     assert!(done.status.success(), "{}: {said}", machine.spec.name);
     let whole = content(&lab.dir().join("workspace/bazel-bin/whole.txt"));
-    assert_eq!(whole.iter().filter(|byte| **byte == b'\n').count(), PARTS);
+    assert_eq!(String::from_utf8_lossy(&whole).lines().count(), PARTS);
     // Read-only trees that the directory of the test could not remove.
     let mut chmod = Command::new("chmod");
     wait::run_ok(chmod.args(["-R", "u+w"]).arg(&output), BUILD_LIMIT);

@@ -229,9 +229,8 @@ fn generate(lab: &Lab, names: u64) {
 
 /// Does something with the store behind the machines' backs.
 fn with_bucket<T>(lab: &Lab, act: impl AsyncFnOnce(SharedBucket) -> T) -> T {
-    let options = match lab.url().starts_with("s3:") {
-        false => ConnectOptions::default(),
-        true => ConnectOptions {
+    let options = if lab.url().starts_with("s3:") {
+        ConnectOptions {
             endpoint_url: Some(lab.server().endpoint()),
             region: Some("us-east-1".to_owned()),
             access_key: Some(AccessKey {
@@ -239,7 +238,9 @@ fn with_bucket<T>(lab: &Lab, act: impl AsyncFnOnce(SharedBucket) -> T) -> T {
                 secret: lab.server().secret_key().to_owned(),
             }),
             ..ConnectOptions::default()
-        },
+        }
+    } else {
+        ConnectOptions::default()
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

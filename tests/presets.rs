@@ -170,7 +170,7 @@ fn what_bazel_stores_on_one_machine_is_a_hit_on_the_other(kind: StoreKind) {
     // A file that is being written, and one that was left behind, hold nobody up.
     let mut open = fs::File::create(a.path("disk/tmp/open")).unwrap();
     open.write_all(b"being written").unwrap();
-    file(&a.path("disk/tmp/left"), &[7; 50_000]);
+    file(&a.path("disk/tmp/left"), &vec![7; 50_000]);
 
     on_b.until("B has the entry", true, "ac", &key("action"));
     assert!(on_b.hit(&key("action"), &names));

@@ -35,7 +35,7 @@ struct Machine {
     ledger: Arc<Ledger>,
     tree: Arc<Tree>,
     path: PathBuf,
-    _dir: Option<tempfile::TempDir>,
+    dir: Option<tempfile::TempDir>,
 }
 
 impl Machine {
@@ -43,16 +43,16 @@ impl Machine {
         let dir = tempfile::tempdir().unwrap();
         let machine = Self::open(number, dir.path(), presets);
         Self {
-            _dir: Some(dir),
+            dir: Some(dir),
             ..machine
         }
     }
 
     fn open(number: u64, path: &Path, presets: &str) -> Self {
-        let (ledger, _) = Ledger::open(path, LastStop::Clean, &LedgerOptions::default()).unwrap();
-        let ledger = Arc::new(ledger);
         // Later mounts are later.
         static NOW: AtomicU64 = AtomicU64::new(1_000_000);
+        let (ledger, _) = Ledger::open(path, LastStop::Clean, &LedgerOptions::default()).unwrap();
+        let ledger = Arc::new(ledger);
         let clock = Arc::new(|| NOW.fetch_add(1, Ordering::Relaxed));
         let tree = Tree::open(Arc::clone(&ledger), MachineId(number), clock).unwrap();
         tree.set_presets(&PresetAt::list(presets).unwrap(), &[]).unwrap();
@@ -61,20 +61,20 @@ impl Machine {
             ledger,
             tree,
             path: path.to_owned(),
-            _dir: None,
+            dir: None,
         }
     }
 
     /// Mounts the same cache directory again, with other presets.
     fn remount(self, presets: &str) -> Self {
-        let (path, dir) = (self.path.clone(), self._dir);
+        let (path, dir) = (self.path.clone(), self.dir);
         drop(self.tree);
         let Ok(ledger) = Arc::try_unwrap(self.ledger) else {
             panic!("the tree is gone")
         };
         ledger.close().unwrap();
         Self {
-            _dir: dir,
+            dir,
             ..Self::open(self.number, &path, presets)
         }
     }

@@ -52,7 +52,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Mount(mount::MountArgs),
+    Mount(Box<mount::MountArgs>),
     Unmount(unmount::UnmountArgs),
     Flush(flush::FlushArgs),
     Commit(commit::CommitArgs),

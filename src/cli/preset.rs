@@ -111,7 +111,7 @@ pub fn run(args: &PresetArgs) -> Result<(), Failure> {
             let set = args.presets.clone();
             change(
                 &args.volume,
-                PresetChange {
+                &PresetChange {
                     set,
                     ..PresetChange::default()
                 },
@@ -121,7 +121,7 @@ pub fn run(args: &PresetArgs) -> Result<(), Failure> {
             let remove = args.dirs.clone();
             change(
                 &args.volume,
-                PresetChange {
+                &PresetChange {
                     remove,
                     ..PresetChange::default()
                 },
@@ -141,9 +141,9 @@ fn settings(args: &VolumeArgs) -> Result<Settings, Failure> {
     args::settings(layer, args.bucket.config.as_deref(), &Dirs::of_this_process())
 }
 
-fn change(args: &VolumeArgs, change: PresetChange) -> Result<(), Failure> {
+fn change(args: &VolumeArgs, change: &PresetChange) -> Result<(), Failure> {
     let settings = settings(args)?;
-    let kept = block_on(presets::change(&settings, &settings.volume, &change))??;
+    let kept = block_on(presets::change(&settings, &settings.volume, change))??;
     print(args, &settings, kept)
 }
 

@@ -22,7 +22,7 @@ use crate::{
     store::{cachedir::Binding, inspect},
     tier::{
         SharedBucket, TierError, layout,
-        probe::{self, IfAbsent, ProbeMode},
+        probe::{self, IfAbsent, ProbeMode, ProbeReport},
     },
 };
 
@@ -61,6 +61,13 @@ pub async fn start(plan: &Plan, announcer: &Announcer) -> Result<Serving, StartE
     announcer.step("asking the store");
     let bucket = bucket::connect(settings).await?;
     let (store_id, reachable) = identify(settings, &bucket, known).await?;
+    if known.is_none() && reachable {
+        // Whether what is absent is told from what is forbidden, before absence counts.
+        refuse(
+            settings,
+            &probe_store(settings, &bucket, ProbeMode::ReadOnly).await?,
+        )?;
+    }
     if reachable && !settings.read_only {
         volumes::make_fork(settings, &bucket, STORE_WITHIN).await?;
     }
@@ -237,9 +244,7 @@ async fn probe_first_use(settings: &Settings, bucket: &SharedBucket) -> Result<(
     } else {
         ProbeMode::ReadWrite
     };
-    let report = probe::probe(bucket.as_ref(), MachineId::random(), mode)
-        .await
-        .map_err(|err| bucket::failed(settings, err))?;
+    let report = probe_store(settings, bucket, mode).await?;
     let offset = report.clock_offset_millis;
     if offset.unsigned_abs() > CLOCK_TOLERANCE_MILLIS {
         tracing::warn!(
@@ -250,16 +255,32 @@ async fn probe_first_use(settings: &Settings, bucket: &SharedBucket) -> Result<(
     if report.conditional_create == Some(false) || report.conditional_replace == Some(false) {
         tracing::warn!("this store has no conditional writes; blobs and changes are safe without them");
     }
-    for finding in report.findings() {
-        if finding.fatal {
-            return Err(StartError::Refused {
-                store: settings.store.clone(),
-                why: finding.text,
-            });
-        }
+    refuse(settings, &report)?;
+    for finding in report.findings().into_iter().filter(|finding| !finding.fatal) {
         tracing::warn!("{}", finding.text);
     }
     Ok(())
+}
+
+async fn probe_store(
+    settings: &Settings,
+    bucket: &SharedBucket,
+    mode: ProbeMode,
+) -> Result<ProbeReport, StartError> {
+    probe::probe(bucket.as_ref(), MachineId::random(), mode)
+        .await
+        .map_err(|err| bucket::failed(settings, err))
+}
+
+/// Ends a start in a store that cannot be used.
+fn refuse(settings: &Settings, report: &ProbeReport) -> Result<(), StartError> {
+    match report.findings().into_iter().find(|finding| finding.fatal) {
+        None => Ok(()),
+        Some(finding) => Err(StartError::Refused {
+            store: settings.store.clone(),
+            why: finding.text,
+        }),
+    }
 }
 
 fn mount_options(plan: &Plan) -> MountOptions {

@@ -116,6 +116,7 @@ pub fn of_tree(bytes: &[u8]) -> Option<Named> {
 }
 
 /// `None`: it is no digest; `Some(None)`: that of the empty blob.
+#[expect(clippy::option_option, reason = "no digest and no bytes are two things")]
 fn blob(digest: &BlobDigest) -> Option<Option<Digest>> {
     if digest.hash.is_empty() && digest.size_bytes == 0 {
         return Some(None);

@@ -343,7 +343,9 @@ mod tests {
         let marks = ["a", "b"].map(|text| mark(&Digest::of(text.as_bytes())));
         let list = SweepList::new(1_767_225_600_000, 604_800_000, marks.to_vec());
         let bytes = list.encode();
-        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex = bytes
+            .iter()
+            .fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
         assert_eq!(
             hex,
             concat!(

@@ -15,7 +15,7 @@
 
 use std::{collections::HashMap, fs::File, io::Read, num::NonZeroUsize, sync::Arc, sync::atomic::Ordering};
 
-use super::{Attr, Vfs, VfsError, open::may_block};
+use super::{Attr, Vfs, VfsError};
 use crate::{
     base::digest::Digest,
     namespace::{
@@ -111,7 +111,7 @@ impl Vfs {
                     brought.insert(digest, None);
                 }
             }
-            match may_block(|| self.look(parent, name, &brought))? {
+            match self.with_loaded(|vfs| vfs.look(parent, name, &brought)).await? {
                 Lookup::Known(attr, _) => return Ok(attr),
                 Lookup::Fetch(more) => wanted = more,
             }
@@ -129,7 +129,8 @@ impl Vfs {
         })
     }
 
-    /// Whether an action-cache entry at a name counts as missing, as far as that can be said at once.
+    /// Whether an action-cache entry at a name counts as missing; also when that cannot be said at once, because
+    /// whoever makes one was told that there is none.
     pub(super) fn is_withheld(&self, parent: Ino, name: &[u8]) -> Result<bool, VfsError> {
         let Some(place) = self.tree.name_rule(parent, name)?.action else {
             return Ok(false);
@@ -137,8 +138,12 @@ impl Vfs {
         let Some(node) = self.tree.lookup(parent, name)? else {
             return Ok(false);
         };
-        let verdict = self.judge(parent, place, &node, &Brought::new())?;
-        Ok(matches!(verdict, Verdict::Withheld))
+        match self.judge(parent, place, &node, &Brought::new()) {
+            Ok(Verdict::Shown) => Ok(false),
+            Ok(Verdict::Withheld | Verdict::Wanted(_)) => Ok(true),
+            Err(err) if err.not_loaded().is_some() => Ok(true),
+            Err(err) => Err(err),
+        }
     }
 
     fn look(&self, parent: Ino, name: &[u8], brought: &Brought) -> Result<Lookup, VfsError> {
@@ -266,6 +271,9 @@ impl Vfs {
         };
         if let Some(known) = known {
             return Ok(known.map_or(Found::Odd, Found::Named));
+        }
+        if !node.places.is_empty() {
+            self.tree.tell_places(node.ino)?;
         }
         let Some(blob) = self.store.blobs.open(&digest, node.size)? else {
             return Ok(Found::Odd);

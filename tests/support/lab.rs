@@ -6,7 +6,7 @@
 #![allow(dead_code)]
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -155,7 +155,11 @@ impl Lab {
                         if path.is_dir() {
                             pending.push(path);
                         } else {
-                            let bytes = fs::read(&path).expect("the store can be read");
+                            let bytes = match fs::read(&path) {
+                                // Of a write that is under way.
+                                Err(err) if err.kind() == io::ErrorKind::NotFound => continue,
+                                read => read.expect("the store can be read"),
+                            };
                             objects.push(StoredObject { key, bytes });
                         }
                     }

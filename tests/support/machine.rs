@@ -16,6 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use casmount::{config::Dirs, daemon::mountpoint};
 use serde_json::Value;
 
 use super::{tempdir, wait};
@@ -346,6 +347,18 @@ impl Machine {
         );
     }
 
+    /// Removes the control socket that a killed daemon left behind.
+    fn remove_socket(&self) {
+        let Ok(mountpoint) = fs::canonicalize(&self.spec.mountpoint) else {
+            return;
+        };
+        let user = self.spec.user.map_or(0, |(uid, _)| uid);
+        let name = format!("{}.sock", mountpoint::id(&mountpoint));
+        for dir in Dirs::new(user, |_| None).sockets {
+            let _ = fs::remove_file(dir.join(&name));
+        }
+    }
+
     /// Resident memory of the daemon, in bytes.
     pub fn rss_bytes(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.id())).expect("our own child");
@@ -362,6 +375,7 @@ impl Drop for Machine {
             let _ = child.wait();
         }
         tempdir::unmount_below(&self.spec.mountpoint);
+        self.remove_socket();
         if thread::panicking() {
             let log = self.log();
             let lines: Vec<&str> = log.lines().collect();

@@ -56,6 +56,7 @@ pub struct Folded {
 }
 
 /// Merges `changes` into the parts of an older catalog.
+#[expect(clippy::implicit_hasher, reason = "digests need no other")]
 pub async fn fold(
     old: (&[PartRef], &[PartRef]),
     changes: Sorted,

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     base::{digest::Digest, volume::VolumeName},
     namespace::{
-        change::{EntryBlob, EntryChunks},
+        change::{Entry, EntryBlob, EntryChunks},
         follow::SegmentKey,
         segment::{self, Decoded},
         stack::{self, StackError},
@@ -51,7 +51,13 @@ pub struct References {
 /// What a volume has in the bucket.
 #[derive(Debug, Default)]
 struct Volume {
-    lies_over_others: bool,
+    has_json: bool,
+    /// It keeps its blobs apart, because its writers are trusted less: what they write must not end a sweep.
+    is_apart: bool,
+    /// It has blobs of its own.
+    has_blobs: bool,
+    /// A key that nothing is known of.
+    unknown: Option<String>,
     /// In the order of their keys.
     segments: Vec<SegmentKey>,
 }
@@ -63,8 +69,16 @@ pub async fn read(
     window_millis: u64,
     tell: &mut (dyn FnMut(&Progress) + Send),
 ) -> Result<References, SweepError> {
-    let volumes = inventory(asking).await?;
-    let mut views = views(asking, &volumes).await?;
+    let mut volumes = inventory(asking).await?;
+    let mut views = views(asking, &mut volumes).await?;
+    for volume in volumes.values() {
+        let is_one = volume.has_json || !volume.segments.is_empty();
+        match &volume.unknown {
+            Some(key) if is_one && !volume.is_apart => return Err(SweepError::Unknown { key: key.clone() }),
+            Some(key) => tracing::warn!(key, "nothing is known of this object, and it counts for nothing"),
+            None => {}
+        }
+    }
     let mut found = References {
         volumes: volumes.len() as u64,
         segments: volumes.values().map(|volume| volume.segments.len() as u64).sum(),
@@ -77,6 +91,11 @@ pub async fn read(
         done: 0,
         total: found.segments,
         lists: HashMap::new(),
+        with_blobs: volumes
+            .iter()
+            .filter(|(_, volume)| volume.has_blobs)
+            .map(|(name, _)| name.clone())
+            .collect(),
     };
     for (name, volume) in &volumes {
         let views = Views::new(from_millis, views.remove(name).unwrap_or_default());
@@ -96,6 +115,8 @@ enum Kind {
     Json,
     /// It refers to nothing that segments do not refer to: no segment is ever removed, but with its volume.
     Repeats,
+    /// Of a volume that keeps its own; no sweep touches it.
+    Blob,
 }
 
 /// Knows every key of a volume; `None` for any other.
@@ -108,8 +129,11 @@ fn kind(volume: &str, key: &str) -> Option<Kind> {
     }
     let rest = key.strip_prefix(layout::VOLUMES_PREFIX)?;
     let rest = rest.strip_prefix(volume)?.strip_prefix('/')?;
-    // Checkpoints of the log, and the blobs of a volume that keeps its own, which no sweep touches.
-    let folders = ["catalogs/", "blobs/", "packs/", "probe/"];
+    if rest.starts_with("blobs/") {
+        return Some(Kind::Blob);
+    }
+    // Checkpoints of the log, and the packs of a volume that keeps its own, which no sweep touches.
+    let folders = ["catalogs/", "packs/", "probe/"];
     let repeats = rest == "head.json" || folders.iter().any(|folder| rest.starts_with(folder));
     repeats.then_some(Kind::Repeats)
 }
@@ -144,11 +168,16 @@ async fn add_listed(asking: &Asking, volumes: &mut BTreeMap<VolumeName, Volume>)
                 .unwrap_or_default();
             let (name, _) = rest.split_once('/').ok_or_else(unknown)?;
             let name: VolumeName = name.parse().map_err(|_| unknown())?;
-            let kind = kind(name.as_str(), &object.key).ok_or_else(unknown)?;
+            let kind = kind(name.as_str(), &object.key);
             let volume = volumes.entry(name).or_default();
+            let Some(kind) = kind else {
+                volume.unknown.get_or_insert(object.key);
+                continue;
+            };
             match kind {
                 Kind::Segment(segment) => volume.segments.push(segment),
-                Kind::Json => volume.lies_over_others = true,
+                Kind::Json => volume.has_json = true,
+                Kind::Blob => volume.has_blobs = true,
                 Kind::Repeats => {}
             }
         }
@@ -161,17 +190,18 @@ async fn add_listed(asking: &Asking, volumes: &mut BTreeMap<VolumeName, Volume>)
 /// At which moments forks see the volumes below them.
 async fn views(
     asking: &Asking,
-    volumes: &BTreeMap<VolumeName, Volume>,
+    volumes: &mut BTreeMap<VolumeName, Volume>,
 ) -> Result<HashMap<VolumeName, Vec<u64>>, SweepError> {
     let mut views: HashMap<VolumeName, Vec<u64>> = HashMap::new();
-    for (name, _) in volumes.iter().filter(|(_, volume)| volume.lies_over_others) {
+    for (name, volume) in volumes.iter_mut().filter(|(_, volume)| volume.has_json) {
         let stack = match stack::read(asking.bucket(), name).await {
             Ok(stack) => stack,
             Err(StackError::Bucket(err)) => return Err(err.into()),
             // It sees nothing any more. What is left of its log is read all the same.
-            Err(StackError::Deleted { volume }) if volume == *name => continue,
+            Err(StackError::Deleted { volume: gone }) if gone == *name => continue,
             Err(source) => return Err(SweepError::Volume { source }),
         };
+        volume.is_apart = stack.layers()[0].own_prefix;
         for layer in &stack.layers()[1..] {
             if let Some(until) = layer.until_millis {
                 views.entry(layer.volume.clone()).or_default().push(until);
@@ -189,6 +219,8 @@ struct Reading<'a> {
     total: u64,
     /// The marks of chunk lists that were read; `None`: it is gone.
     lists: HashMap<Digest, Option<Vec<u64>>>,
+    /// Volumes that have blobs of their own: lists may be among them.
+    with_blobs: Vec<VolumeName>,
 }
 
 impl Reading<'_> {
@@ -234,15 +266,16 @@ impl Reading<'_> {
             let mut fetched = under_way.join_all().await;
             fetched.sort_unstable_by_key(|(index, _)| *index);
             for (segment, (_, decoded)) in together.iter().zip(fetched) {
-                let decoded = decoded?;
                 let key = segment.to_key(name.as_str());
-                for change in &decoded.changes {
+                let changes = unless_apart(volume, decoded.map(|decoded| decoded.changes))?;
+                for change in &changes.unwrap_or_default() {
                     let held = match &change.entry {
                         None => None,
-                        Some(entry) => Some(match &entry.blob {
-                            Some(blob) => self.held(blob, &key).await?,
-                            None => Held::Nothing,
-                        }),
+                        Some(Entry { blob: None, .. }) => Some(Held::Nothing),
+                        Some(Entry { blob: Some(blob), .. }) => {
+                            let held = unless_apart(volume, self.held(blob, &key, name).await)?;
+                            Some(held.unwrap_or(Held::Nothing))
+                        }
                     };
                     if let Err(too_many) = winners.add(segment.millis, &change.path, change.stamp, held) {
                         return Ok(Err(too_many));
@@ -260,14 +293,20 @@ impl Reading<'_> {
     }
 
     /// What the blob of an entry consists of.
-    async fn held(&mut self, blob: &EntryBlob, segment: &str) -> Result<Held, SweepError> {
+    async fn held(
+        &mut self,
+        blob: &EntryBlob,
+        segment: &str,
+        volume: &VolumeName,
+    ) -> Result<Held, SweepError> {
         let chunks = match &blob.chunks {
             EntryChunks::Single if blob.size == 0 => return Ok(Held::Nothing),
             EntryChunks::Single => vec![mark(&blob.digest)],
             EntryChunks::Inline(list) => list.chunks().iter().map(|chunk| mark(&chunk.digest)).collect(),
             EntryChunks::Listed { digest, size } => {
                 if !self.lists.contains_key(digest) {
-                    let read = read_list(self.asking, digest, *size, segment).await?;
+                    let read =
+                        find_list(self.asking, &self.with_blobs, digest, *size, segment, volume).await?;
                     self.lists.insert(*digest, read);
                 }
                 let listed = self.lists[digest].iter().flatten().copied();
@@ -275,6 +314,46 @@ impl Reading<'_> {
             }
         };
         Ok(Held::new(chunks.into_iter().chain(packs(&blob.places)).collect()))
+    }
+}
+
+/// The marks of a chunk list, wherever it is: a fork that keeps its blobs apart keeps its lists there as well, while
+/// the chunks may be where all have theirs.
+async fn find_list(
+    asking: &Asking,
+    with_blobs: &[VolumeName],
+    list: &Digest,
+    size: u64,
+    segment: &str,
+    volume: &VolumeName,
+) -> Result<Option<Vec<u64>>, SweepError> {
+    let shared = layout::blob(list);
+    if let Some(marks) = read_list(asking, list, shared.clone(), size, segment).await? {
+        return Ok(Some(marks));
+    }
+    let mut apart = with_blobs.to_vec();
+    apart.sort_by_key(|name| name != volume);
+    for name in apart {
+        let key = format!("{}{shared}", layout::volume_prefix(name.as_str()));
+        match read_list(asking, list, key, size, segment).await {
+            Ok(Some(marks)) => return Ok(Some(marks)),
+            // What is damaged there may be meant to be.
+            Ok(None) | Err(SweepError::List { .. }) => {}
+            Err(err) => return Err(err),
+        }
+    }
+    tracing::warn!(key = shared, segment, "the chunk list of a blob is gone");
+    Ok(None)
+}
+
+/// Lets what the writers of a volume that is kept apart got wrong count for nothing: only its own readers lose.
+fn unless_apart<T>(volume: &Volume, result: Result<T, SweepError>) -> Result<Option<T>, SweepError> {
+    match result {
+        Err(err @ (SweepError::Segment { .. } | SweepError::List { .. })) if volume.is_apart => {
+            tracing::warn!(error = %err, "it counts for nothing, because its writers are not trusted");
+            Ok(None)
+        }
+        result => result.map(Some),
     }
 }
 
@@ -316,22 +395,19 @@ async fn fetch(asking: &Asking, segment: SegmentKey, key: String) -> Result<Deco
     Err(SweepError::Segment { key, why })
 }
 
-/// Reads the marks of a chunk list; `None` when it is gone, and the blob with it.
+/// Reads the marks of a chunk list; `None` when it is not there.
 async fn read_list(
     asking: &Asking,
     list: &Digest,
+    key: String,
     size: u64,
     segment: &str,
 ) -> Result<Option<Vec<u64>>, SweepError> {
-    let key = layout::blob(list);
     let mut why = String::new();
     for _ in 0..FETCHES {
         let most = size.min(manifest::MAX_LIST_BYTES);
         match asking.again(|bucket| bucket.get(&key, None, most)).await {
-            Ok(None) => {
-                tracing::warn!(key, segment, "the chunk list of a blob is gone");
-                return Ok(None);
-            }
+            Ok(None) => return Ok(None),
             Ok(Some(object)) if Digest::of(&object.bytes) == *list => match marks_of(&object.bytes) {
                 Ok(marks) => return Ok(Some(marks)),
                 Err(err) => {

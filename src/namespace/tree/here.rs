@@ -229,7 +229,6 @@ impl<'a> Edit<'a> {
         let rule = self.name_rule(parent, name)?;
         let ino = match (state, old) {
             (NameState::Live(ino), _) => ino,
-            (NameState::Dead, None) => return Ok(false),
             (NameState::Dead, Some(old)) if old.layer == TreeLayer::HERE => {
                 self.drop_here(old)?;
                 return Ok(true);
@@ -238,7 +237,7 @@ impl<'a> Edit<'a> {
                 self.hide(old)?;
                 return Ok(true);
             }
-            (NameState::Dead, Some(_)) => return Ok(false),
+            (NameState::Dead, _) => return Ok(false),
         };
         if rule.stays {
             self.keep_here(parent, name, ino, old)?;

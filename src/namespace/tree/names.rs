@@ -178,6 +178,7 @@ impl Tree {
         let node = edit.visible(parent, name)?.ok_or(TreeError::NotFound)?;
         self.need(node.ino)?;
         let dir = node.dir.as_ref().ok_or(TreeError::NotDirectory)?;
+        self.need_to_know(&node)?;
         if dir.visible_children > 0 {
             return Err(TreeError::NotEmpty);
         }

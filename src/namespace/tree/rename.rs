@@ -167,7 +167,7 @@ impl Edit<'_> {
             if let Some(hidden) = live(row.state).filter(|&ino| ino != seen.ino) {
                 self.unlink(hidden)?;
             }
-            let mut stays = self.left_behind(&row, left)?;
+            let mut stays = self.left_behind(&row, left);
             let known = match replaced {
                 Some(replaced) => self.name(replaced, &row.name)?,
                 None => None,
@@ -216,7 +216,7 @@ impl Edit<'_> {
     }
 
     /// The tombstone of a name that moves with its directory.
-    fn left_behind(&mut self, row: &NameRow, parent: Ino) -> Result<NameRow, TreeError> {
+    fn left_behind(&mut self, row: &NameRow, parent: Ino) -> NameRow {
         let dead = NameRow {
             parent,
             layer: TreeLayer::TOP,
@@ -226,14 +226,14 @@ impl Edit<'_> {
         };
         if row.layer == TreeLayer::HERE {
             let stamp = self.stamp_over(Some(row));
-            return Ok(NameRow { stamp, ..dead });
+            return NameRow { stamp, ..dead };
         }
         let (stamp, place) = self.next_change(None);
-        Ok(NameRow {
+        NameRow {
             stamp,
             pending: Some(place),
             ..dead
-        })
+        }
     }
 
     /// The register of a name that moves with its directory, over what is known where it comes to.

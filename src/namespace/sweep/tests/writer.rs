@@ -99,16 +99,12 @@ impl Writer {
             };
             let now = self.world.now();
             let believed = self.places.get(&content).is_some_and(|place| {
-                !known.is_condemned(&self.object(content, place)) && known.is_fresh(place.confirmed, now)
+                !known.is_condemned(&object(content, place)) && known.is_fresh(place.confirmed, now)
             });
             if !believed {
                 self.send_content(content, &known).await;
             }
         }
-    }
-
-    fn object(&self, content: u8, place: &Place) -> Digest {
-        place.pack.map_or(digest_of(content), |place| place.pack)
     }
 
     async fn send_content(&mut self, content: u8, known: &Known) {
@@ -177,7 +173,7 @@ impl Writer {
     /// When the bucket was last seen to have a content; `None`: it is to be uploaded.
     async fn confirm(&mut self, content: u8, known: &Known) -> Option<u64> {
         let mut place = *self.places.get(&content)?;
-        if known.is_condemned(&self.object(content, &place)) {
+        if known.is_condemned(&object(content, &place)) {
             return None;
         }
         let asked = self.world.now();
@@ -249,6 +245,10 @@ impl Writer {
         }
         assert!(self.pending.is_empty(), "{:?} waits for ever", self.pending);
     }
+}
+
+fn object(content: u8, place: &Place) -> Digest {
+    place.pack.map_or(digest_of(content), |place| place.pack)
 }
 
 fn entry(content: u8, pack: Option<pack::PackPlace>) -> Entry {
