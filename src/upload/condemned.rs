@@ -5,7 +5,7 @@
 //!
 //! # Invariants
 //!
-//! - What is returned was read, whole, less than [`MAX_AGE_SHARE`] of the window ago. A machine that
+//! - What is returned was read, whole, less than `MAX_AGE_SHARE` of the window ago. A machine that
 //!   slept, or cannot read it now, gets nothing.
 //! - Its age is counted from before the reading began, by the bucket's clock.
 //!

@@ -35,7 +35,7 @@
 //! 6. Names are names of one file only within a layer (link ids count there). A link to a
 //!    file of a lower layer, or a change of it, brings all of its names that are known here to
 //!    the uppermost layer; a name that the lower layer gives it later is a file of its own.
-//! 7. A name that is of this machine alone ([`here`]: the preset of its directory says so) lies
+//! 7. A name that is of this machine alone (`here`: the preset of its directory says so) lies
 //!    above all layers, and is told to nobody. What a layer says of it meanwhile is not seen, nor kept;
 //!    when the name goes, it leaves no register if nobody else ever said anything of it, else a
 //!    tombstone that is not told either. The same tombstone, of the layer that it hides, is
