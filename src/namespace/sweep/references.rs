@@ -72,9 +72,8 @@ pub async fn read(
     let mut volumes = inventory(asking).await?;
     let mut views = views(asking, &mut volumes).await?;
     for volume in volumes.values() {
-        let is_one = volume.has_json || !volume.segments.is_empty();
         match &volume.unknown {
-            Some(key) if is_one && !volume.is_apart => return Err(SweepError::Unknown { key: key.clone() }),
+            Some(key) if !volume.is_apart => return Err(SweepError::Unknown { key: key.clone() }),
             Some(key) => tracing::warn!(key, "nothing is known of this object, and it counts for nothing"),
             None => {}
         }
