@@ -349,6 +349,52 @@ async fn compare(told: &[Told], layers: u64, part_bytes: usize, steps: &[Step]) 
     assert_eq!(plain.view().await, opened.view().await);
 }
 
+/// A machine follows the log of a volume below, and its own one again, while the catalog that has their
+/// tombstones is not loaded: what they hide keeps no directory alive.
+#[test]
+fn what_a_tombstone_hides_that_is_not_loaded_keeps_no_directory_alive() {
+    let dir = Entry {
+        kind: NodeKind::Dir,
+        perm: 0o700,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        mtime: 7,
+        blob: None,
+        target: Vec::new(),
+        xattrs: Vec::new(),
+        link_id: None,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    for below in 0..2 {
+        let told = |layer, counter, way, path: &str, entry: Option<&Entry>| Told {
+            layer,
+            way,
+            change: PathChange {
+                path: path.into(),
+                stamp: Stamp {
+                    millis: 1000,
+                    counter,
+                    machine: MachineId(2),
+                },
+                entry: entry.cloned(),
+            },
+        };
+        let told = [
+            told(below, 0, Way::LogAfter, "b/c/b/d", Some(&dir)),
+            told(0, 1, Way::Folded(0), "b/c/b/d", None),
+            told(0, 2, Way::Folded(0), "a", Some(&dir)),
+        ];
+        let touch = [Step::Remove(b"b".to_vec()), Step::Make(b"b".to_vec(), false)];
+        for steps in [&touch[..0], &touch[..]] {
+            runtime.block_on(compare(&told, 2, 40, steps));
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 16, max_shrink_iters: 400, ..ProptestConfig::default() })]
 

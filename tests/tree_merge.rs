@@ -326,6 +326,56 @@ fn assert_lawful(stacks: &[&'static [usize]], events: &[Event]) -> Result<(), Te
     Ok(())
 }
 
+fn described(kind: NodeKind, perm: u32, mtime: i64) -> Entry {
+    Entry {
+        kind,
+        perm,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        mtime,
+        blob: None,
+        target: Vec::new(),
+        xattrs: Vec::new(),
+        link_id: None,
+    }
+}
+
+fn stamped(millis: u64, machine: MachineId) -> Stamp {
+    Stamp {
+        millis,
+        counter: 0,
+        machine,
+    }
+}
+
+/// `cp -a` sets the time of a directory when all below it is made; a file that is closed a moment later
+/// comes with its own directory behind that.
+#[test]
+fn a_directory_keeps_its_time_when_a_file_of_one_below_it_comes_before_that_one() {
+    let machine = Machine::new(9, &[0], &Arc::new(AtomicU64::new(0)));
+    let told = |millis, path: &str, kind, mtime| PathChange {
+        path: path.into(),
+        stamp: stamped(millis, MachineId(1)),
+        entry: Some(described(kind, 0o755, mtime)),
+    };
+    let mtime = |path: &[&str]| {
+        let of = |dir: Ino, name: &&str| machine.tree.lookup(dir, name.as_bytes()).unwrap().unwrap().ino;
+        let ino = path.iter().fold(Ino::ROOT, of);
+        machine.tree.node(ino).unwrap().unwrap().mtime
+    };
+    let hear = |change| machine.tree.apply(TreeLayer::TOP, vec![change]).unwrap();
+
+    hear(told(1, "outer", NodeKind::Dir, 111));
+    hear(told(2, "outer/inner/late", NodeKind::Fifo, 222));
+    assert_eq!(mtime(&["outer"]), 111);
+    hear(told(3, "outer/inner", NodeKind::Dir, 333));
+    assert_eq!((mtime(&["outer"]), mtime(&["outer", "inner"])), (111, 333));
+    // A name that nobody saw before is a change of the directory.
+    hear(told(4, "outer/more", NodeKind::Fifo, 444));
+    assert_eq!(mtime(&["outer"]), 4_000_000);
+}
+
 /// Registers of three layers as they may be in the buckets, and an order in which they arrive.
 fn registers() -> impl Strategy<Value = Vec<(TreeLayer, PathChange)>> {
     let perm = prop::sample::select(vec![0o600, 0o640, 0o711, 0o777]);
@@ -338,23 +388,9 @@ fn registers() -> impl Strategy<Value = Vec<(TreeLayer, PathChange)>> {
         .prop_map(|registers| {
             let told = registers.into_iter().zip(1..);
             told.map(|((layer, path, what), millis)| {
-                let entry = what.map(|(dir, perm)| Entry {
-                    kind: if dir { NodeKind::Dir } else { NodeKind::Fifo },
-                    perm,
-                    uid: 0,
-                    gid: 0,
-                    rdev: 0,
-                    mtime: 0,
-                    blob: None,
-                    target: Vec::new(),
-                    xattrs: Vec::new(),
-                    link_id: None,
-                });
-                let stamp = Stamp {
-                    millis,
-                    counter: 0,
-                    machine: MachineId(layer + 1),
-                };
+                let kind = |dir| if dir { NodeKind::Dir } else { NodeKind::Fifo };
+                let entry = what.map(|(dir, perm)| described(kind(dir), perm, 0));
+                let stamp = stamped(millis, MachineId(layer + 1));
                 let change = PathChange { path, stamp, entry };
                 (TreeLayer::new(layer).unwrap(), change)
             })

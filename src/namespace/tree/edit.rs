@@ -386,12 +386,18 @@ impl<'a> Edit<'a> {
         if before == after {
             return Ok(());
         }
-        let now = self.now;
-        let is_load = self.is_load;
-        let node = self.node_mut(parent)?;
-        if !is_load {
+        if !self.is_load {
+            let now = self.now;
+            let node = self.node_mut(parent)?;
             (node.mtime, node.ctime) = (now, now);
         }
+        self.count(parent, before, after)
+    }
+
+    /// As [`Edit::adjust`], without a change of `parent`'s times: a directory that is seen with its
+    /// first child was made before, and what is told of it is on its way.
+    fn count(&mut self, parent: Ino, before: Seen, after: Seen) -> Result<(), TreeError> {
+        let node = self.node_mut(parent)?;
         let dir = node.dir.as_mut().ok_or(TreeError::NotDirectory)?;
         let had_children = dir.visible_children > 0;
         dir.visible_children =
@@ -416,9 +422,9 @@ impl<'a> Edit<'a> {
         let with = Some((parent, true));
         self.implied.push(Notice::Entry { parent: up, name });
         if has_children {
-            self.adjust(up, without, with)
+            self.count(up, without, with)
         } else {
-            self.adjust(up, with, without)
+            self.count(up, with, without)
         }
     }
 

@@ -75,22 +75,42 @@ impl Tree {
         Ok(())
     }
 
-    /// Fails when a catalog may have something that keeps a dead directory alive.
-    pub(super) fn need_to_know(&self, dead: &NodeRow) -> Result<(), TreeError> {
-        let Some(state) = dead.dir.as_ref().filter(|state| state.visible_children == 0) else {
-            return Ok(());
-        };
+    /// Fails when a catalog may have something that keeps a directory alive, or something that hides
+    /// what was told of it since and keeps it alive now.
+    pub(super) fn need_to_know(&self, dir: &NodeRow) -> Result<(), TreeError> {
+        let Some(state) = &dir.dir else { return Ok(()) };
+        if state.visible_children > 0 {
+            return self.need_to_see_one(dir.ino);
+        }
         if state.unloaded.live & state.unloaded.layers != 0 {
-            return Err(not_loaded(dead.ino));
+            return Err(not_loaded(dir.ino));
         }
         if state.unloaded.live != 0 {
-            for below in self.dirs_in(dead.ino)? {
+            for below in self.dirs_in(dir.ino)? {
                 if let Some(below) = self.ledger.node(below)? {
                     self.need_to_know(&below)?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// Fails when it cannot be told yet that one of the children which a directory counts is there.
+    fn need_to_see_one(&self, dir: Ino) -> Result<(), TreeError> {
+        self.need(dir)?;
+        let mut after: Option<Vec<u8>> = None;
+        loop {
+            let page = self.ledger.names_in(dir, after.as_deref(), 32)?;
+            for row in &page {
+                if self.visible(row)?.is_some() {
+                    return Ok(());
+                }
+            }
+            match page.last() {
+                Some(last) => after = Some(last.name.clone()),
+                None => return Ok(()),
+            }
+        }
     }
 
     /// Fails when a directory or any below it is not loaded.
