@@ -8,7 +8,8 @@ interleaved, so that noise of the machine meets all alike; medians are compared,
 their spread. The cold read compares with a plain parallel ranged GET of the same SDK.
 `first-stat`, `find` and `find-memory` open a volume of --names names with an empty cache:
 the time from the start of the daemon to the first stat of a file, of a whole find(1), and
-the most memory by then.
+the most memory by then. `job-*` and `flush-30ms` count and time what a build on a fresh machine
+asks of the bucket, see job.py.
 Needs root, for the loop devices. Everything it makes is gone when it ends.
 """
 
@@ -25,6 +26,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import job
+
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 1 << 20
 STEP_LIMIT = 1800  # seconds for any single program
@@ -40,7 +43,13 @@ TARGETS = {
     "first-stat": ("s", None, None, 2),
     "find": ("s", None, None, 20),
     "find-memory": ("MB", None, None, 250),
+    # Requests of the reference job, and the flush of its files over a link of 30 ms.
+    "job-lookups": ("GETs", None, None, 1),
+    "job-gets": ("GETs", None, None, 1501),
+    "job-puts": ("PUTs", None, None, 101),
+    "flush-30ms": ("s", None, None, 1.5),
 }
+JOB = ("job-lookups", "job-gets", "job-puts", "flush-30ms")
 OPENING = ("first-stat", "find", "find-memory")
 # With ten million names.
 TARGETS_10M = {"first-stat": 5, "find": None, "find-memory": 300}
@@ -391,6 +400,25 @@ class Bench:
         CLEANUP.run_to(depth)
 
 
+    def reference_job(self, kind):
+        """A build on a fresh machine, see `job`."""
+        if not any(map(self.wants, JOB)):
+            return
+        depth = len(CLEANUP.steps)
+        disk = Disk(kind, self.work, 24 * 1024 * MIB)
+        server = S3Server(self.tools, self.work / "bodies")
+
+        def machine(name):
+            cache = disk.path / name
+            return Casmount(self.program, name, self.work, cache, server.url, server.env, "--min-free", "0")
+
+        samples = job.measure(server, machine, self.options.runs, self.wants)
+        for name in JOB:
+            if self.wants(name):
+                self.add(kind, name, {"casmount": samples[name]})
+        CLEANUP.run_to(depth)
+
+
 def least_value(row):
     """What a measurement without anything to compare with has to be below."""
     least = TARGETS[row["name"]][3]
@@ -477,6 +505,7 @@ def main():
             bench.cold(kind)
             bench.memory(kind)
             bench.opening(kind)
+            bench.reference_job(kind)
     finally:
         CLEANUP.run_to(0)
         if options.json:

@@ -31,6 +31,10 @@ pub struct Faults {
     pub lost_reply: f64,
     /// Added to every reply.
     pub latency_ms: u64,
+    /// How much later writes land, and are answered, whatever became of who sent them.
+    pub land_later_ms: u64,
+    /// The writes that do: those with this in their keys.
+    pub land_later_key: String,
     /// Closes every connection at its first request.
     pub down: bool,
     /// Operations answered with 403 AccessDenied, by their names in S3.
@@ -58,6 +62,8 @@ impl Default for Faults {
             wrong_bytes: 0.0,
             lost_reply: 0.0,
             latency_ms: 0,
+            land_later_ms: 0,
+            land_later_key: String::new(),
             down: false,
             forbidden: Vec::new(),
             missing_is_403: false,
@@ -80,6 +86,8 @@ pub(super) enum Wrong {
     Reset,
     Stall,
     Flip,
+    /// After so many milliseconds.
+    LandsLater(u64),
 }
 
 impl Faults {

@@ -102,9 +102,13 @@ impl ServerState {
             tokio::time::sleep(Duration::from_millis(faults.latency_ms)).await;
         }
         let permitted = self.permits(&request, operation);
+        let lands_later = faults.land_later_ms > 0
+            && operation == "PutObject"
+            && request.uri().path().contains(&faults.land_later_key);
         let wrong = faults
             .choose(operation, number)
-            .or((!permitted).then_some(Wrong::Forbidden));
+            .or((!permitted).then_some(Wrong::Forbidden))
+            .or(lands_later.then_some(Wrong::LandsLater(faults.land_later_ms)));
         if wrong.is_some() {
             self.traffic.faults.fetch_add(1, Ordering::Relaxed);
         }
@@ -161,13 +165,14 @@ impl ServerState {
             Some(Wrong::Conflict) => {
                 return Ok(self.refuse(request, 409, "ConditionalRequestConflict").await);
             }
-            Some(Wrong::LostReply | Wrong::Reset | Wrong::Stall | Wrong::Flip) | None => {}
+            Some(Wrong::LostReply | Wrong::Reset | Wrong::Stall | Wrong::Flip | Wrong::LandsLater(_))
+            | None => {}
         }
-        let reply = self
-            .service
-            .call(request.map(s3s::Body::from))
-            .await
-            .map_err(io::Error::other)?;
+        let reply = match wrong {
+            Some(Wrong::LandsLater(millis)) => self.land_later(request, millis).await?,
+            _ => self.service.call(request.map(s3s::Body::from)).await,
+        };
+        let reply = reply.map_err(io::Error::other)?;
         if wrong == Some(Wrong::LostReply) {
             return closed();
         }
@@ -179,6 +184,24 @@ impl ServerState {
             _ => None,
         };
         Ok(reply.map(|inner| self.body(inner, spoil)))
+    }
+
+    /// Does what is asked after a while, also when its sender has gone.
+    async fn land_later(
+        &self,
+        request: Request<Incoming>,
+        millis: u64,
+    ) -> Result<s3s::S3Result<Response<s3s::Body>, s3s::HttpError>, io::Error> {
+        let (head, body) = request.into_parts();
+        let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
+        let service = self.service.clone();
+        let landing = tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(millis)).await;
+            service
+                .call(Request::from_parts(head, s3s::Body::from(body)))
+                .await
+        });
+        landing.await.map_err(io::Error::other)
     }
 
     fn body(&self, inner: s3s::Body, spoil: Option<Spoil>) -> ReplyBody {
