@@ -78,7 +78,9 @@ impl Tree {
     /// Fails when a catalog may have something that keeps a directory alive, or something that hides
     /// what was told of it since and keeps it alive now.
     pub(super) fn need_to_know(&self, dir: &NodeRow) -> Result<(), TreeError> {
-        let Some(state) = &dir.dir else { return Ok(()) };
+        let Some(state) = dir.dir.as_ref().filter(|_| self.has_catalogs()) else {
+            return Ok(());
+        };
         if state.visible_children > 0 {
             return self.need_to_see_one(dir.ino);
         }

@@ -239,7 +239,6 @@ impl Tree {
             None => None,
         };
         if let Some(below) = &below
-            && self.has_catalogs()
             && own.as_ref().is_none_or(|own| own.kind != NodeKind::Dir)
         {
             self.need_to_know(below)?;
