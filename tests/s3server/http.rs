@@ -109,7 +109,8 @@ impl ServerState {
             .choose(operation, number)
             .or((!permitted).then_some(Wrong::Forbidden))
             .or(lands_later.then_some(Wrong::LandsLater(faults.land_later_ms)));
-        if wrong.is_some() {
+        // One that lands later counts from when it is here whole.
+        if wrong.is_some_and(|wrong| !matches!(wrong, Wrong::LandsLater(_))) {
             self.traffic.faults.fetch_add(1, Ordering::Relaxed);
         }
         let mut reply = self.reply(request, operation, wrong).await?;
@@ -194,6 +195,7 @@ impl ServerState {
     ) -> Result<s3s::S3Result<Response<s3s::Body>, s3s::HttpError>, io::Error> {
         let (head, body) = request.into_parts();
         let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
+        self.traffic.faults.fetch_add(1, Ordering::Relaxed);
         let service = self.service.clone();
         let landing = tokio::spawn(async move {
             tokio::time::sleep(Duration::from_millis(millis)).await;
