@@ -81,7 +81,6 @@ def measure(server, machine, runs, wants):
         cold.flush()
         samples["job-puts"].append(asked(server, before, "PutObject"))
         if wants("flush-30ms"):
-            # Once over the link before, so that connections are made.
             set_faults(server, {"latency_ms": LATENCY_MS})
             write_job(cold.path, JOBS + 100 + number, rng)
             began = time.monotonic()
