@@ -73,19 +73,13 @@ fn path() -> impl Strategy<Value = Vec<u8>> {
 fn entry() -> impl Strategy<Value = Option<Entry>> {
     let perm = prop::sample::select(vec![0o600, 0o640, 0o711, 0o777]);
     let of = |kind, perm, target: &str, link: Option<u64>| Entry {
-        kind,
-        perm,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
         mtime: 7,
-        blob: None,
         target: target.as_bytes().to_vec(),
-        xattrs: Vec::new(),
         link_id: link.map(|ino| LinkId {
             machine: MachineId(3),
             ino,
         }),
+        ..Entry::new(kind, perm)
     };
     prop_oneof![
         3 => Just(None),
@@ -354,16 +348,8 @@ async fn compare(told: &[Told], layers: u64, part_bytes: usize, steps: &[Step]) 
 #[test]
 fn what_a_tombstone_hides_that_is_not_loaded_keeps_no_directory_alive() {
     let dir = Entry {
-        kind: NodeKind::Dir,
-        perm: 0o700,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
         mtime: 7,
-        blob: None,
-        target: Vec::new(),
-        xattrs: Vec::new(),
-        link_id: None,
+        ..Entry::new(NodeKind::Dir, 0o700)
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

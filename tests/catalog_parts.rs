@@ -39,18 +39,7 @@ async fn bucket(dir: &Path) -> SharedBucket {
 }
 
 fn fifo() -> Entry {
-    Entry {
-        kind: NodeKind::Fifo,
-        perm: 0o600,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        mtime: 0,
-        blob: None,
-        target: Vec::new(),
-        xattrs: Vec::new(),
-        link_id: None,
-    }
+    Entry::new(NodeKind::Fifo, 0o600)
 }
 
 fn change(path: &str, millis: u64, entry: Option<Entry>) -> PathChange {

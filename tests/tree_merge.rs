@@ -326,21 +326,6 @@ fn assert_lawful(stacks: &[&'static [usize]], events: &[Event]) -> Result<(), Te
     Ok(())
 }
 
-fn described(kind: NodeKind, perm: u32, mtime: i64) -> Entry {
-    Entry {
-        kind,
-        perm,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        mtime,
-        blob: None,
-        target: Vec::new(),
-        xattrs: Vec::new(),
-        link_id: None,
-    }
-}
-
 fn stamped(millis: u64, machine: MachineId) -> Stamp {
     Stamp {
         millis,
@@ -357,7 +342,10 @@ fn a_directory_keeps_its_time_when_a_file_of_one_below_it_comes_before_that_one(
     let told = |millis, path: &str, kind, mtime| PathChange {
         path: path.into(),
         stamp: stamped(millis, MachineId(1)),
-        entry: Some(described(kind, 0o755, mtime)),
+        entry: Some(Entry {
+            mtime,
+            ..Entry::new(kind, 0o755)
+        }),
     };
     let mtime = |path: &[&str]| {
         let of = |dir: Ino, name: &&str| machine.tree.lookup(dir, name.as_bytes()).unwrap().unwrap().ino;
@@ -389,7 +377,7 @@ fn registers() -> impl Strategy<Value = Vec<(TreeLayer, PathChange)>> {
             let told = registers.into_iter().zip(1..);
             told.map(|((layer, path, what), millis)| {
                 let kind = |dir| if dir { NodeKind::Dir } else { NodeKind::Fifo };
-                let entry = what.map(|(dir, perm)| described(kind(dir), perm, 0));
+                let entry = what.map(|(dir, perm)| Entry::new(kind(dir), perm));
                 let stamp = stamped(millis, MachineId(layer + 1));
                 let change = PathChange { path, stamp, entry };
                 (TreeLayer::new(layer).unwrap(), change)

@@ -289,21 +289,13 @@ fn another_machine_cannot_give_a_digest_to_other_bytes() {
     let a = Machine::new(1, "d=bazel");
     let (right, wrong) = (Digest::of(b"right"), Digest::of(b"wrong"));
     let entry = |digest, size| Entry {
-        kind: NodeKind::File,
-        perm: 0o644,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        mtime: 0,
         blob: Some(EntryBlob {
             digest,
             size,
             chunks: EntryChunks::Single,
             places: Vec::new(),
         }),
-        target: Vec::new(),
-        xattrs: Vec::new(),
-        link_id: None,
+        ..Entry::new(NodeKind::File, 0o644)
     };
     let path = format!("d/cas/{}/{right}", right.shard());
     let change = |digest, millis| PathChange {

@@ -237,16 +237,8 @@ fn a_log_that_lies_about_blobs_is_not_promoted(kind: StoreKind) {
     let half_list = ChunkList::new(vec![chunk(&half); 4]);
     let one = b"bytes of one chunk";
     let entry = |blob: EntryBlob| Entry {
-        kind: NodeKind::File,
-        perm: 0o755,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        mtime: 0,
         blob: Some(blob),
-        target: Vec::new(),
-        xattrs: Vec::new(),
-        link_id: None,
+        ..Entry::new(NodeKind::File, 0o755)
     };
     let place = PackPlace {
         pack: Digest::of(b"no pack"),

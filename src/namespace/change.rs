@@ -91,6 +91,25 @@ pub struct Entry {
     pub link_id: Option<LinkId>,
 }
 
+impl Entry {
+    /// An entry of root's, from 1970, of which nothing else is to be said.
+    #[must_use]
+    pub fn new(kind: NodeKind, perm: u32) -> Self {
+        Self {
+            kind,
+            perm,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            mtime: 0,
+            blob: None,
+            target: Vec::new(),
+            xattrs: Vec::new(),
+            link_id: None,
+        }
+    }
+}
+
 /// The bytes of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EntryBlob {

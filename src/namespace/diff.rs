@@ -139,11 +139,6 @@ mod tests {
 
     fn file(content: &[u8], perm: u32) -> Entry {
         Entry {
-            kind: NodeKind::File,
-            perm,
-            uid: 0,
-            gid: 0,
-            rdev: 0,
             mtime: 7,
             blob: Some(EntryBlob {
                 digest: crate::base::digest::Digest::of(content),
@@ -151,9 +146,7 @@ mod tests {
                 chunks: EntryChunks::Single,
                 places: Vec::new(),
             }),
-            target: Vec::new(),
-            xattrs: Vec::new(),
-            link_id: None,
+            ..Entry::new(NodeKind::File, perm)
         }
     }
 

@@ -265,18 +265,7 @@ mod tests {
     use crate::base::id::MachineId;
 
     fn entry(kind: NodeKind, perm: u32) -> Entry {
-        Entry {
-            kind,
-            perm,
-            uid: 0,
-            gid: 0,
-            rdev: 0,
-            mtime: 0,
-            blob: None,
-            target: Vec::new(),
-            xattrs: Vec::new(),
-            link_id: None,
-        }
+        Entry::new(kind, perm)
     }
 
     /// Path, time, and what is there: its kind and its mode.

@@ -101,15 +101,8 @@ pub async fn make(
 
 fn entry(kind: NodeKind, blob: Option<EntryBlob>, mtime: i64) -> Entry {
     Entry {
-        kind,
-        perm: if kind == NodeKind::Dir { 0o755 } else { 0o644 },
-        uid: 0,
-        gid: 0,
-        rdev: 0,
         mtime,
         blob,
-        target: Vec::new(),
-        xattrs: Vec::new(),
-        link_id: None,
+        ..Entry::new(kind, if kind == NodeKind::Dir { 0o755 } else { 0o644 })
     }
 }

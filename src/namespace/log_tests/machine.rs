@@ -282,18 +282,7 @@ impl Machine {
 }
 
 fn directory(value: u32) -> Entry {
-    Entry {
-        kind: NodeKind::Dir,
-        perm: value & 0o7777,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        mtime: 0,
-        blob: None,
-        target: Vec::new(),
-        xattrs: Vec::new(),
-        link_id: None,
-    }
+    Entry::new(NodeKind::Dir, value & 0o7777)
 }
 
 impl Source for Machine {

@@ -253,20 +253,12 @@ fn object(content: u8, place: &Place) -> Digest {
 
 fn entry(content: u8, pack: Option<pack::PackPlace>) -> Entry {
     Entry {
-        kind: NodeKind::File,
-        perm: 0o644,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        mtime: 0,
         blob: Some(EntryBlob {
             digest: digest_of(content),
             size: 4,
             chunks: EntryChunks::Single,
             places: pack.map(|place| vec![Some(place)]).unwrap_or_default(),
         }),
-        target: Vec::new(),
-        xattrs: Vec::new(),
-        link_id: None,
+        ..Entry::new(NodeKind::File, 0o644)
     }
 }
