@@ -139,9 +139,8 @@ pub fn slice(mut source: impl Read) -> io::Result<Sliced> {
     );
     for piece in pieces {
         let data = piece.map_err(io::Error::from)?.data;
-        whole.update(&data);
         chunks.push(Chunk {
-            digest: Digest::of(&data),
+            digest: whole.update_and_name(&data),
             len: data.len() as u32,
         });
     }

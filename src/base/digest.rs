@@ -1,11 +1,13 @@
 //! SHA-256 digests: the names of blobs and chunks.
 //!
-//! The `sha2` crate picks the CPU's SHA extensions at run time.
+//! The `sha2` crate picks the CPU's SHA extensions at run time, and `sha256` two streams at once.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use sha2::{Digest as _, Sha256};
+
+use super::sha256::{self, Stream};
 
 /// The SHA-256 of some bytes; orders and prints as lower-case hexadecimal.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -29,6 +31,12 @@ impl Digest {
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
         Self(Sha256::digest(bytes).into())
+    }
+
+    /// Hashes each of `parts` by itself; a third faster than one after the other where the CPU can take two.
+    #[must_use]
+    pub fn of_each(parts: &[&[u8]]) -> Vec<Self> {
+        sha256::digests(parts).into_iter().map(Self).collect()
     }
 
     /// Takes 32 bytes that are a digest already.
@@ -113,16 +121,24 @@ impl<'de> Deserialize<'de> for Digest {
 
 /// Hashes bytes as they come.
 #[derive(Clone, Debug, Default)]
-pub struct Hasher(Sha256);
+pub struct Hasher(Stream);
 
 impl Hasher {
     pub fn update(&mut self, bytes: &[u8]) {
         self.0.update(bytes);
     }
 
+    /// Takes the next bytes, and hashes them by themselves too, which costs little more.
+    #[must_use]
+    pub fn update_and_name(&mut self, piece: &[u8]) -> Digest {
+        let mut alone = Stream::default();
+        self.0.update_pair(piece, &mut alone, piece);
+        Digest(alone.finish())
+    }
+
     #[must_use]
     pub fn finish(self) -> Digest {
-        Digest(self.0.finalize().into())
+        Digest(self.0.finish())
     }
 }
 

@@ -10,6 +10,7 @@ pub mod durable;
 pub mod flight;
 pub mod id;
 pub mod retry;
+mod sha256;
 pub mod units;
 pub mod volume;
 
