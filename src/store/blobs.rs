@@ -18,6 +18,7 @@
 use std::{
     collections::HashMap,
     fs::{self, File},
+    ops::Range,
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard,
@@ -251,10 +252,15 @@ impl Blobs {
         })))
     }
 
-    /// Writes a verified chunk to the file of `blob` and makes it resident. Blocks on the disk.
-    pub(super) fn store_chunk(&self, blob: &Blob, index: usize, bytes: &[u8]) -> Result<(), StoreError> {
+    /// Writes verified, adjoining chunks to the file of `blob` and makes them resident. Blocks on the disk.
+    pub(super) fn store_chunks(
+        &self,
+        blob: &Blob,
+        chunks: Range<usize>,
+        bytes: &[u8],
+    ) -> Result<(), StoreError> {
         let file = &blob.file;
-        file.store_chunk(index, bytes, || {
+        file.store_chunks(chunks, bytes, || {
             if self.shared.is_leaving(&file.digest) {
                 self.shared.ledger.sync()?;
             }

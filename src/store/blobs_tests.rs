@@ -400,7 +400,9 @@ fn a_seal_leaves_a_file_alone_that_is_whole_but_not_in_its_row_yet() {
     for (index, chunk) in sliced.chunks.chunks().iter().enumerate() {
         let start = sliced.chunks.start(index) as usize;
         let piece = &bytes[start..start + chunk.len as usize];
-        blob.file.store_chunk(index, piece, || Ok(())).unwrap();
+        blob.file
+            .store_chunks(index..index + 1, piece, || Ok(()))
+            .unwrap();
     }
     assert_eq!(
         rig.residency(&sliced),

@@ -16,6 +16,7 @@
 
 use std::{
     num::NonZeroUsize,
+    ops::Range,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -304,25 +305,30 @@ impl ChunkFetcher {
     /// Writes a chunk to its place. That it cannot is no reason not to serve it.
     async fn keep(&self, blob: &Arc<Blob>, index: usize, arrived: &Arrived) {
         let (disk, stored_in, to_store) = (self.disk.clone(), Arc::clone(blob), arrived.clone());
-        let stored = blocking(move || disk.store(&stored_in, index, &to_store.bytes)).await;
-        self.note_kept(blob, index, &arrived.bytes, stored);
+        let stored = blocking(move || disk.store(&stored_in, index..index + 1, &to_store.bytes)).await;
+        self.note_stored(stored);
+        self.note_kept(blob, index, &arrived.bytes);
     }
 
-    /// Takes in how storing a chunk ended.
-    pub(super) fn note_kept(&self, blob: &Blob, index: usize, bytes: &Bytes, stored: Result<(), StoreError>) {
+    /// Keeps a chunk in memory that is not on the disk after all.
+    pub(super) fn note_kept(&self, blob: &Blob, index: usize, bytes: &Bytes) {
         // Neither does a quarantined file take it, nor one that was taken over meanwhile.
         if !blob.has_chunk(index) {
             self.counters.unkept.fetch_add(1, Ordering::Relaxed);
             let chunk = blob.chunks().chunks()[index].digest;
             self.unkept().put(chunk, bytes.clone());
         }
+    }
+
+    /// Takes in how writing chunks ended.
+    pub(super) fn note_stored(&self, stored: Result<(), StoreError>) {
         if let Err(err) = stored {
             *self
                 .full_at
                 .lock()
                 .expect("no code panics while it holds the time") = Some(Instant::now());
             if self.may_log() {
-                warn!(error = %chain(&err), "a fetched chunk was served but not kept");
+                warn!(error = %chain(&err), "what was fetched was served but not kept");
             }
         }
     }
@@ -514,13 +520,13 @@ pub(super) struct Disk {
 }
 
 impl Disk {
-    /// Writes a verified chunk to its place, evicting others for it if need be.
-    pub(super) fn store(&self, blob: &Blob, index: usize, bytes: &[u8]) -> Result<(), StoreError> {
+    /// Writes verified, adjoining chunks to their place, evicting others for them if need be.
+    pub(super) fn store(&self, blob: &Blob, chunks: Range<usize>, bytes: &[u8]) -> Result<(), StoreError> {
         // What the index's reserve gave is not for what can be fetched again.
         let first = if self.blobs.is_disk_full() {
             Err(StoreError::Full)
         } else {
-            self.blobs.store_chunk(blob, index, bytes)
+            self.blobs.store_chunks(blob, chunks.clone(), bytes)
         };
         match first {
             Err(StoreError::Full) => {
@@ -528,7 +534,7 @@ impl Disk {
                 if self.blobs.is_disk_full() {
                     return Err(StoreError::Full);
                 }
-                self.blobs.store_chunk(blob, index, bytes)
+                self.blobs.store_chunks(blob, chunks, bytes)
             }
             stored => stored,
         }

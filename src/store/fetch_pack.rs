@@ -186,7 +186,7 @@ impl Disk {
             if blob.has_chunk(0) || blob.file.doubts_chunk(0) {
                 continue;
             }
-            if self.blobs.store_chunk(&blob, 0, &bytes).is_err() {
+            if self.blobs.store_chunks(&blob, 0..1, &bytes).is_err() {
                 return;
             }
         }

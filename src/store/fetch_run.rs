@@ -20,8 +20,11 @@ use super::{
     pack::{MAX_PACKED_BYTES, PackPlace},
 };
 use crate::{
-    base::chunk::{ChunkList, MAX_CHUNK_BYTES},
-    tier::layout,
+    base::{
+        chunk::{ChunkList, MAX_CHUNK_BYTES},
+        digest::Digest,
+    },
+    tier::{Object, layout},
 };
 
 /// The chunks that a request brought, by their index.
@@ -209,36 +212,89 @@ impl ChunkFetcher {
             return None;
         }
         // As they are in the pack, the chunks are as they are in the blob.
-        let raw = places.iter().all(|place| !place.zstd);
-        let (first, members) = (run.start, object.bytes.clone());
+        let kept = if places.iter().all(|place| !place.zstd) {
+            self.take_raw(blob, run, object).await
+        } else {
+            self.take_packed(blob, run, places, object).await
+        };
+        if kept.is_none() {
+            self.wrong_answer(&key, 1);
+        }
+        kept
+    }
+
+    /// Takes in chunks that are stored as they are: hashed two at a time, served before they are
+    /// written, and written by one write. `None` if they are wrong.
+    async fn take_raw(&self, blob: &Arc<Blob>, run: Range<usize>, object: Object) -> Option<Brought> {
+        let list = blob.chunks();
+        let bytes = object.bytes;
+        let start = list.start(run.start);
+        if bytes.len() as u64 != list.start(run.end) - start {
+            return None;
+        }
+        let (read, of, chunks) = (bytes.clone(), run.clone(), Arc::clone(blob));
+        let right = blocking(move || {
+            let list = chunks.chunks();
+            let parts: Vec<&[u8]> = of
+                .clone()
+                .map(|index| {
+                    &read[(list.start(index) - start) as usize..(list.start(index + 1) - start) as usize]
+                })
+                .collect();
+            let expected = list.chunks()[of].iter().map(|chunk| chunk.digest);
+            expected.eq(Digest::of_each(&parts))
+        });
+        if !right.await {
+            return None;
+        }
+        self.count_transfer(object.transferred_bytes);
+        self.fresh.put(blob.digest(), start, bytes.clone());
+        let (disk, into) = (self.disk.clone(), Arc::clone(blob));
+        let (kept, of) = (bytes.clone(), run.clone());
+        self.note_stored(blocking(move || disk.store(&into, of, &kept)).await);
+        let mut brought = Vec::with_capacity(run.len());
+        for index in run.clone() {
+            let from = (list.start(index) - start) as usize;
+            let chunk = bytes.slice(from..from + list.chunks()[index].len as usize);
+            self.count_arrival(chunk.len() as u64, 0);
+            self.note_kept(blob, index, &chunk);
+            brought.push((index, chunk));
+        }
+        Some(brought.into())
+    }
+
+    /// Takes in chunks some of which are compressed. `None` if any is wrong.
+    async fn take_packed(
+        &self,
+        blob: &Arc<Blob>,
+        run: Range<usize>,
+        places: Vec<PackPlace>,
+        object: Object,
+    ) -> Option<Brought> {
+        let start = places.first()?.range().start;
         let (disk, into) = (self.disk.clone(), Arc::clone(blob));
         let chunks = blocking(move || {
             let mut kept = Vec::with_capacity(places.len());
             for (index, place) in run.zip(&places) {
                 let chunk = into.chunks().chunks()[index];
-                let from = (place.range().start - range.start) as usize;
+                let from = (place.range().start - start) as usize;
                 let stored = object.bytes.slice(from..from + place.stored_len as usize);
                 let bytes = unpacked_and_checked(stored, Some(*place), chunk.digest, u64::from(chunk.len))?;
                 let stored = if into.has_chunk(index) {
                     Ok(())
                 } else {
-                    disk.store(&into, index, &bytes)
+                    disk.store(&into, index..index + 1, &bytes)
                 };
                 kept.push((index, bytes, u64::from(place.stored_len), stored));
             }
             Some(kept)
         });
-        let Some(kept) = chunks.await else {
-            self.wrong_answer(&key, 1);
-            return None;
-        };
-        if raw {
-            self.fresh.put(blob.digest(), list.start(first), members);
-        }
+        let kept = chunks.await?;
         let mut brought = Vec::with_capacity(kept.len());
         for (index, bytes, transferred, stored) in kept {
             self.count_arrival(bytes.len() as u64, transferred);
-            self.note_kept(blob, index, &bytes, stored);
+            self.note_stored(stored);
+            self.note_kept(blob, index, &bytes);
             brought.push((index, bytes));
         }
         Some(brought.into())
@@ -271,7 +327,7 @@ fn weight(list: &ChunkList, run: &Range<usize>) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::{chunk::Chunk, digest::Digest};
+    use crate::base::chunk::Chunk;
 
     const MIB: u32 = 1 << 20;
 

@@ -494,9 +494,9 @@ fn a_name_gets_a_new_file_only_after_the_row_that_gave_up_the_last_one_is_on_the
         "power loss could bring the old row back"
     );
     let blob = rig.open(&sliced);
-    let failed = blob.file.store_chunk(0, &bytes, || Err(StoreError::Full));
+    let failed = blob.file.store_chunks(0..1, &bytes, || Err(StoreError::Full));
     assert!(failed.is_err() && !rig.path(&sliced.digest).exists());
-    rig.blobs.store_chunk(&blob, 0, &bytes).unwrap();
+    rig.blobs.store_chunks(&blob, 0..1, &bytes).unwrap();
     assert!(blob.is_whole());
     rig.ledger.barrier().unwrap();
     assert!(!rig.blobs.shared.is_leaving(&sliced.digest));

@@ -7,7 +7,8 @@
 //! # Invariants
 //!
 //! - What is in here was verified. A blob never changes, so it stays right whatever becomes of the file.
-//! - It takes at most [`MAX_BYTES`], and a piece leaves when a reader has come to its end.
+//! - It takes at most [`MAX_BYTES`], and a piece leaves when as much as it has was read of it: a sequential reader
+//!   takes each byte once, by requests that arrive in any order.
 
 use std::{
     collections::VecDeque,
@@ -22,8 +23,9 @@ use bytes::Bytes;
 
 use crate::base::digest::Digest;
 
-/// As far as one reader is kept ahead of, see [`super::readahead`].
-const MAX_BYTES: usize = 16 << 20;
+/// More than one reader is kept ahead of, see [`super::readahead`]: what it asks for next must not be the
+/// oldest that leaves.
+const MAX_BYTES: usize = 32 << 20;
 
 /// Adjoining bytes of a blob.
 #[derive(Debug)]
@@ -31,6 +33,7 @@ struct Piece {
     blob: Digest,
     start: u64,
     bytes: Bytes,
+    unread_bytes: usize,
 }
 
 impl Piece {
@@ -54,7 +57,12 @@ impl Fresh {
             return;
         }
         let mut pieces = self.pieces();
-        pieces.push_back(Piece { blob, start, bytes });
+        pieces.push_back(Piece {
+            blob,
+            start,
+            unread_bytes: bytes.len(),
+            bytes,
+        });
         let mut held: usize = pieces.iter().map(|piece| piece.bytes.len()).sum();
         while held > MAX_BYTES
             && let Some(oldest) = pieces.pop_front()
@@ -73,20 +81,21 @@ impl Fresh {
         let mut parts = Vec::with_capacity(1);
         let mut at = range.start;
         while at < range.end {
-            let holds = |piece: &&Piece| piece.blob == *blob && piece.range().contains(&at);
-            let piece = pieces.iter().find(holds)?;
+            let holds = |piece: &Piece| piece.blob == *blob && piece.range().contains(&at);
+            let place = pieces.iter().position(holds)?;
+            let piece = &pieces[place];
             let until = range.end.min(piece.range().end);
             let offset = |byte: u64| (byte - piece.start) as usize;
-            parts.push(piece.bytes.slice(offset(at)..offset(until)));
+            parts.push((place, piece.bytes.slice(offset(at)..offset(until))));
             at = until;
         }
-        let was_read = |piece: &Piece| {
-            let end = piece.range().end;
-            piece.blob == *blob && range.start < end && end <= range.end
-        };
-        pieces.retain(|piece| !was_read(piece));
+        for (place, part) in &parts {
+            let unread = &mut pieces[*place].unread_bytes;
+            *unread = unread.saturating_sub(part.len());
+        }
+        pieces.retain(|piece| piece.unread_bytes > 0);
         self.count.store(pieces.len(), Ordering::Relaxed);
-        Some(parts)
+        Some(parts.into_iter().map(|(_, part)| part).collect())
     }
 
     fn pieces(&self) -> MutexGuard<'_, VecDeque<Piece>> {
@@ -101,16 +110,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_are_there_until_a_reader_comes_to_their_end() {
+    fn bytes_are_there_until_all_of_them_were_read_in_any_order() {
         let fresh = Fresh::default();
         let [one, other] = [Digest::of(b"one"), Digest::of(b"other")];
         fresh.put(one, 100, Bytes::from_static(b"0123456789"));
-        assert_eq!(fresh.get(&one, 102..105).unwrap(), ["234"]);
+        assert_eq!(fresh.get(&one, 105..110).unwrap(), ["56789"]);
         assert_eq!(fresh.get(&other, 102..105), None);
         for missing in [99..101, 105..111, 110..112, 103..103] {
             assert_eq!(fresh.get(&one, missing), None);
         }
-        assert_eq!(fresh.get(&one, 105..110).unwrap(), ["56789"]);
+        assert_eq!(fresh.get(&one, 102..105).unwrap(), ["234"]);
+        assert_eq!(fresh.get(&one, 100..102).unwrap(), ["01"]);
         assert_eq!(fresh.get(&one, 102..105), None);
     }
 
@@ -122,8 +132,8 @@ mod tests {
         fresh.put(blob, 0, Bytes::from_static(b"01234"));
         fresh.put(blob, 11, Bytes::from_static(b"b"));
         assert_eq!(fresh.get(&blob, 3..12), None, "10 is not here");
-        assert_eq!(fresh.get(&blob, 3..8).unwrap(), ["34", "567"]);
-        assert_eq!(fresh.get(&blob, 4..8), None, "the first was read to its end");
+        assert_eq!(fresh.get(&blob, 0..8).unwrap(), ["01234", "567"]);
+        assert_eq!(fresh.get(&blob, 4..8), None, "the first was read whole");
         assert_eq!(fresh.get(&blob, 8..10).unwrap(), ["89"]);
         assert_eq!(fresh.get(&blob, 11..12).unwrap(), ["b"]);
         assert_eq!(fresh.count.load(Ordering::Relaxed), 0);
