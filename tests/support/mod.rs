@@ -13,6 +13,7 @@ pub mod child;
 pub mod input;
 pub mod loopdev;
 pub mod machine;
+pub mod namespace;
 pub mod place;
 pub mod posix;
 pub mod rng;
