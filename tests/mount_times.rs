@@ -61,7 +61,13 @@ fn times_are_kept_to_the_nanosecond() {
     let path = file(&place.path("f"), b"x");
     fs::create_dir(place.path("d")).unwrap();
     symlink("x", place.path("l")).unwrap();
-    let wanted = [("f", 1_234_567_890), ("d", 86_400), ("l", 4_000_000_000)];
+    file(&place.path("before"), b"x");
+    let wanted = [
+        ("f", 1_234_567_890),
+        ("d", 86_400),
+        ("l", 4_000_000_000),
+        ("before", -14_182_940),
+    ];
     for (name, secs) in wanted {
         set(&place.path(name), (secs + 1, 987_654_321), (secs, 123_456_789)).unwrap();
     }

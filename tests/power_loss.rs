@@ -24,6 +24,7 @@ use lab::{Lab, StoreKind};
 use support::{
     loopdev::{self, LoopFs},
     machine::Machine,
+    namespace,
     posix::file,
     rng::Rng,
     tree, wait,
@@ -52,17 +53,6 @@ fn start_anew(dir: &Path, number: u32) {
     );
     rustix::mount::mount_bind(&boot_id, "/proc/sys/kernel/random/boot_id")
         .expect("a bind mount in our own namespace");
-}
-
-fn own_mount_namespace() {
-    use rustix::{
-        mount::{MountPropagationFlags, mount_change},
-        thread::UnshareFlags,
-    };
-    // SAFETY: a mount namespace of its own does not touch what other threads share in memory.
-    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.expect("root may have its own mounts");
-    mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
-        .expect("our own namespace");
 }
 
 /// Writes until `done`: files with fsync, files without, and files that are written twice.
@@ -150,7 +140,7 @@ fn power_cut(kind: &str) {
     if let Err(why) = loopdev::supports(kind) {
         skip!("{kind}: {why}");
     }
-    own_mount_namespace();
+    namespace::enter();
     let lab = Lab::new(StoreKind::File);
     let mut disk = LoopFs::make(kind, lab.dir(), "disk", 3 << 30);
     let spec = lab
@@ -226,7 +216,7 @@ fn cut_of_the_file_system_alone(kind: &str) {
     if let Err(why) = loopdev::supports(kind) {
         skip!("{kind}: {why}");
     }
-    own_mount_namespace();
+    namespace::enter();
     let dir = support::tempdir::TestDir::new();
     let mut disk = LoopFs::make(kind, dir.path(), "disk", 512 << 20);
     let (synced, lost) = (disk.path().join("synced"), disk.path().join("lost"));

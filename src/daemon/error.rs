@@ -154,6 +154,10 @@ pub fn advice(store: &str, err: &TierError) -> &'static str {
 
 fn mount_hint(err: &io::Error) -> &'static str {
     match err.kind() {
+        // What fusermount3 says is there as its words alone.
+        _ if err.to_string().contains("allow_other") => {
+            "; give --no-allow-other, or add the line user_allow_other to /etc/fuse.conf"
+        }
         io::ErrorKind::PermissionDenied => {
             "; as an ordinary user you need write access to it, and /dev/fuse; casmount doctor says more"
         }
@@ -175,7 +179,7 @@ pub fn chain(err: &dyn Error) -> String {
         }
         source = cause.source();
     }
-    text.replace('\n', " ")
+    text.trim_end().replace('\n', " ")
 }
 
 #[cfg(test)]

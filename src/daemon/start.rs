@@ -19,7 +19,10 @@ use crate::{
     base::id::{MachineId, StoreId},
     config::{Budget, Settings, budget},
     fuse::{self, MountOptions},
-    store::{cachedir::Binding, inspect},
+    store::{
+        cachedir::{self, Binding},
+        inspect,
+    },
     tier::{
         SharedBucket, TierError, layout,
         probe::{self, IfAbsent, ProbeMode, ProbeReport},
@@ -292,6 +295,9 @@ fn mount_options(plan: &Plan) -> MountOptions {
         threads: std::thread::available_parallelism()
             .map_or(2, usize::from)
             .clamp(2, 8),
-        passthrough: plan.settings.passthrough,
+        passthrough: plan
+            .settings
+            .passthrough
+            .then(|| plan.settings.cache_dir.join(cachedir::FORMAT)),
     }
 }

@@ -97,9 +97,17 @@ pub(super) fn set_time(time: TimeOrNow) -> SetTime {
         TimeOrNow::Now => SetTime::Now,
         TimeOrNow::SpecificTime(at) => SetTime::To(match at.duration_since(UNIX_EPOCH) {
             Ok(after) => i64::try_from(after.as_nanos()).unwrap_or(i64::MAX),
-            Err(before) => i64::try_from(before.duration().as_nanos()).map_or(i64::MIN, |nanos| -nanos),
+            Err(before) => before_1970(before.duration()),
         }),
     }
+}
+
+/// The kernel says whole seconds before 1970 and nanoseconds after those; fuser 0.18 takes both for a
+/// distance in the same direction.
+fn before_1970(distance: Duration) -> i64 {
+    let seconds = i64::try_from(distance.as_secs()).unwrap_or(i64::MAX);
+    let after = i64::from(distance.subsec_nanos());
+    seconds.saturating_mul(-1_000_000_000).saturating_add(after)
 }
 
 pub(super) fn open_request(flags: OpenFlags) -> OpenRequest {
@@ -128,9 +136,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_keep_their_nanoseconds_before_and_after_1970() {
-        for nanos in [0, 1, -1, 1_700_000_000_123_456_789, -2_208_988_799_999_999_999] {
-            assert_eq!(set_time(TimeOrNow::SpecificTime(time(nanos))), SetTime::To(nanos));
+    fn times_are_understood_as_the_kernel_says_them() {
+        let specific = |at| set_time(TimeOrNow::SpecificTime(at));
+        for nanos in [0, 1, 1_700_000_000_123_456_789, -14_182_940_000_000_000] {
+            assert_eq!(specific(time(nanos)), SetTime::To(nanos));
         }
+        // What fuser makes of the seconds -2 and the nanoseconds 300,000,000.
+        let of_fuser = UNIX_EPOCH - Duration::new(2, 300_000_000);
+        assert_eq!(specific(of_fuser), SetTime::To(-1_700_000_000));
+        let long_ago = UNIX_EPOCH - Duration::from_secs(1 << 40);
+        assert_eq!(specific(long_ago), SetTime::To(i64::MIN));
     }
 }

@@ -18,9 +18,11 @@ mod turns;
 
 use std::{
     ffi::CString,
-    fmt, io,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
-    path::PathBuf,
+    fmt,
+    fs::File,
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{
         Arc, Mutex,
@@ -28,10 +30,11 @@ use std::{
     },
 };
 
-use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
+use fuser::{BackgroundSession, BackingId, Config, MountOption, Session, SessionACL};
 use rustix::{
     fs::{Mode, OFlags},
     io::Errno,
+    ioctl::{Opcode, Setter, ioctl, opcode},
     mount::{MountFlags, UnmountFlags},
 };
 
@@ -49,8 +52,8 @@ pub struct MountOptions {
     /// Shown by mount(8) as the source.
     pub source: String,
     pub threads: usize,
-    /// Hand files to the kernel where it allows that.
-    pub passthrough: bool,
+    /// Hand files to the kernel if it takes this one, which lies where they do.
+    pub passthrough: Option<PathBuf>,
 }
 
 /// A live mount. Dropping it does not unmount.
@@ -83,7 +86,7 @@ pub fn mount(vfs: Arc<Vfs>, options: &MountOptions, runtime: tokio::runtime::Han
     };
     config.n_threads = Some(options.threads.max(1));
     config.clone_fd = true;
-    let passthrough = Arc::new(AtomicBool::new(options.passthrough));
+    let passthrough = Arc::new(AtomicBool::new(options.passthrough.is_some()));
     let turns = turns::Turns::start()?;
     let front = front::Front::new(vfs, runtime, Arc::clone(&passthrough), turns.clone());
     let session = match mount_as_root(options) {
@@ -110,6 +113,15 @@ pub fn mount(vfs: Arc<Vfs>, options: &MountOptions, runtime: tokio::runtime::Han
         }
         Err(err) => Err(err.into()),
     }?;
+    if let Some(sample) = options
+        .passthrough
+        .as_ref()
+        .filter(|_| passthrough.load(Ordering::Relaxed))
+        && let Err(err) = try_lending(session.as_fd(), sample)
+    {
+        tracing::debug!(error = %err, "the kernel takes no files");
+        passthrough.store(false, Ordering::Relaxed);
+    }
     turns.read_from(session.as_fd().try_clone_to_owned()?);
     let session = session.spawn()?;
     let notices = notify::Notices::start(session.notifier())?;
@@ -146,6 +158,18 @@ fn mount_as_root(options: &MountOptions) -> Result<OwnedFd, Errno> {
         data.as_c_str(),
     )?;
     Ok(device)
+}
+
+/// Hands a file to the kernel and takes it back. The kernel offers passthrough to everyone, and says
+/// only here that this user may not do it (EPERM), or that it does not go through two file
+/// systems that lie on others (ELOOP, of overlayfs).
+fn try_lending(device: BorrowedFd<'_>, sample: &Path) -> io::Result<()> {
+    /// `FUSE_DEV_IOC_BACKING_CLOSE` of linux/fuse.h.
+    const CLOSE: Opcode = opcode::write::<u32>(229, 2);
+    let id = BackingId::create_raw(device, File::open(sample)?)?;
+    // SAFETY: the call reads one u32.
+    unsafe { ioctl(device, Setter::<CLOSE, u32>::new(id)) }?;
+    Ok(())
 }
 
 impl Mounted {
@@ -186,7 +210,7 @@ impl Mounted {
 /// # Errors
 ///
 /// `EBUSY` while programs use it and `lazily` is not set; what the system reports else.
-pub fn unmount(mountpoint: &std::path::Path, lazily: bool) -> io::Result<()> {
+pub fn unmount(mountpoint: &Path, lazily: bool) -> io::Result<()> {
     let flags = if lazily {
         UnmountFlags::DETACH
     } else {

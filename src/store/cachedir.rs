@@ -37,6 +37,8 @@ use crate::base::{
     volume::Stack,
 };
 
+/// A file that every cache directory in use has.
+pub const FORMAT: &str = "format";
 const FORMAT_PREFIX: &str = "casmount cache ";
 const FORMAT_VERSION: u32 = 1;
 
@@ -138,7 +140,7 @@ impl CacheDir {
         let (binding, machine_changed) = bind(path, store, host, known)?;
         note_pid(&lock, path)?;
         if !known {
-            let format = path.join("format");
+            let format = path.join(FORMAT);
             durable::replace(&format, format!("{FORMAT_PREFIX}{FORMAT_VERSION}\n").as_bytes())
                 .map_err(StoreError::disk("write", &format))?;
         }
@@ -213,7 +215,7 @@ fn unusable<T>(why: String) -> Result<T, StoreError> {
 
 /// Whether it is a cache directory of a version that this program knows.
 fn read_format(dir: &Path) -> Result<bool, StoreError> {
-    let path = dir.join("format");
+    let path = dir.join(FORMAT);
     let Some(text) = read_if_there(&path)? else {
         return Ok(false);
     };

@@ -52,9 +52,18 @@ pub fn root() -> PathBuf {
 
 /// Every mount point of this mount namespace, in the order of mounting.
 pub fn mountpoints() -> Vec<PathBuf> {
+    mounts().into_iter().map(|(point, _)| point).collect()
+}
+
+/// Every mount of this mount namespace with its type, in the order of mounting.
+pub fn mounts() -> Vec<(PathBuf, String)> {
     let table = fs::read_to_string("/proc/thread-self/mountinfo").expect("/proc is there");
-    let field = |line: &str| line.split(' ').nth(4).map(unescape);
-    table.lines().filter_map(field).collect()
+    let mount = |line: &str| {
+        let point = unescape(line.split(' ').nth(4)?);
+        let kind = line.split_once(" - ")?.1.split(' ').next()?;
+        Some((point, kind.to_owned()))
+    };
+    table.lines().filter_map(mount).collect()
 }
 
 /// Takes away whatever is mounted at or below a directory, even while it is used.
