@@ -1,5 +1,5 @@
 //! What every layer shares and what knows none of them: digests, identities,
-//! names of volumes, clocks, chunking, buffers, activity, durable files, retry and single flight.
+//! names of volumes and snapshots, clocks, chunking, buffers, activity, durable files, retry and single flight.
 
 pub mod activity;
 pub mod buffers;
@@ -10,6 +10,7 @@ pub mod durable;
 pub mod flight;
 pub mod id;
 pub mod retry;
+pub mod snapshot;
 pub mod units;
 pub mod volume;
 

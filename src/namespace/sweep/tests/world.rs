@@ -154,9 +154,8 @@ impl World {
         let json = VolumeJson {
             version: 1,
             parent: Some(StackLayer {
-                volume: VOLUME.parse().unwrap(),
                 until_millis: Some(now),
-                own_prefix: false,
+                ..StackLayer::live(VOLUME.parse().unwrap())
             }),
             own_prefix: false,
             created_millis: now,
