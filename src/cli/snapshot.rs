@@ -1,6 +1,6 @@
 //! `casmount snapshot`.
 
-use std::sync::Mutex;
+use std::{fmt::Write, sync::Mutex};
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -275,34 +275,23 @@ fn list_text(snapshots: &[SnapshotJson]) -> String {
     let (volumes, tags) = (width(|one| &one.volume), width(|one| &one.tag));
     let mut out = String::new();
     for one in snapshots {
-        let facts = match (&one.trouble, one.as_of_millis, one.names) {
-            (None, Some(as_of), Some(names)) => {
-                let by = one.created_by.as_deref().unwrap_or_default();
-                let below: Vec<&str> = one
-                    .layers
-                    .iter()
-                    .skip(1)
-                    .map(|layer| layer.volume.as_str())
-                    .collect();
-                let over = match below.is_empty() {
-                    true => String::new(),
-                    false => format!(", over {}", below.join(" over ")),
-                };
-                let as_of = format_moment(as_of);
-                format!(
-                    "as of {as_of}, {}{over}, made by {}",
-                    count(names, "name"),
-                    output::escape(by)
-                )
-            }
-            (trouble, ..) => trouble.clone().unwrap_or_default(),
-        };
-        out.push_str(&format!(
-            "{:<volumes$}  {:<tags$}  {facts}\n",
-            one.volume, one.tag
-        ));
+        let (volume, tag, facts) = (&one.volume, &one.tag, facts(one));
+        writeln!(out, "{volume:<volumes$}  {tag:<tags$}  {facts}").expect("a string takes everything");
     }
     out
+}
+
+/// What there is to say of a snapshot, or why there is nothing.
+fn facts(one: &SnapshotJson) -> String {
+    let (Some(as_of), Some(names)) = (one.as_of_millis, one.names) else {
+        return one.trouble.clone().unwrap_or_default();
+    };
+    let mut facts = vec![format!("as of {}", format_moment(as_of)), count(names, "name")];
+    let below = one.layers.iter().skip(1);
+    facts.extend(below.map(|layer| format!("over {}", layer.volume)));
+    let by = one.created_by.as_deref().map(output::escape);
+    facts.extend(by.map(|by| format!("made by {by}")));
+    facts.join(", ")
 }
 
 fn delete(args: &DeleteArgs) -> Result<(), Failure> {
@@ -322,4 +311,41 @@ fn delete(args: &DeleteArgs) -> Result<(), Failure> {
         "deleted snapshot {} of volume {}\n",
         args.tag, settings.volume
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{base::digest::Digest, namespace::snapshot::SnapshotLayer};
+
+    #[test]
+    fn a_line_says_what_a_snapshot_is_or_why_it_cannot_be_read() {
+        let layer = |volume: &str| SnapshotLayer {
+            volume: volume.parse().unwrap(),
+            catalog: Digest::EMPTY,
+            own_prefix: false,
+        };
+        let snapshot = Snapshot {
+            version: 1,
+            as_of_millis: 1_767_225_600_000,
+            created_millis: 1_767_225_600_000,
+            created_by: "release@builder".to_owned(),
+            names: 42,
+            layers: vec![layer("pr-1"), layer("main")],
+            presets: std::collections::BTreeMap::new(),
+        };
+        let of = |volume: &str, tag: &str, snapshot| {
+            SnapshotJson::new(&volume.parse().unwrap(), &tag.parse().unwrap(), snapshot)
+        };
+        let all = [
+            of("main", "release=1.2", Err("it is damaged".to_owned())),
+            of("pr-1", "v1", Ok(snapshot)),
+        ];
+        let expected = [
+            "main  release=1.2  it is damaged\n",
+            "pr-1  v1           as of 2026-01-01 00:00:00 UTC, 42 names, over main, made by release@builder\n",
+        ];
+        assert_eq!(list_text(&all), expected.concat());
+        assert_eq!(list_text(&[]), "");
+    }
 }

@@ -33,6 +33,10 @@ const READS: u32 = 4;
 /// How a catalog is made.
 #[derive(Clone, Debug)]
 pub struct FreezeOptions {
+    /// Everything that was acknowledged carries this time or an earlier one.
+    pub now_millis: u64,
+    /// Of the volume, nothing is seen that was published later.
+    pub until_millis: Option<u64>,
     pub machine: MachineId,
     /// Where changes are put down when memory does not do.
     pub spill_dir: PathBuf,
@@ -49,20 +53,19 @@ pub struct Made {
     pub sent: write::Sent,
 }
 
-/// Makes a catalog of what was published in `volume` up to `until_millis`.
+/// Makes a catalog of what was published in `volume`.
 ///
 /// Costs what compacting costs: the newest catalog that is old enough and the log since then are read, and
 /// the parts are written in which something changed.
 pub async fn freeze(
     bucket: &SharedBucket,
     volume: &str,
-    until_millis: u64,
     options: &FreezeOptions,
     progress: &(dyn Fn(Progress) + Send + Sync),
 ) -> Result<Made, CatalogError> {
     for _ in 0..READS {
         let newest = head::read(bucket.as_ref(), volume).await?;
-        let gathered = freeze_once(bucket, volume, until_millis, options, progress).await;
+        let gathered = freeze_once(bucket, volume, options, progress).await;
         let made = match gathered {
             // A segment or a part that was there when it was listed.
             Err(CatalogError::Missing { .. }) if newest != head::read(bucket.as_ref(), volume).await? => None,
@@ -82,24 +85,25 @@ pub async fn freeze(
 async fn freeze_once(
     bucket: &SharedBucket,
     volume: &str,
-    until_millis: u64,
     options: &FreezeOptions,
     progress: &(dyn Fn(Progress) + Send + Sync),
 ) -> Result<Made, CatalogError> {
-    let old = read::newest(bucket.as_ref(), volume, Some(until_millis)).await?;
+    let old = read::newest(bucket.as_ref(), volume, options.until_millis).await?;
     let old = old.as_ref().map(|opened| opened.root.as_ref());
     let since = old.map_or(0, |root| root.watermark_millis);
+    // What is in a catalog was published, whatever this machine takes for the time.
+    let until = options.until_millis.unwrap_or(options.now_millis.max(since));
     let mut gathered = Gathered::new(bucket, volume, options.spill_dir.clone());
     gathered.refuses_damaged = true;
     gathered
-        .read(since.saturating_sub(WINDOW_MILLIS), until_millis, &progress)
+        .read(since.saturating_sub(WINDOW_MILLIS), until, &progress)
         .await?;
     progress(Progress {
         folding: true,
         ..gathered.done
     });
     let checkpoint = Checkpoint {
-        watermark_millis: until_millis,
+        watermark_millis: until,
         machine: options.machine,
         keeps_tombstones: options.keeps_tombstones,
         part_bytes: write::PART_BYTES,

@@ -141,8 +141,9 @@ async fn freeze_layers(
     let mut made = Vec::new();
     let lowest = stack.layers().len() - 1;
     for (number, layer) in stack.layers().iter().enumerate() {
-        let until = layer.until_millis.unwrap_or(as_of_millis).min(as_of_millis);
         let freezing = FreezeOptions {
+            now_millis: as_of_millis,
+            until_millis: layer.until_millis,
             machine: options.machine,
             spill_dir: options.spill_dir.clone(),
             keeps_tombstones: number < lowest,
@@ -153,7 +154,7 @@ async fn freeze_layers(
                 progress,
             });
         };
-        made.push(freeze::freeze(bucket, layer.volume.as_str(), until, &freezing, &tell).await?);
+        made.push(freeze::freeze(bucket, layer.volume.as_str(), &freezing, &tell).await?);
     }
     Ok(made)
 }
