@@ -1,5 +1,5 @@
 //! What every layer shares and what knows none of them: digests, identities,
-//! names of volumes, clocks, chunking, buffers, activity, durable files, retry and single flight.
+//! names of volumes and snapshots, clocks, chunking, buffers, activity, durable files, retry and single flight.
 
 pub mod activity;
 pub mod buffers;
@@ -11,6 +11,7 @@ pub mod flight;
 pub mod id;
 pub mod retry;
 mod sha256;
+pub mod snapshot;
 pub mod units;
 pub mod volume;
 

@@ -7,7 +7,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use super::units::format_moment;
+use super::{digest::Digest, snapshot::Frozen, units::format_moment};
 
 /// `[a-z0-9][a-z0-9._-]{0,62}`: safe in an object key, a path and a URL.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -74,6 +74,9 @@ pub struct StackLayer {
     /// Its blobs are below its own prefix in the bucket, because its writers are trusted less.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub own_prefix: bool,
+    /// It is a part of a snapshot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frozen: Option<Frozen>,
 }
 
 impl StackLayer {
@@ -84,11 +87,14 @@ impl StackLayer {
             volume,
             until_millis: None,
             own_prefix: false,
+            frozen: None,
         }
     }
 }
 
 /// The mounted volume and those that it is read through, from the top; never empty.
+///
+/// Either none of its layers is frozen, or all of them are, by one snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Vec<StackLayer>", into = "Vec<StackLayer>")]
 pub struct Stack(Vec<StackLayer>);
@@ -98,6 +104,19 @@ impl Stack {
     #[must_use]
     pub fn of(volume: VolumeName) -> Self {
         Self(vec![StackLayer::live(volume)])
+    }
+
+    /// The layers of a snapshot, from the top; `None` when they are none, or of several snapshots.
+    #[must_use]
+    pub fn of_snapshot(layers: Vec<StackLayer>) -> Option<Self> {
+        let stack = Self::try_from(layers).ok()?;
+        stack.snapshot().is_some().then_some(stack)
+    }
+
+    /// What the snapshot shows of the mounted volume, if this is one.
+    #[must_use]
+    pub fn snapshot(&self) -> Option<&Frozen> {
+        self.0[0].frozen.as_ref()
     }
 
     /// Notes that the blobs of the lowest layer so far are below its own prefix.
@@ -127,6 +146,17 @@ impl Stack {
 
 impl fmt::Display for Stack {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(snapshot) = self.snapshot() {
+            // Two snapshots may have had the same tag, one after the other.
+            let as_of = format_moment(snapshot.as_of_millis);
+            let catalog = short(&snapshot.catalog);
+            let volume = self.volume();
+            return write!(
+                f,
+                "{volume} at snapshot {} ({as_of}, catalog {catalog})",
+                snapshot.tag
+            );
+        }
         for (number, layer) in self.0.iter().enumerate() {
             if number > 0 {
                 f.write_str(" over ")?;
@@ -140,10 +170,19 @@ impl fmt::Display for Stack {
     }
 }
 
+/// As much of a digest as tells it from others.
+fn short(digest: &Digest) -> String {
+    digest.to_string()[..12].to_owned()
+}
+
 impl TryFrom<Vec<StackLayer>> for Stack {
     type Error = &'static str;
 
     fn try_from(layers: Vec<StackLayer>) -> Result<Self, Self::Error> {
+        let tag = |layer: &StackLayer| layer.frozen.as_ref().map(|frozen| frozen.tag.clone());
+        if layers.windows(2).any(|two| tag(&two[0]) != tag(&two[1])) {
+            return Err("its layers are of several snapshots");
+        }
         match layers.first() {
             Some(StackLayer {
                 until_millis: None, ..
@@ -192,6 +231,7 @@ mod tests {
             volume: volume.parse().unwrap(),
             until_millis,
             own_prefix: false,
+            frozen: None,
         };
         let mut stack = Stack::of("fork".parse().unwrap());
         assert_eq!(stack.to_string(), "fork");
@@ -220,6 +260,38 @@ mod tests {
             r#"[{"volume":"a","until_millis":1}]"#,
         ] {
             assert!(serde_json::from_str::<Stack>(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_snapshot_is_another_stack_than_its_volume_and_reads_back() {
+        let layer = |volume: &str, tag: &str| StackLayer {
+            frozen: Some(Frozen {
+                tag: tag.parse().unwrap(),
+                as_of_millis: 1_767_225_600_000,
+                catalog: Digest::of(volume.as_bytes()),
+            }),
+            ..StackLayer::live(volume.parse().unwrap())
+        };
+        let stack = Stack::of_snapshot(vec![layer("fork", "v=1"), layer("main", "v=1")]).unwrap();
+        assert_eq!(
+            stack.to_string(),
+            format!(
+                "fork at snapshot v=1 (2026-01-01 00:00:00 UTC, catalog {})",
+                &Digest::of(b"fork").to_string()[..12]
+            )
+        );
+        let json = serde_json::to_string(&stack).unwrap();
+        assert_eq!(serde_json::from_str::<Stack>(&json).unwrap(), stack);
+        assert_ne!(stack, Stack::of("fork".parse().unwrap()));
+        assert_eq!(Stack::of("fork".parse().unwrap()).snapshot(), None);
+        for odd in [
+            vec![],
+            vec![layer("fork", "v=1"), layer("main", "v=2")],
+            vec![layer("fork", "v=1"), StackLayer::live("main".parse().unwrap())],
+            vec![StackLayer::live("main".parse().unwrap())],
+        ] {
+            assert_eq!(Stack::of_snapshot(odd), None);
         }
     }
 }

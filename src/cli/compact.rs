@@ -82,7 +82,7 @@ pub fn run(args: &CompactArgs) -> Result<(), Failure> {
     output::print(&(text(&report) + "\n"))
 }
 
-fn progress_text(progress: &Progress) -> String {
+pub fn progress_text(progress: &Progress) -> String {
     // Elsewhere than on a terminal each text is a line: thousands tell less than a few.
     let rounded = progress.segments / 100 * 100;
     if progress.folding {

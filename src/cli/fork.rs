@@ -1,16 +1,13 @@
 //! `casmount fork`.
 
-use std::{
-    io::{self, BufRead, IsTerminal},
-    sync::Mutex,
-};
+use std::sync::Mutex;
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use super::{
     args::{self, BucketArgs},
-    commit,
+    commit, confirm,
     failure::Failure,
     output::{self, ProgressLine},
 };
@@ -119,7 +116,7 @@ struct PromoteArgs {
 
 /// Delete a fork, and with it every change in it that was not promoted.
 ///
-/// Not while another volume lies over it. Its name stays taken. A machine that still has it mounted goes on showing
+/// Not while another volume lies over it, or it has snapshots. Its name stays taken. A machine that still has it mounted goes on showing
 /// what it has, publishes nothing any more, and says so in its status.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -200,7 +197,11 @@ fn step_text(step: PromoteStep) -> Option<String> {
 fn delete(args: &DeleteArgs) -> Result<(), Failure> {
     let settings = settings(&args.bucket)?;
     if !args.yes {
-        ask(&args.name)?;
+        let (what, name) = (format!("volume {}", args.name), &args.name);
+        confirm::deleting(
+            &what,
+            &format!("Delete volume {name}, and every change in it that was not promoted?"),
+        )?;
     }
     let mut line = ProgressLine::new();
     let done = args::block_on(daemon::fork::delete(&settings, &args.name, |removed| {
@@ -224,23 +225,6 @@ fn delete(args: &DeleteArgs) -> Result<(), Failure> {
         ""
     };
     output::print(&format!("deleted volume {}{before}\n", deleted.volume))
-}
-
-/// Asks whoever sits there; refuses when nobody does.
-fn ask(name: &VolumeName) -> Result<(), Failure> {
-    if !io::stdin().is_terminal() {
-        return Err(Failure::usage(format!(
-            "deleting volume {name} cannot be undone: say --yes"
-        )));
-    }
-    eprint!("Delete volume {name}, and every change in it that was not promoted? [y/N] ");
-    let mut answer = String::new();
-    let read = io::stdin().lock().read_line(&mut answer);
-    read.map_err(|err| Failure::because(1, format!("cannot read the answer: {err}")))?;
-    if matches!(answer.trim(), "y" | "Y" | "yes") {
-        return Ok(());
-    }
-    Err(Failure::because(1, format!("volume {name} was not deleted")))
 }
 
 fn create(args: &CreateArgs) -> Result<(), Failure> {

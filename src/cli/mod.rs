@@ -11,6 +11,7 @@ pub mod args;
 pub mod asking;
 pub mod commit;
 pub mod compact;
+pub mod confirm;
 pub mod doctor;
 pub mod failure;
 pub mod flush;
@@ -19,6 +20,7 @@ pub mod ls;
 pub mod mount;
 pub mod output;
 pub mod preset;
+pub mod snapshot;
 pub mod status;
 pub mod sweep;
 pub mod unmount;
@@ -60,6 +62,7 @@ enum Command {
     Fork(fork::ForkArgs),
     Volume(volume::VolumeArgs),
     Preset(preset::PresetArgs),
+    Snapshot(snapshot::SnapshotArgs),
     Status(status::StatusArgs),
     Sweep(sweep::SweepArgs),
     Ls(ls::LsArgs),
@@ -83,6 +86,7 @@ pub fn run() -> ExitCode {
         Command::Fork(args) => fork::run(&args),
         Command::Volume(args) => volume::run(&args),
         Command::Preset(args) => preset::run(&args),
+        Command::Snapshot(args) => snapshot::run(&args),
         Command::Compact(args) => compact::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Sweep(args) => sweep::run(&args),

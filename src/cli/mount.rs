@@ -10,6 +10,7 @@ use super::{
     output::{self, ProgressLine},
 };
 use crate::{
+    base::snapshot::SnapshotTag,
     config::{CommitMode, Dirs, Layer, OwnerMode, Settings, VolumeName, layer},
     daemon::{
         announce::Announcer,
@@ -39,12 +40,16 @@ Examples:
   casmount mount --store s3://test --endpoint-url http://localhost:9000 --foreground /mnt/cache
   casmount mount --store file:///mnt/nfs/store --read-only /mnt/cache
   casmount mount --fork-from main --volume job-17 --commit on-success /mnt/cache   a CI job with its own fork
+  casmount mount --snapshot release=1.2 /mnt/release                                   made by casmount snapshot create
   casmount mount --preset bazel-disk=bazel --preset cc=ccache /mnt/cache")]
 pub struct MountArgs {
     /// An empty directory
     mountpoint: PathBuf,
     #[command(flatten)]
     store: StoreArgs,
+    /// Mount this state of the volume, which never changes, instead of the volume itself; read-only
+    #[arg(long, value_name = "TAG")]
+    snapshot: Option<SnapshotTag>,
     /// Make the volume a fork of this one, if it is not there yet: what is done in the mount stays in the fork
     #[arg(long, value_name = "PARENT")]
     fork_from: Option<VolumeName>,
@@ -121,6 +126,7 @@ impl MountArgs {
             _ => Some("trace".to_owned()),
         };
         Layer {
+            snapshot: self.snapshot.clone(),
             fork_from: self.fork_from.clone(),
             commit: self.commit,
             cache_size: self.cache_size,
@@ -172,6 +178,7 @@ fn prepare(args: &MountArgs, dirs: &Dirs) -> Result<Plan, Failure> {
             settings.volume
         )));
     }
+    check_snapshot(&settings)?;
     preset::at::check(&args.presets).map_err(Failure::usage)?;
     // A wrong URL is a wrong command, whatever else is wrong.
     crate::daemon::bucket::parse_url(&settings.store)?;
@@ -186,6 +193,21 @@ fn prepare(args: &MountArgs, dirs: &Dirs) -> Result<Plan, Failure> {
         settings,
         mountpoint,
     })
+}
+
+/// What changes something means nothing in a snapshot.
+fn check_snapshot(settings: &Settings) -> Result<(), Failure> {
+    let Some(tag) = &settings.snapshot else {
+        return Ok(());
+    };
+    let odd = match (&settings.fork_from, settings.commit) {
+        (Some(_), _) => "--fork-from",
+        (None, CommitMode::OnSuccess) => "--commit on-success",
+        (None, CommitMode::Never) => return Ok(()),
+    };
+    Err(Failure::usage(format!(
+        "{odd} means nothing with snapshot {tag}, which never changes: leave one of them out"
+    )))
 }
 
 /// A cache inside its own mount would wait for itself.
@@ -249,6 +271,7 @@ fn serve(plan: &Plan, dirs: &Dirs, detached: bool) -> Result<(), Failure> {
         mountpoint = %plan.mountpoint.display(),
         store = plan.settings.store,
         volume = %plan.settings.volume,
+        snapshot = plan.settings.snapshot.as_ref().map(SnapshotTag::as_str),
         cache_dir = %plan.settings.cache_dir.display(),
         "starting"
     );
@@ -315,6 +338,7 @@ mod tests {
         let all = layer(&[
             "--store=s3://b",
             "--volume=v",
+            "--snapshot=s",
             "--fork-from=p",
             "--commit=on-success",
             "--cache-dir=/c",
@@ -354,6 +378,31 @@ mod tests {
             lower.set(key, text).unwrap();
         }
         assert_eq!(all.clone().over(lower), all);
+    }
+
+    #[test]
+    fn what_changes_something_means_nothing_in_a_snapshot() {
+        let check = |args: &[&str]| {
+            let dirs = Dirs::new(0, |_| None);
+            check_snapshot(&Settings::resolve(layer(args), &dirs, 0).unwrap())
+        };
+        let fork = "--fork-from=p";
+        let commit = "--commit=on-success";
+        for fine in [
+            &[fork, commit][..],
+            &["--snapshot=v=1"],
+            &["--snapshot=v=1", "--commit=never"],
+        ] {
+            check(fine).unwrap();
+        }
+        for (args, word) in [
+            (&["--snapshot=v=1", fork][..], "--fork-from"),
+            (&["--snapshot=v=1", commit], "--commit on-success"),
+        ] {
+            let refused = check(args).unwrap_err();
+            assert_eq!(refused.code(), 2);
+            assert!(refused.message().starts_with(word), "{}", refused.message());
+        }
     }
 
     #[test]

@@ -191,10 +191,14 @@ fn text(report: &SweepReport) -> String {
         )
     };
     let mut lines = vec![format!(
-        "checked {} against {} in {}; {} in use, {} younger than the window of {} s",
+        "checked {} against {} in {}{}; {} in use, {} younger than the window of {} s",
         amount(report.all),
         count(report.names, "name"),
         count(report.volumes, "volume"),
+        match report.snapshots {
+            0 => String::new(),
+            snapshots => format!(" and {}", count(snapshots, "snapshot")),
+        },
         amount(report.used),
         amount(report.young),
         report.window_seconds,

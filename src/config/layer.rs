@@ -4,7 +4,10 @@ use std::{ffi::OsString, path::PathBuf, str::FromStr, time::Duration};
 
 use super::{ConfigError, VolumeName};
 use crate::{
-    base::units::{parse_duration, parse_size},
+    base::{
+        snapshot::SnapshotTag,
+        units::{parse_duration, parse_size},
+    },
     namespace::preset::at::PresetAt,
 };
 
@@ -31,6 +34,7 @@ pub enum CommitMode {
 pub struct Layer {
     pub store: Option<String>,
     pub volume: Option<VolumeName>,
+    pub snapshot: Option<SnapshotTag>,
     pub fork_from: Option<VolumeName>,
     pub commit: Option<CommitMode>,
     pub cache_dir: Option<PathBuf>,
@@ -62,9 +66,10 @@ pub enum SetError {
 
 impl Layer {
     /// The names of all settings, as in the file.
-    pub const KEYS: [&'static str; 22] = [
+    pub const KEYS: [&'static str; 23] = [
         "store",
         "volume",
+        "snapshot",
         "fork-from",
         "commit",
         "cache-dir",
@@ -93,6 +98,7 @@ impl Layer {
         match key {
             "store" => self.store = Some(text.to_owned()),
             "volume" => self.volume = Some(text.parse().map_err(bad)?),
+            "snapshot" => self.snapshot = Some(text.parse().map_err(bad)?),
             "fork-from" => self.fork_from = Some(text.parse().map_err(bad)?),
             "commit" => self.commit = Some(parse_commit(text).map_err(bad)?),
             "cache-dir" => self.cache_dir = Some(text.into()),
@@ -150,6 +156,7 @@ impl Layer {
         Self {
             store: self.store.or(lower.store),
             volume: self.volume.or(lower.volume),
+            snapshot: self.snapshot.or(lower.snapshot),
             fork_from: self.fork_from.or(lower.fork_from),
             commit: self.commit.or(lower.commit),
             cache_dir: self.cache_dir.or(lower.cache_dir),
@@ -310,6 +317,7 @@ mod tests {
             ("uid", "alice"),
             ("read-only", "maybe"),
             ("volume", "../x"),
+            ("snapshot", "../x"),
             ("fork-from", "../x"),
             ("commit", "always"),
             ("log-level", "a=b=c"),

@@ -15,7 +15,7 @@
 //!   variables are different: others than ours may start with `CASMOUNT_`.
 //! - An empty variable is an unset one, as in an `EnvironmentFile` with blanks.
 //! - Paths are absolute after resolving: the daemon leaves the directory it was started in.
-//! - Two volumes, or two stores, never share a default cache directory.
+//! - Two volumes, snapshots or stores never share a default cache directory.
 
 pub mod budget;
 pub mod dirs;

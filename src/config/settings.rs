@@ -7,7 +7,10 @@ use std::{
 };
 
 use super::{CommitMode, ConfigError, Dirs, Layer, OwnerMode, VolumeName, file};
-use crate::{base::digest::Digest, namespace::preset::at::PresetAt};
+use crate::{
+    base::{digest::Digest, snapshot::SnapshotTag},
+    namespace::preset::at::PresetAt,
+};
 
 /// Long enough that a file written again and again is uploaded once, short
 /// enough that other machines see a result while they still want it.
@@ -24,6 +27,8 @@ pub struct Settings {
     /// The directory of the store, when none was named.
     pub default_store: Option<PathBuf>,
     pub volume: VolumeName,
+    /// This state of the volume, instead of the volume itself.
+    pub snapshot: Option<SnapshotTag>,
     /// Made as a fork of this volume, if it is not there.
     pub fork_from: Option<VolumeName>,
     pub commit: CommitMode,
@@ -92,7 +97,7 @@ impl Settings {
         let volume = layer.volume.unwrap_or_default();
         let cache_dir = match layer.cache_dir {
             Some(dir) => absolute(dir)?,
-            None => dirs.default_cache(&cache_id(&store, &volume))?,
+            None => dirs.default_cache(&cache_id(&store, &volume, layer.snapshot.as_ref()))?,
         };
         Ok(Self {
             store,
@@ -107,7 +112,9 @@ impl Settings {
             region: layer.region,
             settle: layer.settle.unwrap_or(SETTLE),
             read_timeout: layer.read_timeout.unwrap_or(READ_TIMEOUT),
-            read_only: layer.read_only.unwrap_or(false),
+            // A snapshot cannot be changed, whatever else is said.
+            read_only: layer.read_only.unwrap_or(false) || layer.snapshot.is_some(),
+            snapshot: layer.snapshot,
             // Root mounts for the machine; a user's mount is that user's.
             allow_other: layer.allow_other.unwrap_or(uid == 0),
             passthrough: layer.passthrough.unwrap_or(true),
@@ -123,9 +130,10 @@ impl Settings {
     }
 }
 
-/// Names the cache of a volume of a store.
-fn cache_id(store: &str, volume: &VolumeName) -> String {
-    let text = format!("{}\n{volume}", store.trim_end_matches('/'));
+/// Names the cache of a volume of a store, or of a snapshot of it.
+fn cache_id(store: &str, volume: &VolumeName, snapshot: Option<&SnapshotTag>) -> String {
+    let snapshot = snapshot.map_or(String::new(), |tag| format!("\n{tag}"));
+    let text = format!("{}\n{volume}{snapshot}", store.trim_end_matches('/'));
     Digest::of(text.as_bytes()).to_string()[..16].to_owned()
 }
 
@@ -173,12 +181,21 @@ mod tests {
     }
 
     #[test]
-    fn no_two_volumes_or_stores_share_a_cache() {
+    fn no_two_volumes_snapshots_or_stores_share_a_cache() {
         let cache = |pairs| Settings::resolve(layer(pairs), &dirs(), 1000).unwrap().cache_dir;
         let main = cache(&[("store", "s3://b")]);
         assert_eq!(main, cache(&[("store", "s3://b/")]));
         assert_ne!(main, cache(&[("store", "s3://b"), ("volume", "other")]));
         assert_ne!(main, cache(&[("store", "s3://c")]));
+        let snapshot = cache(&[("store", "s3://b"), ("snapshot", "v=1")]);
+        assert_ne!(main, snapshot);
+        assert_ne!(snapshot, cache(&[("store", "s3://b"), ("snapshot", "v=2")]));
+    }
+
+    #[test]
+    fn a_snapshot_is_read_only() {
+        let pairs = [("snapshot", "v=1"), ("read-only", "no")];
+        assert!(Settings::resolve(layer(&pairs), &dirs(), 1000).unwrap().read_only);
     }
 
     #[test]

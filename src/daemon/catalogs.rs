@@ -1,6 +1,6 @@
 //! The newest catalogs of what is mounted, asked for before anything is put up.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use super::{
     bucket,
@@ -17,6 +17,8 @@ use crate::{
 };
 
 /// Asks for the newest catalog of each layer of `stack`: all of them, or none when one did not come.
+/// Of a snapshot those that it names, so that one that cannot be read is told at once; a machine that was here before
+/// reads them when it needs them.
 ///
 /// A machine that was here before goes on with its log when it gets no answer; one that begins
 /// does not: what is in a catalog may be nowhere else.
@@ -27,10 +29,22 @@ pub async fn newest(
     is_known: bool,
     within: Duration,
 ) -> Result<Vec<Option<Opened>>, StartError> {
+    if stack.snapshot().is_some() && is_known {
+        return Ok(Vec::new());
+    }
     let mut newest = Vec::new();
     for layer in stack.layers() {
         let volume = layer.volume.as_str();
-        let ask = read::newest(bucket.as_ref(), volume, layer.until_millis);
+        let ask = async {
+            let Some(frozen) = &layer.frozen else {
+                return read::newest(bucket.as_ref(), volume, layer.until_millis).await;
+            };
+            let root = read::root(bucket.as_ref(), volume, &frozen.catalog).await?;
+            Ok(Some(Opened {
+                digest: frozen.catalog,
+                root: Arc::new(root),
+            }))
+        };
         let answer = tokio::time::timeout(within, ask).await;
         newest.push(match answer {
             Ok(Ok(opened)) => opened,

@@ -23,6 +23,14 @@ fn parent(serving: &Serving) -> Option<&VolumeName> {
 /// Drains, then promotes; the whole answer to `casmount commit`.
 pub async fn run(serving: &Serving, deadline: Instant, replies: &mpsc::Sender<Reply>) -> Reply {
     let volume = &serving.settings.volume;
+    if let Some(snapshot) = serving.snapshot() {
+        return Reply::Error {
+            message: format!(
+                "what is mounted is snapshot {} of volume {volume}, in which nothing changes, so there is nothing to commit",
+                snapshot.tag
+            ),
+        };
+    }
     let Some(into) = parent(serving) else {
         return Reply::Error {
             message: format!("volume {volume} is no fork, so there is nothing to commit it into"),

@@ -6,7 +6,7 @@
 //! start  layers  notices           putting the layers up, in order
 //! serving  answer  control         what commands can ask meanwhile
 //! drain  commit  stop              the end, with nothing left behind
-//! fork  volume                     what commands do to volumes without a daemon
+//! fork  volume  snapshot           what commands do to volumes without a daemon
 //! mountpoint mountinfo users root_check    the place, seen from outside
 //! ```
 //!
@@ -42,6 +42,7 @@ pub mod readahead;
 pub mod root_check;
 pub mod run;
 pub mod serving;
+pub mod snapshot;
 pub mod start;
 pub mod stop;
 pub mod sweep;

@@ -87,7 +87,8 @@ async fn live(plan: &Plan, dirs: &Dirs, announcer: &Announcer) -> Result<Ended, 
     };
     feed_watchdog(announcer);
     announcer.ready(&format!(
-        "serving volume {} of {} at {}",
+        "serving {}volume {} of {} at {}",
+        (plan.settings.snapshot.as_ref()).map_or(String::new(), |tag| format!("snapshot {tag} of ")),
         plan.settings.volume,
         plan.settings.store,
         plan.mountpoint.display()

@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::{
-    base::id::StoreId,
+    base::{id::StoreId, snapshot::Frozen},
     config::{Budget, Settings, budget},
     fuse::Mounted,
     namespace::TreeError,
@@ -58,6 +58,11 @@ impl Serving {
             .or_else(|| self.layers.follower.status().last_error)
     }
 
+    /// What is mounted, if it is a snapshot.
+    pub fn snapshot(&self) -> Option<&Frozen> {
+        self.layers.store.stack()?.snapshot()
+    }
+
     /// Looks at all parts; asks nobody outside this process but the disk for its free space.
     pub fn status(&self) -> Status {
         let upload = Upload::from(self.layers.uploader.status());
@@ -74,6 +79,7 @@ impl Serving {
         Status {
             mountpoint: self.mountpoint.display().to_string(),
             volume: self.settings.volume.to_string(),
+            snapshot: self.snapshot().map(Into::into),
             store: self.settings.store.clone(),
             store_id: self.store_id.to_string(),
             machine: self.layers.store.machine.to_string(),

@@ -13,7 +13,7 @@ use tokio::{runtime::Handle, sync::watch};
 
 use super::{
     announce::Announcer, bucket, catalogs, error::StartError, layers::Layers, mountpoint,
-    notices::NoticeGate, presets, readahead, root_check, serving::Serving, volumes,
+    notices::NoticeGate, presets, readahead, root_check, serving::Serving, snapshot, volumes,
 };
 use crate::{
     base::id::{MachineId, StoreId},
@@ -59,7 +59,7 @@ pub async fn start(plan: &Plan, announcer: &Announcer) -> Result<Serving, StartE
     }
     let binding = binding(&settings.cache_dir)?;
     let bound = binding.as_ref().and_then(|binding| binding.stack.as_ref());
-    volumes::check_volume(&settings.cache_dir, bound, &settings.volume)?;
+    volumes::check_volume(settings, bound)?;
     let known = binding.as_ref().map(|binding| binding.store);
     announcer.step("asking the store");
     let bucket = bucket::connect(settings).await?;
@@ -74,14 +74,23 @@ pub async fn start(plan: &Plan, announcer: &Announcer) -> Result<Serving, StartE
     if reachable && !settings.read_only {
         volumes::make_fork(settings, &bucket, STORE_WITHIN).await?;
     }
-    let stack = volumes::resolve(settings, &bucket, bound, reachable, STORE_WITHIN).await?;
+    let (stack, frozen_presets) = match &settings.snapshot {
+        Some(tag) => snapshot::of_mount(settings, tag, &bucket, bound, reachable, STORE_WITHIN).await?,
+        None => {
+            let stack = volumes::resolve(settings, &bucket, bound, reachable, STORE_WITHIN).await?;
+            (stack, None)
+        }
+    };
     volumes::check_fork(settings, &stack)?;
     let (whole_bucket, bucket) = (Arc::clone(&bucket), bucket::of_stack(&bucket, &stack));
     if known.is_none() && reachable {
         announcer.step("probing the store");
         probe_first_use(settings, &bucket).await?;
     }
-    let volume_presets = presets::of_volume(&bucket, &stack, reachable, STORE_WITHIN).await?;
+    let volume_presets = match stack.snapshot() {
+        Some(_) => frozen_presets,
+        None => presets::of_volume(&bucket, &stack, reachable, STORE_WITHIN).await?,
+    };
 
     let catalogs = if reachable {
         catalogs::newest(settings, &bucket, &stack, known.is_some(), STORE_WITHIN).await?
@@ -107,7 +116,7 @@ pub async fn start(plan: &Plan, announcer: &Announcer) -> Result<Serving, StartE
         &gate.teller(),
         &Handle::current(),
     )?;
-    if reachable {
+    if reachable && stack.snapshot().is_none() {
         announcer.step("reading the log of the volume");
         let within = if known.is_some() {
             NEXT_POLL_WITHIN

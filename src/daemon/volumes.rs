@@ -1,6 +1,6 @@
 //! Which volumes a start mounts, whether the cache directory is theirs, and whether they are still there.
 //!
-//! A cache directory holds the tree of one stack of volumes. Mounting another one with it
+//! A cache directory holds the tree of one stack of volumes, or of one snapshot. Mounting another one with it
 //! would mix two trees, so it is refused while nothing is changed yet.
 
 use std::{path::Path, sync::Arc, time::Duration};
@@ -12,7 +12,7 @@ use super::{
     error::{StartError, chain},
 };
 use crate::{
-    base::volume::{Stack, VolumeName},
+    base::volume::Stack,
     config::{CommitMode, Settings},
     namespace::{
         follow::followed_volumes,
@@ -27,16 +27,20 @@ use crate::{
 /// tenth of the listings that a follower makes in this time.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
-/// Refuses a cache directory of another volume, before anybody is asked anything.
-pub fn check_volume(dir: &Path, bound: Option<&Stack>, wanted: &VolumeName) -> Result<(), StartError> {
-    match bound {
-        Some(bound) if bound.volume() != wanted => Err(StartError::OtherVolume {
-            dir: dir.to_owned(),
-            bound: bound.to_string(),
-            wanted: wanted.to_string(),
-        }),
-        _ => Ok(()),
+/// Refuses a cache directory of another volume or snapshot, before anybody is asked anything.
+pub fn check_volume(settings: &Settings, bound: Option<&Stack>) -> Result<(), StartError> {
+    let Some(bound) = bound else { return Ok(()) };
+    let tag = bound.snapshot().map(|frozen| &frozen.tag);
+    if *bound.volume() == settings.volume && tag == settings.snapshot.as_ref() {
+        return Ok(());
     }
+    let volume = &settings.volume;
+    let at = settings.snapshot.as_ref();
+    Err(StartError::OtherVolume {
+        dir: settings.cache_dir.clone(),
+        bound: bound.to_string(),
+        wanted: at.map_or_else(|| volume.to_string(), |tag| format!("{volume} at snapshot {tag}")),
+    })
 }
 
 /// Makes the fork that the settings ask for, if it is not there.
@@ -83,7 +87,8 @@ pub fn check_fork(settings: &Settings, stack: &Stack) -> Result<(), StartError> 
 ///
 /// `None` when it is no fork: those cannot be deleted. Aborted by whoever holds it.
 pub fn watch(bucket: &SharedBucket, stack: &Stack, publishing: PublishHalt) -> Option<JoinHandle<()>> {
-    if stack.layers().len() < 2 {
+    // Nor is anything published in a snapshot.
+    if stack.layers().len() < 2 || stack.snapshot().is_some() {
         return None;
     }
     let (bucket, volume) = (Arc::clone(bucket), stack.volume().clone());
@@ -138,7 +143,7 @@ pub async fn resolve(
     Ok(stack)
 }
 
-fn check_stack(dir: &Path, bound: Option<&Stack>, wanted: &Stack) -> Result<(), StartError> {
+pub fn check_stack(dir: &Path, bound: Option<&Stack>, wanted: &Stack) -> Result<(), StartError> {
     match bound {
         Some(bound) if bound != wanted => Err(StartError::OtherVolume {
             dir: dir.to_owned(),
@@ -163,7 +168,8 @@ pub fn bind(store: &mut Store, stack: &Stack) -> Result<(), StartError> {
     }
     let followed = followed_volumes(&store.ledger).map_err(cache)?;
     let wanted = stack.volume().as_str();
-    if !followed.is_empty() && !followed.iter().any(|volume| volume == wanted) {
+    let is_its_own = stack.snapshot().is_none() && followed.iter().any(|volume| volume == wanted);
+    if !followed.is_empty() && !is_its_own {
         return Err(StartError::OtherVolume {
             dir: store.dir.clone(),
             bound: followed.join(" and "),

@@ -14,7 +14,7 @@
 //! - The cursor is kept in the ledger with every full listing, and every `KEEP_PACE` while
 //!   segments come; a crash costs a second reading of the segments since.
 //! - A volume that is seen up to a moment is polled until all that was published by then must
-//!   have appeared, and never again.
+//!   have appeared, and never again. A snapshot is never polled.
 
 //!
 //! # On paper

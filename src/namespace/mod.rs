@@ -5,7 +5,8 @@
 //! reads: the change with the greatest stamp wins ([`crate::base::clock::Stamp`]).
 //!
 //! A volume may lie over others ([`stack`]): a fork shows what its parent has where it says nothing itself.
-//! What is said in it can be promoted into the parent ([`promote`]).
+//! What is said in it can be promoted into the parent ([`promote`]). A state of a volume can be kept
+//! under a tag ([`snapshot`]).
 //!
 //! What a volume says is also read without a mount ([`view`], [`diff`], [`history`]), and which volumes there
 //! are ([`volumes`]).
@@ -30,6 +31,7 @@ pub mod preset;
 pub mod promote;
 pub mod publish;
 pub mod segment;
+pub mod snapshot;
 pub mod stack;
 pub mod sweep;
 pub mod tree;

@@ -203,6 +203,8 @@ pub async fn read(bucket: &dyn Bucket, volume: &VolumeName) -> Result<Stack, Sta
         parent.until_millis = until_millis;
         // Whether its blobs are apart, it says itself.
         parent.own_prefix = false;
+        // Nor is any of it a snapshot, whatever is written there.
+        parent.frozen = None;
         stack.push(parent);
         above = below;
     }
@@ -259,6 +261,7 @@ pub async fn create_fork(
                 ForkPoint::Now => Some(newest(bucket, &below, now).await?),
             },
             own_prefix: false,
+            frozen: None,
         }),
         // Who may write the blobs of such a parent must not be believed by those of all.
         own_prefix: own_prefix || below.layers().iter().any(|layer| layer.own_prefix),
@@ -434,7 +437,7 @@ async fn has_segment(bucket: &dyn Bucket, volume: &VolumeName) -> Result<bool, T
 
 /// A moment before which everything was published that is in the logs now: `now`, unless a
 /// machine's clock is a little ahead of ours. One request for each layer.
-async fn newest(bucket: &dyn Bucket, stack: &Stack, now: u64) -> Result<u64, TierError> {
+pub(super) async fn newest(bucket: &dyn Bucket, stack: &Stack, now: u64) -> Result<u64, TierError> {
     let mut newest = now;
     for layer in stack.layers() {
         let volume = layer.volume.as_str();

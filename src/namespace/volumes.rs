@@ -2,12 +2,13 @@
 //!
 //! # Deleting
 //!
-//! 1. A volume that another one lies over is not deleted: that one would lose what it shows.
+//! 1. A volume that another one lies over is not deleted: that one would lose what it shows. Nor is one with
+//!    snapshots, which are for ever, until each of them is deleted ([`super::snapshot`]).
 //! 2. `volume.json` is replaced by one that says `deleted_millis`, on the condition that it is still the one
 //!    that was read. From here on nobody mounts, forks or promotes the volume; so what a crash leaves is
 //!    never mistaken for an empty volume, nor for one that lies over nothing.
-//! 3. Forks are looked for once more: who makes one looks at the parent after it wrote the child, so one of
-//!    both sees the other. If there is one, the old `volume.json` is put back.
+//! 3. Forks and snapshots are looked for once more: who makes one looks at the volume after it wrote the fork's or
+//!    the snapshot's object, so one of both sees the other. If there is one, the old `volume.json` is put back.
 //! 4. Everything else of the volume is removed. A repeat finishes what a crash left.
 //!
 //! `volume.json` stays, a few hundred bytes: a machine that was suspended meanwhile may still write
@@ -20,10 +21,14 @@ use tokio::task::JoinSet;
 
 use super::{
     patience::patiently,
+    snapshot,
     stack::{StackError, Standing, VolumeJson, read_json, standing},
 };
 use crate::{
-    base::volume::{StackLayer, VolumeName},
+    base::{
+        snapshot::SnapshotTag,
+        volume::{StackLayer, VolumeName},
+    },
     tier::{Body, Bucket, Put, SharedBucket, TierError, layout},
 };
 
@@ -60,6 +65,16 @@ pub enum DeleteError {
         volume: VolumeName,
         forks: Vec<VolumeName>,
     },
+    #[error(
+        "volume {volume} has {} {}: delete {} first, with casmount snapshot delete",
+        if tags.len() == 1 { "snapshot" } else { "snapshots" },
+        named(tags),
+        if tags.len() == 1 { "it" } else { "them" }
+    )]
+    Snapshots {
+        volume: VolumeName,
+        tags: Vec<SnapshotTag>,
+    },
     #[error("the settings of volume {volume} change all the time: try again")]
     Contended { volume: VolumeName },
 }
@@ -75,6 +90,16 @@ fn lie(forks: &[VolumeName]) -> String {
     match names[..] {
         [one] => format!("volume {one} lies"),
         _ => format!("volumes {} lie", names.join(", ")),
+    }
+}
+
+/// A few names help, a thousand do not.
+fn named(tags: &[SnapshotTag]) -> String {
+    const SHOWN: usize = 5;
+    let some: Vec<&str> = tags.iter().take(SHOWN).map(SnapshotTag::as_str).collect();
+    match tags.len().saturating_sub(SHOWN) {
+        0 => some.join(", "),
+        more => format!("{} and {more} more", some.join(", ")),
     }
 }
 
@@ -99,7 +124,7 @@ pub async fn list(bucket: &SharedBucket) -> Result<Vec<Listed>, TierError> {
 }
 
 /// The names below which there is anything.
-async fn names(bucket: &dyn Bucket) -> Result<Vec<VolumeName>, TierError> {
+pub(super) async fn names(bucket: &dyn Bucket) -> Result<Vec<VolumeName>, TierError> {
     let mut names = Vec::new();
     let mut after = layout::VOLUMES_PREFIX.to_owned();
     loop {
@@ -176,11 +201,11 @@ pub async fn delete(
         Standing::Deleted => {
             // A deletion that was killed between its second and its third step left a fork that nobody can read.
             // What it lies over is kept, for whoever mends that by hand.
-            refuse_if_covered(bucket, volume).await?;
+            refuse_if_needed(bucket, volume).await?;
             true
         }
         Standing::Fork(..) => {
-            refuse_if_covered(bucket, volume).await?;
+            refuse_if_needed(bucket, volume).await?;
             mark(bucket, volume).await?;
             false
         }
@@ -189,18 +214,21 @@ pub async fn delete(
     Ok(Deleted { again, objects })
 }
 
-async fn refuse_if_covered(bucket: &SharedBucket, volume: &VolumeName) -> Result<(), DeleteError> {
-    let forks = forks_of(bucket, volume).await?;
-    if forks.is_empty() {
-        return Ok(());
+/// Refuses what would take something from another volume or from a snapshot.
+async fn refuse_if_needed(bucket: &SharedBucket, volume: &VolumeName) -> Result<(), DeleteError> {
+    let volume = volume.clone();
+    let forks = forks_of(bucket, &volume).await?;
+    if !forks.is_empty() {
+        return Err(DeleteError::Covered { volume, forks });
     }
-    Err(DeleteError::Covered {
-        volume: volume.clone(),
-        forks,
-    })
+    let tags = snapshot::tags(bucket.as_ref(), &volume).await?;
+    if !tags.is_empty() {
+        return Err(DeleteError::Snapshots { volume, tags });
+    }
+    Ok(())
 }
 
-/// Says that a volume is deleted; takes that back if another one lies over it by now.
+/// Says that a volume is deleted; takes that back if another one lies over it by now, or it has a snapshot.
 async fn mark(bucket: &SharedBucket, volume: &VolumeName) -> Result<(), DeleteError> {
     let key = layout::volume(volume.as_str());
     for _ in 0..TRIES {
@@ -220,7 +248,7 @@ async fn mark(bucket: &SharedBucket, volume: &VolumeName) -> Result<(), DeleteEr
         let Put::Written(marked) = bucket.put_if(&key, Body::raw(marked.encode()), &etag).await? else {
             continue;
         };
-        if let Err(refused) = refuse_if_covered(bucket, volume).await {
+        if let Err(refused) = refuse_if_needed(bucket, volume).await {
             bucket.put_if(&key, Body::raw(json.encode()), &marked).await?;
             return Err(refused);
         }

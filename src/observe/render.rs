@@ -47,8 +47,17 @@ pub fn text(status: &Status) -> String {
     ];
     line("mount", status.mountpoint.clone());
     line("volume", format!("{} of {}", status.volume, status.store));
+    if let Some(snapshot) = &status.snapshot {
+        let as_of = format_moment(snapshot.as_of_millis);
+        line("snapshot", format!("{}, as of {as_of}", snapshot.tag));
+    }
     for layer in status.layers.iter().skip(1) {
-        line("over", below(layer));
+        let text = match status.snapshot {
+            // Of the same moment, and there is no log to read.
+            Some(_) => layer.volume.clone(),
+            None => below(layer),
+        };
+        line("over", text);
     }
     for preset in &status.presets {
         line(

@@ -7,6 +7,7 @@
 //! mountpoint volume store store_id machine version pid   what this is
 //! state                       "serving" or "stopping"
 //! uptime_seconds memory_bytes
+//! snapshot.tag .as_of_millis  what is mounted is this snapshot of the volume; null: the volume itself
 //! read_only passthrough       passthrough: the kernel reads and writes cache files by itself
 //! cache_dir log_file
 //! cache.limit_bytes min_free_bytes disk_free_bytes
@@ -41,6 +42,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    base::{snapshot::Frozen, volume::StackLayer},
     namespace::{
         catalog::{CatalogStatus, compactor::CompactorStatus},
         follow::{FollowStatus, LayerStatus},
@@ -59,6 +61,8 @@ use crate::{
 pub struct Status {
     pub mountpoint: String,
     pub volume: String,
+    #[serde(default)]
+    pub snapshot: Option<Snapshot>,
     pub store: String,
     pub store_id: String,
     pub machine: String,
@@ -84,6 +88,21 @@ pub struct Status {
     pub compact: Compact,
     pub tiers: Vec<Tier>,
     pub last_error: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    pub tag: String,
+    pub as_of_millis: u64,
+}
+
+impl From<&Frozen> for Snapshot {
+    fn from(frozen: &Frozen) -> Self {
+        Self {
+            tag: frozen.tag.to_string(),
+            as_of_millis: frozen.as_of_millis,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -237,7 +256,7 @@ impl From<LayerStatus> for Layer {
     fn from(layer: LayerStatus) -> Self {
         Self {
             volume: layer.layer.volume.to_string(),
-            until_millis: layer.layer.until_millis,
+            until_millis: until_millis(&layer.layer),
             settled: layer.follow.settled,
             segments: layer.follow.segments,
             changes: layer.follow.changes,
@@ -245,6 +264,12 @@ impl From<LayerStatus> for Layer {
             last_error: layer.follow.last_error,
         }
     }
+}
+
+/// A layer of a snapshot is seen up to a moment, too.
+fn until_millis(layer: &StackLayer) -> Option<u64> {
+    let frozen = layer.frozen.as_ref().map(|frozen| frozen.as_of_millis);
+    layer.until_millis.or(frozen)
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -356,7 +381,7 @@ mod tests {
         layers.caught_up_millis layers.changes layers.last_error layers.segments layers.settled \
         layers.until_millis layers.volume log_file machine \
         memory_bytes mountpoint passthrough pid presets presets.dir presets.origin presets.preset publish publish.last_error publish.pending_changes \
-        publish.published_changes publish.segments read_only state store store_id tiers \
+        publish.published_changes publish.segments read_only snapshot snapshot.as_of_millis snapshot.tag state store store_id tiers \
         tiers.clock_offset_millis tiers.last_error tiers.reachable tiers.url upload upload.last_error \
         upload.retries upload.uploaded_blobs upload.uploaded_bytes upload.uploading_blobs \
         upload.uploading_bytes uptime_seconds version volume";
@@ -382,6 +407,7 @@ mod tests {
     #[test]
     fn names_in_the_json_are_the_documented_ones() {
         let status = Status {
+            snapshot: Some(Snapshot::default()),
             tiers: vec![Tier::default()],
             layers: vec![Layer::default()],
             presets: vec![PresetDir::default()],

@@ -12,6 +12,7 @@
 //! sweep/<ms>-<random>.done                        the sweep of that list came to its end
 //! volumes/<name>/catalogs/<64 hex>                roots and parts of catalogs, named by their SHA-256; immutable
 //! volumes/<name>/head.json                        the newest catalog and its watermark; If-Match
+//! volumes/<name>/snapshots/<tag>.json             catalogs that stay: a state of the volume; immutable
 //! probe/<machine>-<random>                        of the first use; removed again
 //! ```
 //!
@@ -124,6 +125,25 @@ pub fn head(volume: &str) -> String {
     format!("volumes/{volume}/head.json")
 }
 
+/// What all snapshots of a volume start with.
+#[must_use]
+pub fn snapshots_prefix(volume: &str) -> String {
+    format!("volumes/{volume}/snapshots/")
+}
+
+/// A snapshot of a volume.
+#[must_use]
+pub fn snapshot(volume: &str, tag: &str) -> String {
+    format!("{}{tag}.json", snapshots_prefix(volume))
+}
+
+/// The tag in the key of a snapshot of `volume`; `None` for any other key.
+#[must_use]
+pub fn snapshot_tag<'a>(volume: &str, key: &'a str) -> Option<&'a str> {
+    let rest = key.strip_prefix(VOLUMES_PREFIX)?.strip_prefix(volume)?;
+    rest.strip_prefix("/snapshots/")?.strip_suffix(".json")
+}
+
 /// The segment that `machine` published at `millis` as its number `seq`.
 #[must_use]
 pub fn segment(volume: &str, millis: u64, machine: MachineId, seq: u64) -> String {
@@ -170,6 +190,20 @@ mod tests {
             STORE,
         ] {
             assert_eq!(object_digest(key), None, "{key}");
+        }
+    }
+
+    #[test]
+    fn the_tag_of_a_snapshot_is_read_from_its_key() {
+        let key = snapshot("main", "v=1.json");
+        assert_eq!(key, "volumes/main/snapshots/v=1.json.json");
+        assert_eq!(snapshot_tag("main", &key), Some("v=1.json"));
+        for (volume, key) in [
+            ("mai", key.as_str()),
+            ("main", "volumes/main/snapshots/v=1"),
+            ("main", "volumes/main/head.json"),
+        ] {
+            assert_eq!(snapshot_tag(volume, key), None, "{key}");
         }
     }
 

@@ -18,6 +18,8 @@
 //!
 //! A layer that is seen up to a moment and whose log was read to that moment never changes again.
 //!
+//! The layers of a snapshot are its catalogs and nothing else: they are attached once, and no log is followed.
+//!
 //! # Invariants
 //!
 //! - The root is unloaded in the same commit that has the follower begin at the watermark.
@@ -100,6 +102,9 @@ pub fn settle(
     stack: &Stack,
     newest: &[Option<Opened>],
 ) -> Result<Decided, TreeError> {
+    if stack.snapshot().is_some() {
+        return settle_snapshot(tree, ledger, stack);
+    }
     let mut decided = Decided::default();
     let mut ways = Vec::new();
     for (layer, opened) in stack.layers().iter().zip(newest) {
@@ -155,6 +160,34 @@ pub fn settle(
             tree.expect_catalogs();
         }
     }
+    Ok(decided)
+}
+
+/// Has the catalogs of a snapshot speak for the tree, if they do not yet.
+fn settle_snapshot(tree: &Tree, ledger: &Ledger, stack: &Stack) -> Result<Decided, TreeError> {
+    let mut decided = Decided::default();
+    let (mut also, mut layers) = (Vec::new(), Vec::new());
+    for (layer, number) in stack.layers().iter().zip((0..).map_while(TreeLayer::new)) {
+        let volume = layer.volume.as_str();
+        let Some(frozen) = &layer.frozen else { continue };
+        // The cache directory belongs to this snapshot, so that is its catalog.
+        if Attached::of(ledger, volume)?.is_some() {
+            continue;
+        }
+        let attached = Attached {
+            catalog: frozen.catalog,
+            watermark_millis: frozen.as_of_millis,
+            reads_own: false,
+            linked: false,
+        };
+        also.push(attached.note(volume));
+        layers.push(number);
+        decided.attached.push(volume.to_owned());
+    }
+    if !also.is_empty() {
+        tree.attach(&layers, also)?;
+    }
+    tree.expect_catalogs();
     Ok(decided)
 }
 

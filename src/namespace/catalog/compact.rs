@@ -109,14 +109,7 @@ pub async fn compact(
     let now = bucket.clock().now_millis();
     let watermark = now.saturating_sub(options.trail.as_millis() as u64);
     let since = old.root.as_ref().map_or(0, |root| root.watermark_millis);
-    let mut gathered = Gathered {
-        bucket,
-        volume,
-        delta: Delta::new(options.spill_dir.clone()),
-        done: Progress::default(),
-        newest: 0,
-        left_out: 0,
-    };
+    let mut gathered = Gathered::new(bucket, volume, options.spill_dir.clone());
     gathered
         .read(since.saturating_sub(WINDOW_MILLIS), watermark, &progress)
         .await?;
@@ -190,10 +183,33 @@ impl Checkpoint {
         old: Old,
         delta: Delta,
     ) -> Result<Option<(Head, write::Sent)>, CatalogError> {
-        let (parts, linked) = old
-            .root
-            .as_ref()
-            .map_or((&[][..], &[][..]), |root| (&root.parts, &root.linked));
+        let (digest, root, sent) = self
+            .write_root(bucket, volume, old.root.as_ref(), earlier(&old), delta)
+            .await?;
+        let head = Head {
+            version: head::VERSION,
+            catalog: digest,
+            watermark_millis: root.watermark_millis,
+            names: root.names,
+            parts: (root.parts.len() + root.linked.len()) as u64,
+            written_millis: root.written_millis,
+            machine: self.machine,
+        };
+        let etag = old.head.as_ref().map(|(_, etag)| etag);
+        let won = head::replace(bucket.as_ref(), volume, &head, etag).await?;
+        Ok(won.then_some((head, sent)))
+    }
+
+    /// Folds `delta` into the catalog `old` and writes the result, which nothing names yet.
+    pub(super) async fn write_root(
+        self,
+        bucket: &SharedBucket,
+        volume: &str,
+        old: Option<&Root>,
+        earlier: Vec<Earlier>,
+        delta: Delta,
+    ) -> Result<(Digest, Root, write::Sent), CatalogError> {
+        let (parts, linked) = old.map_or((&[][..], &[][..]), |root| (&root.parts, &root.linked));
         let known: HashSet<Digest> = parts.iter().chain(linked).map(|part| part.digest).collect();
         let keep_from = if self.keeps_tombstones {
             0
@@ -213,7 +229,7 @@ impl Checkpoint {
             watermark_millis: self.watermark_millis,
             written_millis: bucket.clock().now_millis(),
             machine: self.machine,
-            earlier: earlier(&old),
+            earlier,
             names: folded.parts.iter().map(|part| part.names).sum(),
             parts: folded.parts,
             linked: folded.linked,
@@ -221,18 +237,7 @@ impl Checkpoint {
         let object = root.encode();
         let digest = Digest::of(&object);
         write::put(bucket, volume, &digest, object).await?;
-        let head = Head {
-            version: head::VERSION,
-            catalog: digest,
-            watermark_millis: root.watermark_millis,
-            names: root.names,
-            parts: (root.parts.len() + root.linked.len()) as u64,
-            written_millis: root.written_millis,
-            machine: self.machine,
-        };
-        let etag = old.head.as_ref().map(|(_, etag)| etag);
-        let won = head::replace(bucket.as_ref(), volume, &head, etag).await?;
-        Ok(won.then_some((head, folded.sent)))
+        Ok((digest, root, folded.sent))
     }
 }
 
@@ -261,21 +266,35 @@ fn earlier(old: &Old) -> Vec<Earlier> {
 }
 
 /// What the log says, as far as it is read.
-struct Gathered<'a> {
+pub(super) struct Gathered<'a> {
     bucket: &'a SharedBucket,
     volume: &'a str,
-    delta: Delta,
-    done: Progress,
+    pub delta: Delta,
+    pub done: Progress,
     /// The newest time in a key.
     newest: u64,
     left_out: u64,
+    /// A segment that nobody can read ends it, instead of being left out.
+    pub refuses_damaged: bool,
 }
 
 type Fetch = tokio::task::JoinHandle<Result<Option<Result<Decoded, SegmentError>>, TierError>>;
 
-impl Gathered<'_> {
+impl<'a> Gathered<'a> {
+    pub fn new(bucket: &'a SharedBucket, volume: &'a str, spill_dir: PathBuf) -> Self {
+        Self {
+            bucket,
+            volume,
+            delta: Delta::new(spill_dir),
+            done: Progress::default(),
+            newest: 0,
+            left_out: 0,
+            refuses_damaged: false,
+        }
+    }
+
     /// Reads all segments that carry times from `from` to `until`.
-    async fn read(
+    pub async fn read(
         &mut self,
         from: u64,
         until: u64,
@@ -340,6 +359,12 @@ impl Gathered<'_> {
             None => return Err(CatalogError::Missing { key: name() }),
             Some(Err(err @ SegmentError::Newer { .. })) => {
                 return Err(CatalogError::Newer {
+                    key: name(),
+                    why: err.to_string(),
+                });
+            }
+            Some(Err(err)) if self.refuses_damaged => {
+                return Err(CatalogError::Damaged {
                     key: name(),
                     why: err.to_string(),
                 });

@@ -25,6 +25,8 @@ pub enum CatalogError {
     NoConditions { url: String },
     #[error(transparent)]
     Volume(Box<StackError>),
+    #[error("catalogs of volume {volume} are made all the time while it is read: try again")]
+    Moving { volume: String },
     /// The disk for what does not fit into memory.
     #[error("cannot put down changes while compacting")]
     Spill(#[source] io::Error),
@@ -49,6 +51,7 @@ impl CatalogError {
             | Self::Missing { .. }
             | Self::NoConditions { .. }
             | Self::Volume(_)
+            | Self::Moving { .. }
             | Self::Spill(_) => false,
         }
     }

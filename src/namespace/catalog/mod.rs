@@ -7,6 +7,7 @@
 //!
 //! ```text
 //! segments ─ compact ─ delta (newest of each path, sorted) ─ fold ─ write ─ parts, root, head
+//!          └ freeze  ─ the same, up to this moment ───────────────────────── parts, root (for a snapshot)
 //!                                                             old parts ┘
 //! head, root ─ attach (at a start) ─ tree: the root directory is unloaded
 //! first touch of a directory ─ load ─ parts that cover it ─ tree: its registers are rows
@@ -76,6 +77,7 @@ pub mod delta;
 pub mod error;
 pub mod fold;
 pub mod format;
+pub mod freeze;
 pub mod head;
 pub mod load;
 pub mod order;

@@ -2,6 +2,8 @@
 //!
 //! The layers are independent: which of two changes counts does not depend on which came
 //! first, so nothing waits for anything, and a log that cannot be read holds up no other.
+//!
+//! The layers of a snapshot have no followers: nothing of them ever changes, and nobody is asked.
 
 use std::sync::Arc;
 
@@ -42,7 +44,27 @@ pub struct LayerStatus {
 
 /// The followers of a stack.
 #[derive(Debug)]
-pub struct StackFollowerHandle(Vec<(StackLayer, FollowerHandle)>);
+pub struct StackFollowerHandle(Vec<Followed>);
+
+#[derive(Debug)]
+struct Followed {
+    layer: StackLayer,
+    /// `None`: of a snapshot.
+    follower: Option<FollowerHandle>,
+}
+
+impl Followed {
+    fn status(&self) -> FollowStatus {
+        match &self.follower {
+            Some(follower) => follower.status(),
+            None => FollowStatus {
+                caught_up_millis: self.layer.frozen.as_ref().map_or(0, |frozen| frozen.as_of_millis),
+                settled: true,
+                ..FollowStatus::default()
+            },
+        }
+    }
+}
 
 /// Starts to follow all layers on `runtime`.
 pub fn spawn(
@@ -55,6 +77,12 @@ pub fn spawn(
 ) -> StackFollowerHandle {
     let numbers = (0..).map_while(TreeLayer::new);
     let follow = |(followed, layer): (&StackLayer, TreeLayer)| {
+        if followed.frozen.is_some() {
+            return Followed {
+                layer: followed.clone(),
+                follower: None,
+            };
+        }
         let view = LogView {
             volume: followed.volume.to_string(),
             // What this machine said of a volume below, it said with another cache directory.
@@ -78,7 +106,10 @@ pub fn spawn(
                 Arc::new(move || clock.clock().now_millis()),
             )
         };
-        (followed.clone(), start(runtime, open))
+        Followed {
+            layer: followed.clone(),
+            follower: Some(start(runtime, open)),
+        }
     };
     StackFollowerHandle(stack.layers().iter().zip(numbers).map(follow).collect())
 }
@@ -91,16 +122,20 @@ fn reads_own(ledger: &Ledger, layer: &StackLayer) -> bool {
 }
 
 impl StackFollowerHandle {
+    fn followers(&self) -> impl Iterator<Item = &FollowerHandle> {
+        self.0.iter().filter_map(|followed| followed.follower.as_ref())
+    }
+
     /// Notes that the mount is in use: polls come every second for the next 5 minutes. Cheap.
     pub fn used(&self) {
-        for (_, follower) in &self.0 {
+        for follower in self.followers() {
             follower.used();
         }
     }
 
     /// All layers as one: sums, the layer that is furthest behind, the uppermost one's trouble.
     pub fn status(&self) -> FollowStatus {
-        let layers = self.0.iter().map(|(_, follower)| follower.status());
+        let layers = self.0.iter().map(Followed::status);
         layers
             .reduce(|all, layer| FollowStatus {
                 segments: all.segments + layer.segments,
@@ -118,9 +153,9 @@ impl StackFollowerHandle {
 
     /// Each layer by itself, from the top.
     pub fn layers(&self) -> Vec<LayerStatus> {
-        let status = |(layer, follower): &(StackLayer, FollowerHandle)| LayerStatus {
-            layer: layer.clone(),
-            follow: follower.status(),
+        let status = |followed: &Followed| LayerStatus {
+            layer: followed.layer.clone(),
+            follow: followed.status(),
         };
         self.0.iter().map(status).collect()
     }
@@ -128,9 +163,8 @@ impl StackFollowerHandle {
     /// Waits until a poll of every layer that began after the call has been applied whole. False
     /// when `deadline` passed first.
     pub async fn caught_up(&self, deadline: Instant) -> bool {
-        let asked = self.0.iter().map(|(_, follower)| follower.shared.ask());
-        let asked: Vec<u64> = asked.collect();
-        for ((_, follower), wanted) in self.0.iter().zip(asked) {
+        let asked: Vec<u64> = self.followers().map(|follower| follower.shared.ask()).collect();
+        for (follower, wanted) in self.followers().zip(asked) {
             if !follower.shared.reached(wanted, deadline).await {
                 return false;
             }
@@ -140,7 +174,7 @@ impl StackFollowerHandle {
 
     /// Stops, and keeps what was seen.
     pub async fn shutdown(self) {
-        for (_, follower) in self.0 {
+        for follower in self.0.into_iter().filter_map(|followed| followed.follower) {
             follower.shutdown().await;
         }
     }

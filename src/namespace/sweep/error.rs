@@ -1,6 +1,9 @@
 //! Why a sweep stopped, split by what the operator does next.
 
-use crate::{namespace::stack::StackError, tier::TierError};
+use crate::{
+    namespace::{snapshot::SnapshotError, stack::StackError},
+    tier::TierError,
+};
 
 /// A sweep stopped. What it did until then stands; a sweep that runs later goes on.
 #[derive(Debug, thiserror::Error)]
@@ -21,9 +24,13 @@ pub enum SweepError {
          damaged for good"
     )]
     Segment { key: String, why: String },
-    #[error("nothing was swept: chunk list {key}, which segment {segment} names, cannot be read ({why})")]
+    /// Deleting the snapshot, or reading it with another program, goes on.
+    #[error("nothing was swept: it is not known what the snapshot {key} refers to")]
+    Snapshot { key: String, source: Box<SnapshotError> },
+    #[error("nothing was swept: chunk list {key}, which {segment} names, cannot be read ({why})")]
     List {
         key: String,
+        /// Or a snapshot.
         segment: String,
         why: String,
     },

@@ -43,13 +43,17 @@
 //! and every pack that holds it, because machines remember one place of a chunk, not always the newest. A pack
 //! dies whole, when none of its members is in use.
 //!
+//! What a snapshot names stays as long as its object is there ([`crate::namespace::snapshot`]). It names what was in use
+//! when its making began, and is withdrawn when that took half a window, so rule 2 keeps all of it until its object is seen.
+//!
 //! Everything below `volumes/` must be understood: a key, a segment or a version that is not stops the pass before
 //! anything is condemned or deleted.
 //!
 //! # Cost
 //!
 //! Of `n` objects and `s` segments: `(n + 2 s) / 1000` LISTs, `s` GETs for each 1.8 million names, one GET for the chunk
-//! list of each blob of over half a gigabyte, one small GET for each unused pack, one DELETE request for a thousand
+//! list of each blob of over half a gigabyte, one for each 2,500 names that snapshots have (once for those that several
+//! share), one small GET for each unused pack, one DELETE request for a thousand
 //! objects. 10 million objects with as many names in 20,000 segments: 10,000 LISTs and 120,000 GETs, 10 cents.
 //! Memory: 8 bytes for each chunk and pack in use, 150 MB for the names of one reading, 8 bytes for each condemned
 //! object (at most 2 million of them in one pass; the rest is left to the next).
@@ -188,6 +192,7 @@ async fn pass(
         segments: references.segments,
         names: references.names,
         lost_lists: references.lost_lists,
+        snapshots: references.snapshots,
         next_due_millis: next_due,
         price_per_gb_month: options.price,
         ..found.amounts

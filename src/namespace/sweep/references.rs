@@ -1,10 +1,13 @@
 //! Everything that refers to objects, one function a source.
 //!
-//! Today these are the logs of all volumes, seen as of now and as of each moment at which a fork lies over one.
+//! Today these are the logs of all volumes, seen as of now and as of each moment at which a fork lies over one, and
+//! the catalogs that `snapshots` name.
 //! A new kind of object below `volumes/` is read here, or the sweep refuses the store: [`inventory`] knows
 //! every key, or stops.
 
-use std::collections::{BTreeMap, HashMap};
+mod snapshots;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use tokio::task::JoinSet;
 
@@ -16,7 +19,7 @@ use super::{
     winners::{Held, Part, TooMany, Views, Winners},
 };
 use crate::{
-    base::{digest::Digest, volume::VolumeName},
+    base::{digest::Digest, snapshot::SnapshotTag, volume::VolumeName},
     namespace::{
         change::{Entry, EntryBlob, EntryChunks},
         follow::SegmentKey,
@@ -46,6 +49,10 @@ pub struct References {
     pub names: u64,
     /// Chunk lists that are gone from the bucket: their blobs are unreadable already.
     pub lost_lists: u64,
+    pub snapshots: u64,
+    /// Roots and parts in `volumes/<name>/catalogs/` that snapshots name, of whichever volume these are. They are
+    /// kept, however old.
+    pub catalogs: HashMap<VolumeName, HashSet<Digest>>,
 }
 
 /// What a volume has in the bucket.
@@ -60,6 +67,7 @@ struct Volume {
     unknown: Option<String>,
     /// In the order of their keys.
     segments: Vec<SegmentKey>,
+    snapshots: BTreeSet<SnapshotTag>,
 }
 
 /// Reads all references. They are those of a moment after the call.
@@ -100,18 +108,21 @@ pub async fn read(
         let views = Views::new(from_millis, views.remove(name).unwrap_or_default());
         found.names += reading.log(name, volume, &views, &mut found.marks).await?;
     }
+    reading.snapshots(&volumes, &mut found).await?;
     found.lost_lists = reading.lists.values().filter(|list| list.is_none()).count() as u64;
     found.marks.sort();
     Ok(found)
 }
 
 /// What the sweep does with an object below `volumes/`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Kind {
     /// It is read.
     Segment(SegmentKey),
     /// It is read.
     Json,
+    /// It is read.
+    Snapshot(SnapshotTag),
     /// It refers to nothing that segments do not refer to: no segment is ever removed, but with its volume.
     Repeats,
     /// Of a volume that keeps its own; no sweep touches it.
@@ -125,6 +136,9 @@ fn kind(volume: &str, key: &str) -> Option<Kind> {
     }
     if let Some(segment) = SegmentKey::parse(volume, key) {
         return Some(Kind::Segment(segment));
+    }
+    if let Some(tag) = layout::snapshot_tag(volume, key) {
+        return tag.parse().ok().map(Kind::Snapshot);
     }
     let rest = key.strip_prefix(layout::VOLUMES_PREFIX)?;
     let rest = rest.strip_prefix(volume)?.strip_prefix('/')?;
@@ -176,6 +190,9 @@ async fn add_listed(asking: &Asking, volumes: &mut BTreeMap<VolumeName, Volume>)
             match kind {
                 Kind::Segment(segment) => volume.segments.push(segment),
                 Kind::Json => volume.has_json = true,
+                Kind::Snapshot(tag) => {
+                    volume.snapshots.insert(tag);
+                }
                 Kind::Blob => volume.has_blobs = true,
                 Kind::Repeats => {}
             }
@@ -348,7 +365,9 @@ async fn find_list(
 /// Lets what the writers of a volume that is kept apart got wrong count for nothing: only its own readers lose.
 fn unless_apart<T>(volume: &Volume, result: Result<T, SweepError>) -> Result<Option<T>, SweepError> {
     match result {
-        Err(err @ (SweepError::Segment { .. } | SweepError::List { .. })) if volume.is_apart => {
+        Err(err @ (SweepError::Segment { .. } | SweepError::List { .. } | SweepError::Snapshot { .. }))
+            if volume.is_apart =>
+        {
             tracing::warn!(error = %err, "it counts for nothing, because its writers are not trusted");
             Ok(None)
         }

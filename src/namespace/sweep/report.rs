@@ -37,6 +37,8 @@ pub struct SweepReport {
     pub names: u64,
     /// Chunk lists that are gone from the bucket: their blobs cannot be read.
     pub lost_lists: u64,
+    /// All that they name is in use.
+    pub snapshots: u64,
     /// Chunks, chunk lists and packs.
     pub all: Amount,
     /// Something refers to them.

@@ -1,4 +1,4 @@
-//! Sweeps under proptest: writers, forks and sweepers, each of which may sleep or die between any two of its requests,
+//! Sweeps under proptest: writers, forks, snapshots and sweepers, each of which may sleep or die between any two of its requests,
 //! on a bucket in memory with a clock that is turned by hand.
 //!
 //! The bucket checks each deletion: what an acknowledged name refers to, in any view of the volume, never goes.
@@ -12,13 +12,16 @@ use proptest::prelude::*;
 use tokio::{sync::Semaphore, task::JoinHandle};
 
 use self::{
-    world::{Door, World},
+    world::{Door, World, make_snapshot},
     writer::Writer,
 };
 use super::{SweepError, SweepOptions, SweepReport, sweep_by};
-use crate::tier::{
-    Body, Bucket, SharedBucket, layout,
-    sweeping::{self, SweepList, WindowJson},
+use crate::{
+    namespace::snapshot::SnapshotError,
+    tier::{
+        Body, Bucket, SharedBucket, layout,
+        sweeping::{self, SweepList, WindowJson},
+    },
 };
 
 const START: u64 = 1_767_225_600_000;
@@ -36,6 +39,8 @@ enum Action {
     Acknowledge { writer: usize },
     Restart { writer: usize },
     Fork,
+    Snapshot,
+    DeleteSnapshot,
     Begin { sweeper: usize },
     Step { sweeper: usize, requests: usize },
     Die { sweeper: usize },
@@ -54,6 +59,8 @@ fn any_action() -> impl Strategy<Value = Action> {
         6 => writer.clone().prop_map(|writer| Action::Acknowledge { writer }),
         1 => writer.prop_map(|writer| Action::Restart { writer }),
         1 => Just(Action::Fork),
+        1 => Just(Action::Snapshot),
+        1 => Just(Action::DeleteSnapshot),
         6 => sweeper.clone().prop_map(|sweeper| Action::Begin { sweeper }),
         8 => (sweeper.clone(), 1usize..60).prop_map(|(sweeper, requests)| Action::Step { sweeper, requests }),
         1 => sweeper.prop_map(|sweeper| Action::Die { sweeper }),
@@ -131,6 +138,8 @@ async fn play(actions: Vec<Action>) {
             Action::Acknowledge { writer } => writers[writer].acknowledge(),
             Action::Restart { writer } => writers[writer].restart(),
             Action::Fork => world.fork(),
+            Action::Snapshot => world.snapshot().await,
+            Action::DeleteSnapshot => world.delete_snapshot().await,
             Action::Begin { sweeper } => {
                 let slot = &mut sweepers[sweeper];
                 if slot.as_ref().is_none_or(|sweeper| sweeper.task.is_finished()) {
@@ -248,6 +257,51 @@ async fn what_is_not_known_below_volumes_stops_a_sweep() {
             "{err}"
         );
     }
+}
+
+#[tokio::test]
+async fn what_a_snapshot_names_stays_until_the_snapshot_is_deleted() {
+    let world = new_world().await;
+    let mut writer = Writer::new(1, &world);
+    writer.write(0, 1);
+    writer.finish().await;
+    world.snapshot().await;
+    writer.delete(0);
+    writer.finish().await;
+    for _ in 0..4 {
+        world.advance(WINDOW + 1);
+        let report = sweep(&world).await.unwrap();
+        assert_eq!((report.snapshots, report.used.objects), (1, 1));
+    }
+    world.assert_all_readable();
+    world.delete_snapshot().await;
+    for _ in 0..2 {
+        world.advance(WINDOW + 1);
+        sweep(&world).await.unwrap();
+    }
+    assert_eq!(world.stored(), 0);
+}
+
+#[tokio::test]
+async fn a_snapshot_that_slept_while_it_was_made_is_taken_back() {
+    let world = new_world().await;
+    let mut writer = Writer::new(1, &world);
+    writer.write(0, 1);
+    writer.finish().await;
+    let gate = Arc::new(Semaphore::new(0));
+    let door = Arc::new(Door::gated(&world, Arc::clone(&gate)));
+    door.set_clock(world.now());
+    let making = Arc::clone(&door);
+    let task = tokio::spawn(async move { make_snapshot(making, &"v=1".parse().unwrap()).await });
+    gate.add_permits(5);
+    settle().await;
+    world.advance(WINDOW / 2 + 1000);
+    door.set_clock(world.now());
+    gate.add_permits(1000);
+    let err = task.await.unwrap().unwrap_err();
+    assert!(matches!(err, SnapshotError::Slow { .. }), "{err}");
+    let report = sweep(&world).await.unwrap();
+    assert_eq!((report.snapshots, report.names), (0, 1));
 }
 
 #[tokio::test]

@@ -78,7 +78,7 @@ impl Held {
         few.into_iter().flatten().chain(many.iter().copied())
     }
 
-    fn add_to(&self, marks: &mut Marks) {
+    pub fn add_to(&self, marks: &mut Marks) {
         self.marks().for_each(|mark| marks.add(mark));
     }
 }

@@ -15,17 +15,20 @@ use tokio::sync::Semaphore;
 use crate::{
     base::{
         BoxFuture,
-        clock::{ServerClock, Stamp},
+        clock::{ServerClock, Stamp, local_millis},
         digest::Digest,
+        id::MachineId,
+        snapshot::SnapshotTag,
         volume::StackLayer,
     },
     namespace::{
         change::{EntryBlob, PathChange},
         follow::SegmentKey,
         segment,
+        snapshot::{self, SnapshotError, SnapshotOptions},
         stack::VolumeJson,
     },
-    tier::{Body, Bucket, Etag, Object, ObjectMeta, Page, Put, TierError, layout},
+    tier::{Body, Bucket, Etag, Object, ObjectMeta, Page, Put, SharedBucket, TierError, layout},
     upload::condemned::BucketTime,
 };
 
@@ -47,8 +50,13 @@ struct State {
     acknowledged: HashSet<(Stamp, String)>,
     /// The moments at which forks see the volume.
     moments: Vec<u64>,
+    /// What snapshots show: what counted when they were made, by their tags.
+    snapshots: BTreeMap<SnapshotTag, Winners>,
     wrong: Option<String>,
 }
+
+/// What counts at each path, with all that was published of it.
+type Winners = HashMap<Vec<u8>, Vec<PathChange>>;
 
 /// The object that a blob of one chunk is in.
 pub fn object_of(blob: &EntryBlob) -> String {
@@ -74,8 +82,8 @@ impl State {
     }
 
     /// What counts of the changes up to `until`, with all that was published of each.
-    fn winners(&self, until: u64) -> HashMap<Vec<u8>, Vec<PathChange>> {
-        let mut winners: HashMap<Vec<u8>, Vec<PathChange>> = HashMap::new();
+    fn winners(&self, until: u64) -> Winners {
+        let mut winners = Winners::new();
         for (millis, change) in self.log() {
             if millis > until {
                 continue;
@@ -90,17 +98,25 @@ impl State {
         winners
     }
 
+    /// All that somebody can see: now, at the moments of forks, in snapshots.
+    fn views(&self) -> Vec<(String, Winners)> {
+        let moments = self.moments.iter().copied().chain([u64::MAX]);
+        let moments = moments.map(|until| (format!("as of {until}"), self.winners(until)));
+        let snapshots = self.snapshots.iter();
+        let snapshots = snapshots.map(|(tag, winners)| (format!("snapshot {tag}"), winners.clone()));
+        moments.chain(snapshots).collect()
+    }
+
     fn check_deletion(&mut self, key: &str) {
-        let views = self.moments.iter().copied().chain([u64::MAX]);
-        for until in views.collect::<Vec<_>>() {
-            for change in self.winners(until).into_values().flatten() {
+        for (view, winners) in self.views() {
+            for change in winners.into_values().flatten() {
                 let Some(blob) = change.entry.as_ref().and_then(|entry| entry.blob.as_ref()) else {
                     continue;
                 };
                 let object = object_of(blob);
                 if object == key && self.acknowledged.contains(&(change.stamp, object)) {
                     self.wrong = Some(format!(
-                        "{key} is deleted, which {change:?} refers to, seen at {until}"
+                        "{key} is deleted, which {change:?} refers to, seen {view}"
                     ));
                 }
             }
@@ -154,9 +170,8 @@ impl World {
         let json = VolumeJson {
             version: 1,
             parent: Some(StackLayer {
-                volume: VOLUME.parse().unwrap(),
                 until_millis: Some(now),
-                own_prefix: false,
+                ..StackLayer::live(VOLUME.parse().unwrap())
             }),
             own_prefix: false,
             created_millis: now,
@@ -168,6 +183,32 @@ impl World {
         state
             .objects
             .insert(layout::volume(&name), (json.encode().into(), now));
+    }
+
+    /// Makes a snapshot of the volume as it is now.
+    pub async fn snapshot(self: &Arc<Self>) {
+        let tag: SnapshotTag = format!("at-{}-{}", self.now(), self.state().objects.len())
+            .parse()
+            .unwrap();
+        let winners = self.state().winners(u64::MAX);
+        match make_snapshot(Door::in_time(self).into(), &tag).await {
+            Ok(()) => {
+                self.state().snapshots.insert(tag, winners);
+            }
+            // Nothing was published yet.
+            Err(SnapshotError::NoVolume { .. }) => {}
+            Err(err) => panic!("{err}"),
+        }
+    }
+
+    /// Deletes the oldest snapshot.
+    pub async fn delete_snapshot(self: &Arc<Self>) {
+        let Some((tag, _)) = self.state().snapshots.pop_first() else {
+            return;
+        };
+        let door = Door::open(self);
+        let deleted = snapshot::delete(&door, &VOLUME.parse().unwrap(), &tag).await;
+        deleted.unwrap();
     }
 
     pub fn segments(&self) -> usize {
@@ -184,8 +225,8 @@ impl World {
     /// Every name that was acknowledged has its bytes, where an entry says or under their own digest.
     pub fn assert_all_readable(&self) {
         let state = self.state();
-        for until in state.moments.iter().copied().chain([u64::MAX]) {
-            for (path, told) in state.winners(until) {
+        for (view, winners) in state.views() {
+            for (path, told) in winners {
                 let blobs = told
                     .iter()
                     .filter_map(|change| change.entry.as_ref()?.blob.as_ref());
@@ -197,7 +238,7 @@ impl World {
                 let readable = objects.iter().any(|object| state.objects.contains_key(object));
                 assert!(
                     readable || !is_acknowledged,
-                    "{path:?} has none of {objects:?} as of {until}"
+                    "{path:?} has none of {objects:?}, seen {view}"
                 );
             }
         }
@@ -206,9 +247,9 @@ impl World {
     /// Every object is one that a view refers to.
     pub fn assert_nothing_unused(&self) {
         let state = self.state();
-        let views = state.moments.iter().copied().chain([u64::MAX]);
+        let views = state.views().into_iter();
         let blobs: Vec<EntryBlob> = views
-            .flat_map(|until| state.winners(until).into_values().flatten())
+            .flat_map(|(_, winners)| winners.into_values().flatten())
             .filter_map(|change| change.entry?.blob)
             .collect();
         let contents: HashSet<Digest> = blobs.iter().map(|blob| blob.digest).collect();
@@ -223,6 +264,19 @@ impl World {
             );
         }
     }
+}
+
+/// Makes a snapshot through a door.
+pub async fn make_snapshot(door: Arc<Door>, tag: &SnapshotTag) -> Result<(), SnapshotError> {
+    let options = SnapshotOptions {
+        machine: MachineId(99),
+        created_by: String::new(),
+        spill_dir: std::env::temp_dir(),
+    };
+    let bucket: SharedBucket = door;
+    let volume = VOLUME.parse().unwrap();
+    let made = snapshot::create(&bucket, &volume, tag, &options, &|_| {});
+    made.await.map(|_| ())
 }
 
 /// A way to the bucket: open, or one that lets through as many requests as its gate says.
@@ -240,6 +294,19 @@ impl Door {
             gate: None,
             clock: ServerClock::default(),
         }
+    }
+
+    /// One whose clock shows what that of the world does, as long as nobody turns it.
+    pub fn in_time(world: &Arc<World>) -> Self {
+        let door = Self::open(world);
+        door.set_clock(world.now());
+        door
+    }
+
+    /// Has its clock show this, and go on.
+    pub fn set_clock(&self, millis: u64) {
+        let local = local_millis();
+        self.clock.observe(local, local, millis, 1);
     }
 
     pub fn gated(world: &Arc<World>, gate: Arc<Semaphore>) -> Self {
