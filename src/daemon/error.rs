@@ -7,8 +7,8 @@ use super::mountpoint::MountpointError;
 use crate::{
     config::ConfigError,
     namespace::{
-        TreeError, catalog::CatalogError, promote::PromoteError, stack::StackError, sweep::SweepError,
-        view::ViewError, volumes::DeleteError,
+        TreeError, catalog::CatalogError, expire::ExpireError, promote::PromoteError, stack::StackError,
+        sweep::SweepError, view::ViewError, volumes::DeleteError,
     },
     store::StoreError,
     tier::TierError,
@@ -55,6 +55,8 @@ pub enum StartError {
     Delete { source: DeleteError },
     #[error(transparent)]
     Sweep { source: SweepError },
+    #[error(transparent)]
+    Expire { source: ExpireError },
     /// A catalog cannot be read, or not be made.
     #[error(transparent)]
     Catalog { source: CatalogError },
@@ -92,6 +94,7 @@ impl StartError {
             | Self::Promote { .. }
             | Self::Delete { .. }
             | Self::Sweep { .. }
+            | Self::Expire { .. }
             | Self::Catalog { .. }
             | Self::Tree { .. }
             | Self::Files { .. }
