@@ -104,6 +104,7 @@ pub fn spawn(
         machine,
         below_own: false,
         last_error: None,
+        taken: None,
     };
     let (stop, stopped) = watch::channel(false);
     let task = runtime.spawn(teller.run(stopped));
@@ -122,6 +123,8 @@ struct Teller {
     /// Told below the fork's prefix, because more is not permitted.
     below_own: bool,
     last_error: Option<String>,
+    /// What is being told.
+    taken: Option<Inos>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -163,11 +166,15 @@ impl Teller {
                 () = step => {}
                 _ = stop.changed() => break,
             }
-            if let Some(known) = pace
-                && !self.tell(known, false).await
-            {
-                pace = None;
+            let Some(known) = pace else { continue };
+            tokio::select! {
+                is_of_use = self.tell(known, false) => pace = pace.filter(|_| is_of_use),
+                _ = stop.changed() => break,
             }
+        }
+        // What was being told when the stop came.
+        if let Some(inos) = self.taken.take() {
+            self.tree.touched().give_back(&inos);
         }
         let last = async {
             // It was too short a life to have heard.
@@ -219,7 +226,9 @@ impl Teller {
         if fresh.is_empty() {
             return true;
         }
+        self.taken = Some(fresh.clone());
         let result = self.try_tell(&fresh, pace, hasty).await;
+        self.taken = None;
         match result {
             Ok(()) => self.last_error = None,
             Err(TellError::Bucket(TierError::Denied { .. })) if !self.below_own && self.own.is_some() => {
