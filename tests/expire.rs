@@ -14,6 +14,7 @@ use std::{
 };
 
 use lab::{Lab, StoreKind};
+use s3server::RestrictedKey;
 use serde_json::Value;
 use support::{
     machine::Machine,
@@ -261,4 +262,44 @@ fn an_expiry_that_is_killed_is_finished_by_the_next(kind: StoreKind) {
         sweep(&lab, &["--expire", UNUSED])["expiry"][0]["expired"]["names"],
         0
     );
+}
+
+/// An access key that is held to one of the policies that are handed out.
+fn key(id: &str, policy: &str) -> RestrictedKey {
+    let path = format!("{}/packaging/iam/{policy}", env!("CARGO_MANIFEST_DIR"));
+    RestrictedKey {
+        access_key: id.to_owned(),
+        secret_key: "secret".to_owned(),
+        policy: fs::read_to_string(path)
+            .unwrap()
+            .replace("my-bucket", "casmount-test"),
+    }
+}
+
+#[test]
+fn what_a_pull_request_uses_of_main_is_told_where_it_may_write() {
+    let lab = Lab::with_keys(StoreKind::S3, vec![key("pr", "pull-request-writer.json")]);
+    let mut first = lab.machine("first");
+    write_files(&first, "d", 3, &mut Rng::seeded(5));
+    first.unmount();
+    sweep(&lab, &["--expire", "30d"]);
+    let spec = lab.spec("forker");
+    let mut fork = spec.command();
+    fork.args(["fork", "create", "pr-1", "--from", "main", "--own-prefix"])
+        .args(&spec.args);
+    wait::run_ok(&mut fork, SOON);
+    let job = |name: &str| {
+        let spec = lab.spec(name).arg("--volume=pr-1");
+        spec.env("AWS_ACCESS_KEY_ID", "pr")
+            .env("AWS_SECRET_ACCESS_KEY", "secret")
+    };
+    let mut job = job("job").start();
+    content(&job.path("d/1"));
+    job.unmount();
+    let keys = told(&lab);
+    assert!(
+        keys.len() == 1 && keys[0].starts_with("volumes/pr-1/touched/"),
+        "{keys:?}"
+    );
+    assert!(!job.log().contains("is not told"), "{}", job.log());
 }

@@ -135,6 +135,12 @@ enum TellError {
     Tree(#[from] TreeError),
 }
 
+impl TellError {
+    fn is_denied(&self) -> bool {
+        matches!(self, Self::Bucket(TierError::Denied { .. }))
+    }
+}
+
 impl Teller {
     async fn run(mut self, mut stop: watch::Receiver<bool>) {
         let mut looked: Option<Instant> = None;
@@ -227,18 +233,17 @@ impl Teller {
             return true;
         }
         self.taken = Some(fresh.clone());
-        let result = self.try_tell(&fresh, pace, hasty).await;
+        let mut result = self.try_tell(&fresh, pace, hasty).await;
+        if matches!(&result, Err(err) if err.is_denied()) && !self.below_own && self.own.is_some() {
+            self.below_own = true;
+            result = self.try_tell(&fresh, pace, hasty).await;
+        }
         self.taken = None;
         match result {
             Ok(()) => self.last_error = None,
-            Err(TellError::Bucket(TierError::Denied { .. })) if !self.below_own && self.own.is_some() => {
-                self.below_own = true;
-                self.tree.touched().give_back(&fresh);
-            }
             Err(err) => {
-                let is_denied = matches!(err, TellError::Bucket(TierError::Denied { .. }));
                 self.failed(&err);
-                if is_denied {
+                if err.is_denied() {
                     self.tree.touched().turn_off();
                     return false;
                 }
