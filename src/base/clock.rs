@@ -32,7 +32,45 @@ impl Stamp {
         counter: 0,
         machine: MachineId(0),
     };
+
+    /// The stamp of the deletion of what was written at `self` and expired in the hour `hours` since 1970.
+    ///
+    /// It follows directly on `self`: every write of a later millisecond counts for more than the deletion, so an
+    /// expiry removes the version that it judged, and no later one. The counter says when it expired, for whoever
+    /// asks how old the deletion is ([`Self::made_millis`]): the time in `self` is that of the write. No machine has
+    /// the number 0, and no counter of a machine comes to 2^31.
+    ///
+    /// `None` for a stamp that has no such follower: one of a deletion of this kind itself, and one of a broken clock.
+    #[must_use]
+    pub fn expired(self, hours: u32) -> Option<Self> {
+        (self.counter < EXPIRED && hours < EXPIRED).then_some(Self {
+            millis: self.millis,
+            counter: EXPIRED | hours,
+            machine: MachineId(0),
+        })
+    }
+
+    /// Whether this is the stamp of a name that expired.
+    #[must_use]
+    pub fn is_expired(self) -> bool {
+        self.machine == MachineId(0) && self.counter >= EXPIRED
+    }
+
+    /// When the change was made: for one that expired not the time that orders it, but that of the expiry.
+    #[must_use]
+    pub fn made_millis(self) -> u64 {
+        if self.is_expired() {
+            u64::from(self.counter & !EXPIRED) * HOUR_MILLIS
+        } else {
+            self.millis
+        }
+    }
 }
+
+/// Set in the counter of a name that expired; below it is the hour.
+const EXPIRED: u32 = 1 << 31;
+
+pub const HOUR_MILLIS: u64 = 3_600_000;
 
 impl fmt::Debug for Stamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -16,9 +16,12 @@ use super::{
 };
 use crate::{
     base::units::{format_moment, format_size},
-    config::Dirs,
+    config::{Dirs, VolumeName},
     daemon,
-    namespace::sweep::{Amount, MIN_WINDOW, Progress, SHORT_WINDOW, SweepOptions, SweepReport},
+    namespace::{
+        expire::{ExpireOptions, MIN_EXPIRE, SHORT_EXPIRE, VolumeExpiry},
+        sweep::{Amount, MIN_WINDOW, Progress, SHORT_WINDOW, SweepOptions, SweepReport},
+    },
     observe::render::count,
 };
 
@@ -27,12 +30,19 @@ use crate::{
 /// A sweep condemns what is unused and older than the window of the store, and deletes what an earlier sweep
 /// condemned at least a window ago and is still unused. Run it once a day, on any machine; it may be interrupted
 /// at any time, and is safe beside machines that write.
+///
+/// With --expire, names that no machine used for so long leave their volumes first; later sweeps then delete what only
+/// they referred to. Machines tell what they use once a day or so, from the first run with --expire on: nothing goes
+/// before that is known for as long.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   casmount sweep --store s3://my-bucket/ci --dry-run    what would be deleted
   casmount sweep --store s3://my-bucket/ci              once a day
-  casmount sweep --store s3://my-bucket/ci --window 3d --wait")]
+  casmount sweep --store s3://my-bucket/ci --window 3d --wait
+  casmount sweep --store s3://my-bucket/ci --expire 30d    once a day; names unused for 30 days go
+  casmount sweep --store s3://my-bucket/ci --expire 30d --volume main --volume nightly
+  casmount sweep --store s3://my-bucket/ci --expire 30d --dry-run    what would go")]
 pub struct SweepArgs {
     #[command(flatten)]
     bucket: BucketArgs,
@@ -43,6 +53,12 @@ pub struct SweepArgs {
     /// made with it [default: what the store has, at first 7d]
     #[arg(long, value_name = "DURATION", value_parser = args::duration)]
     window: Option<Duration>,
+    /// Let names leave their volumes that no machine used or wrote for so long
+    #[arg(long, value_name = "DURATION", value_parser = args::duration)]
+    expire: Option<Duration>,
+    /// The volumes whose names expire [default: all but forks]
+    #[arg(long, value_name = "NAME", requires = "expire")]
+    volume: Vec<VolumeName>,
     /// Stay until what is condemned now may be deleted, and delete it: takes as long as the window
     #[arg(long)]
     wait: bool,
@@ -57,6 +73,9 @@ pub struct SweepArgs {
 /// The JSON of `casmount sweep`.
 #[derive(Debug, Serialize)]
 struct Printed<'a> {
+    /// Of `--expire`: a member for each volume.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expiry: Option<&'a [VolumeExpiry]>,
     #[serde(flatten)]
     report: &'a SweepReport,
     deleted_dollars_per_month: f64,
@@ -73,6 +92,9 @@ const BAR: usize = 30;
 pub fn run(args: &SweepArgs) -> Result<(), Failure> {
     if let Some(window) = args.window {
         check_window(window)?;
+    }
+    if let Some(expire) = args.expire {
+        check_expire(expire)?;
     }
     if !args.price.is_finite() || args.price < 0.0 {
         return Err(Failure::usage(
@@ -93,6 +115,23 @@ pub fn run(args: &SweepArgs) -> Result<(), Failure> {
         .build()
         .map_err(|err| Failure::because(1, format!("cannot start the runtime: {err}")))?;
     let mut shown = Shown::new();
+    let expire = args.expire.map(|unused_for| ExpireOptions {
+        unused_for,
+        volumes: args.volume.clone(),
+        dry_run: args.dry_run,
+    });
+    let expiry = expire
+        .map(|expire| {
+            let expired = runtime.block_on(daemon::expire::run(&settings, &expire, &mut |progress| {
+                shown.show(progress);
+            }));
+            shown.line.end();
+            expired
+        })
+        .transpose()?;
+    if let Some(expiry) = expiry.as_ref().filter(|_| !args.json) {
+        output::print(&expiry_text(expiry, args.dry_run))?;
+    }
     let swept = runtime.block_on(daemon::sweep::run(&settings, &options, &mut |progress| {
         shown.show(progress);
     }));
@@ -100,6 +139,7 @@ pub fn run(args: &SweepArgs) -> Result<(), Failure> {
     let report = swept?;
     if args.json {
         return output::print_json(&Printed {
+            expiry: expiry.as_deref(),
             report: &report,
             deleted_dollars_per_month: report.dollars(report.deleted),
             condemned_dollars_per_month: report.dollars(sum(&[report.condemned, report.waiting])),
@@ -120,6 +160,23 @@ fn check_window(window: Duration) -> Result<(), Failure> {
         eprintln!(
             "casmount: a window below an hour is short: a machine that sleeps, or is cut off, for half of it uploads again \
              what it had not published, and a build may miss files that were deleted while it ran"
+        );
+    }
+    Ok(())
+}
+
+/// A time that is a typing error is refused, one that is merely short is told.
+fn check_expire(expire: Duration) -> Result<(), Failure> {
+    if expire < MIN_EXPIRE {
+        return Err(Failure::usage(format!(
+            "--expire is at least {} s: the clocks of stores have whole seconds",
+            MIN_EXPIRE.as_secs()
+        )));
+    }
+    if expire < SHORT_EXPIRE {
+        eprintln!(
+            "casmount: names that are used once a day or less go when they expire in less than two days, and machines tell \
+             more often what they use"
         );
     }
     Ok(())
@@ -173,6 +230,34 @@ fn sum(amounts: &[Amount]) -> Amount {
         objects: sum.objects + amount.objects,
         bytes: sum.bytes + amount.bytes,
     })
+}
+
+fn expiry_text(volumes: &[VolumeExpiry], dry_run: bool) -> String {
+    let mut lines = Vec::new();
+    for of in volumes {
+        let volume = &of.volume;
+        if let Some(moment) = of.not_before_millis {
+            lines.push(format!(
+                "volume {volume}: nothing expires before {}: what machines use is not known for long enough",
+                format_moment(moment)
+            ));
+            continue;
+        }
+        let verb = if dry_run { "would expire" } else { "expired" };
+        lines.push(format!(
+            "volume {volume}: {} ({}) {verb}, of {}; {} in use, {} younger than {} s",
+            count(of.expired.names, "name"),
+            format_size(of.expired.bytes),
+            count(of.all.names, "name"),
+            of.used.names,
+            of.young.names,
+            of.unused_seconds,
+        ));
+    }
+    if lines.is_empty() {
+        lines.push("no volume has names that expire".to_owned());
+    }
+    lines.join("\n") + "\n"
 }
 
 fn text(report: &SweepReport) -> String {

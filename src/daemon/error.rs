@@ -7,8 +7,8 @@ use super::mountpoint::MountpointError;
 use crate::{
     config::ConfigError,
     namespace::{
-        TreeError, catalog::CatalogError, promote::PromoteError, snapshot::SnapshotError, stack::StackError,
-        sweep::SweepError, view::ViewError, volumes::DeleteError,
+        TreeError, catalog::CatalogError, expire::ExpireError, promote::PromoteError, snapshot::SnapshotError,
+        stack::StackError, sweep::SweepError, view::ViewError, volumes::DeleteError,
     },
     store::StoreError,
     tier::TierError,
@@ -57,6 +57,8 @@ pub enum StartError {
     Sweep { source: SweepError },
     #[error(transparent)]
     Snapshot { source: SnapshotError },
+    #[error(transparent)]
+    Expire { source: ExpireError },
     /// A catalog cannot be read, or not be made.
     #[error(transparent)]
     Catalog { source: CatalogError },
@@ -95,6 +97,7 @@ impl StartError {
             | Self::Delete { .. }
             | Self::Sweep { .. }
             | Self::Snapshot { .. }
+            | Self::Expire { .. }
             | Self::Catalog { .. }
             | Self::Tree { .. }
             | Self::Files { .. }

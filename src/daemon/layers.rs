@@ -20,6 +20,7 @@ use crate::{
         follow::{self, StackFollowerHandle},
         preset::volume::Kept,
         publish::{self, PublisherHandle},
+        touch::tell::{self, TellerHandle},
         tree::{TellKernel, Tree},
     },
     store::{Store, StoreOptions},
@@ -47,6 +48,8 @@ pub struct Layers {
     watch: Option<JoinHandle<()>>,
     /// A mount that only reads has none.
     pub compactor: Option<CompactorHandle>,
+    /// A mount that only reads has none.
+    teller: Option<TellerHandle>,
 }
 
 impl Layers {
@@ -143,6 +146,7 @@ impl Layers {
                 follower.used();
             }
         }));
+        let teller = (!settings.read_only).then(|| tell::spawn(runtime, stack, &tree, bucket, store.machine));
         let publisher = publish::spawn(
             runtime,
             stack.volume().to_string(),
@@ -178,6 +182,7 @@ impl Layers {
             follower,
             watch,
             compactor,
+            teller,
         })
     }
 
@@ -192,6 +197,9 @@ impl Layers {
         }
         if let Some(compactor) = self.compactor {
             compactor.shutdown().await;
+        }
+        if let Some(teller) = self.teller {
+            teller.shutdown().await;
         }
         self.uploader.shutdown().await;
         self.publisher.shutdown().await;

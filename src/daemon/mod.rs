@@ -29,6 +29,7 @@ pub mod control;
 pub mod detach;
 pub mod drain;
 pub mod error;
+pub mod expire;
 pub mod fork;
 pub mod layers;
 pub mod log;

@@ -11,6 +11,8 @@
 //! What a volume says is also read without a mount ([`view`], [`diff`], [`history`]), and which volumes there
 //! are ([`volumes`]).
 //!
+//! What machines use of a volume they tell ([`touch`]), so that names which nobody uses can leave it ([`expire`]).
+//!
 //! The changes of this machine, those of the others and those of the volumes below obey one law, so they lie
 //! in one table ([`tree`]), each with its stamp and its layer; an own one also has its place in the order of
 //! what is to be published.
@@ -22,6 +24,7 @@ pub mod change;
 pub mod cut;
 pub mod diff;
 pub mod error;
+pub mod expire;
 pub mod follow;
 pub mod history;
 #[cfg(test)]
@@ -34,6 +37,7 @@ pub mod segment;
 pub mod snapshot;
 pub mod stack;
 pub mod sweep;
+pub mod touch;
 pub mod tree;
 pub mod view;
 pub mod volumes;

@@ -29,7 +29,7 @@
 
 mod adopt;
 mod durable;
-mod write;
+pub(super) mod write;
 
 use crate::{
     base::{

@@ -10,6 +10,8 @@
 //! sweep/window.json                               how long what nobody names is kept, see `sweeping`
 //! sweep/<ms>-<random>.list                        objects that a sweep condemned
 //! sweep/<ms>-<random>.done                        the sweep of that list came to its end
+//! volumes/<name>/touched/expire.json              how long a name may be unused, see `namespace::touch`; If-Match
+//! volumes/<name>/touched/<yyyymmdd>/<ms>-<machine>-<random>   names that a machine used, immutable
 //! volumes/<name>/catalogs/<64 hex>                roots and parts of catalogs, named by their SHA-256; immutable
 //! volumes/<name>/head.json                        the newest catalog and its watermark; If-Match
 //! volumes/<name>/snapshots/<tag>.json             catalogs that stay: a state of the volume; immutable
@@ -144,6 +146,43 @@ pub fn snapshot_tag<'a>(volume: &str, key: &'a str) -> Option<&'a str> {
     rest.strip_prefix("/snapshots/")?.strip_suffix(".json")
 }
 
+/// What all that machines tell of the names that they use starts with.
+#[must_use]
+pub fn touched_prefix(volume: &str) -> String {
+    format!("volumes/{volume}/touched/")
+}
+
+/// How long a name of a volume may be unused.
+#[must_use]
+pub fn expiry(volume: &str) -> String {
+    format!("{}expire.json", touched_prefix(volume))
+}
+
+/// What `machine` told at `millis` of the names that it used.
+#[must_use]
+pub fn touched(volume: &str, millis: u64, machine: MachineId, random: u64) -> String {
+    let (year, month, day) = civil_date(millis / DAY_MILLIS);
+    format!(
+        "{}{year:04}{month:02}{day:02}/{millis:013}-{machine}-{random:016x}",
+        touched_prefix(volume)
+    )
+}
+
+/// When what is under a key of [`touched`] was told; `None` for any other key.
+#[must_use]
+pub fn touched_millis(volume: &str, key: &str) -> Option<u64> {
+    let name = key.strip_prefix(&touched_prefix(volume))?;
+    let (_, name) = name.split_once('/')?;
+    let [millis, machine, random] = name.split('-').collect::<Vec<_>>()[..] else {
+        return None;
+    };
+    let (millis, machine) = (millis.parse().ok()?, machine.parse().ok()?);
+    let random = u64::from_str_radix(random, 16).ok()?;
+    (touched(volume, millis, machine, random) == key).then_some(millis)
+}
+
+const DAY_MILLIS: u64 = 24 * 3_600_000;
+
 /// The segment that `machine` published at `millis` as its number `seq`.
 #[must_use]
 pub fn segment(volume: &str, millis: u64, machine: MachineId, seq: u64) -> String {
@@ -204,6 +243,25 @@ mod tests {
             ("main", "volumes/main/head.json"),
         ] {
             assert_eq!(snapshot_tag(volume, key), None, "{key}");
+        }
+    }
+
+    #[test]
+    fn what_was_told_of_uses_is_under_its_day() {
+        let key = touched("main", 1_767_225_600_000, MachineId(0xab), 7);
+        assert_eq!(
+            key,
+            "volumes/main/touched/20260101/1767225600000-00000000000000ab-0000000000000007"
+        );
+        assert_eq!(touched_millis("main", &key), Some(1_767_225_600_000));
+        for odd in [
+            expiry("main"),
+            key.replace("20260101", "20260102"),
+            key.replace("-0000000000000007", "-7"),
+            key.replace("-0000000000000007", ""),
+            format!("{key}-7"),
+        ] {
+            assert_eq!(touched_millis("main", &odd), None, "{odd}");
         }
     }
 

@@ -137,29 +137,50 @@ impl DoneJson {
     }
 }
 
-fn json(value: &impl Serialize) -> Vec<u8> {
+/// The bytes of a small object that people may read, too.
+pub fn json(value: &impl Serialize) -> Vec<u8> {
     let mut bytes = serde_json::to_vec_pretty(value).expect("no member can fail to be written");
     bytes.push(b'\n');
     bytes
 }
 
 fn read_json<T: for<'de> Deserialize<'de>>(key: &str, bytes: &[u8]) -> Result<T, TierError> {
+    read_versioned(key, bytes, VERSION)
+}
+
+/// Reads such an object, of a version up to `newest`. Its member `version` is read first and alone, so that a newer
+/// one can change all the rest.
+///
+/// # Errors
+///
+/// [`TierError::Unsupported`] for a newer version, [`TierError::Malformed`] for other bytes.
+pub fn read_versioned<T: for<'de> Deserialize<'de>>(
+    key: &str,
+    bytes: &[u8],
+    newest: u32,
+) -> Result<T, TierError> {
     #[derive(Deserialize)]
     struct VersionOnly {
         version: u32,
     }
     let wrong = |err: serde_json::Error| malformed(key, &err.to_string());
     let VersionOnly { version } = serde_json::from_slice(bytes).map_err(wrong)?;
-    if version > VERSION {
-        return Err(newer(key, version));
+    if version > newest {
+        return Err(newer_than(newest, key, version));
     }
     serde_json::from_slice(bytes).map_err(wrong)
 }
 
 fn newer(key: &str, version: u32) -> TierError {
+    newer_than(VERSION, key, version)
+}
+
+/// An object has a version that this program does not know.
+#[must_use]
+pub fn newer_than(newest: u32, key: &str, version: u32) -> TierError {
     TierError::Unsupported {
         why: format!(
-            "{key} has version {version}, this casmount knows versions up to {VERSION}: a newer casmount is needed"
+            "{key} has version {version}, this casmount knows versions up to {newest}: a newer casmount is needed"
         ),
     }
 }

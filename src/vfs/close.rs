@@ -27,6 +27,7 @@ impl Vfs {
     pub fn release(&self, handle: u64) -> Result<(), VfsError> {
         let handle = self.handles.remove(handle).ok_or(VfsError::BadHandle)?;
         let node = &handle.node;
+        self.tree.touch(node.ino);
         let mut settle = false;
         let recorded = {
             let mut state = node.lock();

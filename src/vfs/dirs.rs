@@ -46,6 +46,7 @@ const PAGE: usize = 512;
 impl Vfs {
     pub fn open_dir(&self, ino: Ino) -> Result<u64, VfsError> {
         self.used();
+        self.tree.touch(ino);
         Ok(self.dirs.insert(DirHandle {
             ino,
             seen: Mutex::default(),

@@ -168,6 +168,7 @@ impl Vfs {
         if let Content::Blob(digest) = node.content {
             self.store.blobs.touch(&digest);
         }
+        self.tree.touch(node.ino);
         Ok(Lookup::Known(Some(self.attr_of(&node)), keep))
     }
 
@@ -239,6 +240,10 @@ impl Vfs {
             }
             Content::None | Content::Lost(_) => false,
         };
+        if is_there {
+            // Whoever is shown the entry will want what it names.
+            self.tree.touch(node.ino);
+        }
         Ok(is_there.then_some(node))
     }
 

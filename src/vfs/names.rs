@@ -43,6 +43,7 @@ impl Vfs {
     pub fn make(&self, parent: Ino, name: &[u8], new: NewFile) -> Result<Attr, VfsError> {
         self.writable()?;
         self.used();
+        self.tree.touch(parent);
         let node = self.tree.create(parent, name, new.into_node(None))?;
         Ok(self.shown(&node))
     }
@@ -59,6 +60,7 @@ impl Vfs {
     ) -> Result<Created, VfsError> {
         self.writable()?;
         self.used();
+        self.tree.touch(parent);
         let (id, file) = self.store.staging.create()?;
         let mut made = self.tree.create(parent, name, new.clone().into_node(Some(id)));
         if matches!(made, Err(TreeError::Exists)) && self.is_withheld(parent, name).unwrap_or(false) {

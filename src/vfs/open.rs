@@ -113,6 +113,7 @@ impl Vfs {
         if request.write {
             self.writable()?;
         }
+        self.tree.touch(ino);
         for _ in 0..ATTEMPTS {
             match self.tree.pin(ino, request.write) {
                 Err(TreeError::NotFound) => return Err(VfsError::Gone),

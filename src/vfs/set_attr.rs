@@ -84,6 +84,7 @@ impl Vfs {
     ) -> Result<Result<Attr, Missing>, VfsError> {
         self.writable()?;
         self.used();
+        self.tree.touch(ino);
         if let Some(size) = set.size
             && let Some(missing) = self.set_size(ino, size, set.handle, brought)?
         {

@@ -238,7 +238,7 @@ impl<'a> Fold<'a> {
             _ => {}
         }
         let keep_from = self.options.keep_dead_from_millis;
-        said = said.filter(|said| said.entry.is_some() || said.stamp.millis >= keep_from);
+        said = said.filter(|said| said.entry.is_some() || said.stamp.made_millis() >= keep_from);
         let known = old.as_ref().map_or(Below::Nothing, |old| old.below);
         let below = match mark {
             None => known,

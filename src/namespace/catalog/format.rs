@@ -35,7 +35,7 @@
 //! message Earlier { bytes digest = 1; uint64 watermark_millis = 2; }
 //! message Part { bytes digest = 1; uint64 bytes = 2; uint64 items = 3; uint64 names = 4;
 //!                bytes first = 5;              // path of the first item
-//!                uint64 oldest_dead_millis = 6; // stamp of the oldest tombstone, 0: there is none
+//!                uint64 oldest_dead_millis = 6; // when the oldest tombstone was made, 0: there is none
 //!                bool linked = 7; }            // a part of the second list: a copy of every
 //!                                              // register that has a link id, sorted the same way
 //! ```

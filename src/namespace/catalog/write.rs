@@ -92,7 +92,7 @@ impl PartWriter {
                 .said
                 .as_ref()
                 .filter(|said| said.entry.is_none())
-                .map_or(0, |said| said.stamp.millis),
+                .map_or(0, |said| said.stamp.made_millis()),
         });
         // Two parts' worth, so that what is left at the end is never a crumb.
         if self.bytes >= 2 * self.part_bytes || self.items.len() >= MAX_ITEMS {

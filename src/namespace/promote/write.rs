@@ -38,7 +38,7 @@ struct Writer<'a> {
 }
 
 /// Writes all changes, in their order; returns how many segments that took.
-pub(super) async fn write(
+pub(in crate::namespace) async fn write(
     bucket: &SharedBucket,
     into: &VolumeName,
     changes: &[PathChange],

@@ -60,7 +60,7 @@
 
 mod asking;
 mod error;
-mod marks;
+pub(super) mod marks;
 mod objects;
 mod references;
 mod report;

@@ -145,8 +145,8 @@ fn kind(volume: &str, key: &str) -> Option<Kind> {
     if rest.starts_with("blobs/") {
         return Some(Kind::Blob);
     }
-    // Checkpoints of the log, and the packs of a volume that keeps its own, which no sweep touches.
-    let folders = ["catalogs/", "packs/", "probe/"];
+    // Checkpoints of the log, the packs of a volume that keeps its own, which no sweep touches, and what is used.
+    let folders = ["catalogs/", "packs/", "probe/", "touched/"];
     let repeats = rest == "head.json" || folders.iter().any(|folder| rest.starts_with(folder));
     repeats.then_some(Kind::Repeats)
 }

@@ -62,6 +62,9 @@ pub(super) fn apply_one(edit: &mut Edit<'_>, layer: TreeLayer, change: PathChang
         parent = edit.dir_below(parent, above)?;
     }
     let (stamp, entry) = (change.stamp, change.entry);
+    if entry.is_none() && edit.keeps_used(layer, (parent, name), stamp)? {
+        return Ok(());
+    }
     let above = edit.node(parent)?.ok_or(TreeError::NotFound)?;
     if !merge_at(edit, layer, (parent, name), stamp, entry)? || edit.is_load {
         return Ok(());

@@ -41,6 +41,10 @@
 //!    tombstone that is not told either. The same tombstone, of the layer that it hides, is
 //!    what a delete leaves that is an opinion of this machine: the next change of that layer
 //!    takes its place.
+//! 8. The deletion of a name that expired ([`Stamp::expired`]) is a change as any other, whose stamp follows directly
+//!    on that of the entry that it removes, so every later write counts for more. A machine that used the name
+//!    lately, and has not told so in time, answers the deletion by writing the name again ([`super::touch`]): in the
+//!    uppermost layer, as all that it writes.
 //!
 //! The time of a directory is not merged: it is that of its own register, or of a later change
 //! seen in it, of whichever layer they are.
@@ -77,6 +81,7 @@ mod open;
 mod pending;
 mod places;
 mod rename;
+mod used;
 
 use edit::Edit;
 use places::RecentPlaces;
@@ -96,7 +101,7 @@ pub use open::SealOutcome;
 pub use pending::{Pending, Readiness};
 pub use rename::RenameMode;
 
-use super::{TreeError, error::NotLoaded, preset::table::Presets};
+use super::{TreeError, error::NotLoaded, preset::table::Presets, touch::Touched};
 use crate::{
     base::{
         clock::{Hlc, Stamp},
@@ -158,6 +163,7 @@ pub struct Tree {
     clock: Hlc,
     bucket_time: BucketTime,
     presets: Presets,
+    touched: Touched,
     in_use: Mutex<InUse>,
     /// Some directory may be unloaded: while none is, nobody has to look.
     has_catalogs: AtomicBool,
@@ -187,6 +193,7 @@ impl Tree {
             clock: Hlc::new(machine, seen),
             bucket_time,
             presets: Presets::default(),
+            touched: Touched::default(),
             in_use: Mutex::default(),
             has_catalogs: AtomicBool::new(false),
         };

@@ -1,0 +1,288 @@
+//! Tells the bucket, now and then, which names are used here.
+//!
+//! # Policy
+//!
+//! - Nobody wants to know before a sweep was run with `--expire`: a daemon looks for [`ExpiryJson`] at its start and every
+//!   [`LOOK`], one GET each. Until the first answer uses are noted, so that none at the beginning is lost.
+//! - What was used is told in one object after [`FIRST`], and then in growing steps up to [`Pace::pause`], and at the
+//!   end; nothing is written when nothing new was used. A name is told again when it is used [`Pace::again`] later.
+//! - Names are looked up a few at a time, three quarters of the time are left to others.
+//! - What cannot be written is told later. Where the credentials do not permit it, a fork tells below its own prefix;
+//!   else nothing is told, and that is said once.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
+
+use super::{
+    Pace,
+    format::{ExpiryJson, MAX_JSON_BYTES, MAX_NAMES, Told},
+    recorder::Inos,
+};
+use crate::{
+    base::{
+        id::{MachineId, random_bytes},
+        volume::{Stack, VolumeName},
+    },
+    namespace::{
+        TreeError,
+        background::{blocking, words},
+        tree::Tree,
+    },
+    store::rows::{Ino, TreeLayer},
+    tier::{Body, Bucket, Etag, SharedBucket, TierError, layout},
+};
+
+/// How often a daemon looks whether somebody wants to know what is used.
+pub const LOOK: Duration = Duration::from_secs(3600);
+
+/// The first telling is so long after the start, at the latest.
+const FIRST: Duration = Duration::from_secs(300);
+
+/// The wait after a failure.
+const RETRY: Duration = Duration::from_secs(60);
+
+/// Names that are looked up without a rest, and how much longer the rest is.
+const TOGETHER: usize = 256;
+const REST_SHARE: u32 = 3;
+
+/// What a stop waits for the last telling.
+const LAST_WITHIN: Duration = Duration::from_secs(3);
+
+/// The settings of a volume whose names expire; `None`: they do not.
+pub async fn read_expiry(
+    bucket: &dyn Bucket,
+    volume: &VolumeName,
+) -> Result<Option<(ExpiryJson, Etag)>, TierError> {
+    let key = layout::expiry(volume.as_str());
+    match bucket.get(&key, None, MAX_JSON_BYTES).await? {
+        Some(object) => Ok(Some((
+            ExpiryJson::decode(volume.as_str(), &object.bytes)?,
+            object.etag,
+        ))),
+        None => Ok(None),
+    }
+}
+
+#[derive(Debug)]
+pub struct TellerHandle {
+    stop: watch::Sender<bool>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl TellerHandle {
+    /// Tells what was not told yet, if the bucket answers soon, and stops.
+    pub async fn shutdown(self) {
+        self.stop.send_replace(true);
+        if let Err(err) = self.task.await {
+            tracing::error!(error = %err, "the teller of used names had died");
+        }
+    }
+}
+
+/// Starts on `runtime`. Names of the lowest volume of `stack` alone expire, so those are told.
+pub fn spawn(
+    runtime: &tokio::runtime::Handle,
+    stack: &Stack,
+    tree: &Arc<Tree>,
+    bucket: &SharedBucket,
+    machine: MachineId,
+) -> TellerHandle {
+    let layers = stack.layers();
+    let lowest = layers.last().map_or(stack.volume(), |layer| &layer.volume);
+    let layer = TreeLayer::new(layers.len().saturating_sub(1) as u64);
+    tree.touched().turn_on();
+    let teller = Teller {
+        volume: lowest.clone(),
+        own: (layers.len() > 1).then(|| stack.volume().clone()),
+        layer: layer.unwrap_or(TreeLayer::TOP),
+        tree: Arc::clone(tree),
+        bucket: Arc::clone(bucket),
+        machine,
+        below_own: false,
+        last_error: None,
+        taken: None,
+    };
+    let (stop, stopped) = watch::channel(false);
+    let task = runtime.spawn(teller.run(stopped));
+    TellerHandle { stop, task }
+}
+
+struct Teller {
+    /// Whose names expire.
+    volume: VolumeName,
+    /// The mounted fork, if it is one.
+    own: Option<VolumeName>,
+    layer: TreeLayer,
+    tree: Arc<Tree>,
+    bucket: SharedBucket,
+    machine: MachineId,
+    /// Told below the fork's prefix, because more is not permitted.
+    below_own: bool,
+    last_error: Option<String>,
+    /// What is being told.
+    taken: Option<Inos>,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum TellError {
+    #[error(transparent)]
+    Bucket(#[from] TierError),
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+}
+
+impl TellError {
+    fn is_denied(&self) -> bool {
+        matches!(self, Self::Bucket(TierError::Denied { .. }))
+    }
+}
+
+impl Teller {
+    async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        let mut looked: Option<Instant> = None;
+        let mut pace: Option<Pace> = None;
+        let mut wait = FIRST;
+        let mut turned_millis = self.now_millis();
+        loop {
+            let step = async {
+                if looked.is_none_or(|at| at.elapsed() >= LOOK)
+                    && let Some(found) = self.look().await
+                {
+                    looked = Some(Instant::now());
+                    pace = found;
+                }
+                let Some(pace) = pace else {
+                    sleep(if looked.is_some() { LOOK } else { RETRY }).await;
+                    return;
+                };
+                wait = wait.min(pace.pause);
+                sleep(spread(wait)).await;
+                wait *= 2;
+                // A clock that was set back far is no reason to tell nothing.
+                if self.now_millis().abs_diff(turned_millis) >= pace.again.as_millis() as u64 {
+                    turned_millis = self.now_millis();
+                    self.tree.touched().turn();
+                }
+            };
+            tokio::select! {
+                () = step => {}
+                _ = stop.changed() => break,
+            }
+            let Some(known) = pace else { continue };
+            tokio::select! {
+                is_of_use = self.tell(known, false) => pace = pace.filter(|_| is_of_use),
+                _ = stop.changed() => break,
+            }
+        }
+        // What was being told when the stop came.
+        if let Some(inos) = self.taken.take() {
+            self.tree.touched().give_back(&inos);
+        }
+        let last = async {
+            // It was too short a life to have heard.
+            if looked.is_none() && self.tree.touched().is_waiting() {
+                pace = self.look().await.flatten();
+            }
+            if let Some(pace) = pace {
+                self.tell(pace, true).await;
+            }
+        };
+        if timeout(LAST_WITHIN, last).await.is_err() {
+            tracing::info!("names that were used lately are not told: the store does not answer in time");
+        }
+    }
+
+    fn now_millis(&self) -> u64 {
+        self.bucket.clock().now_millis()
+    }
+
+    /// Whether and how names are told; `None` when nobody knows.
+    async fn look(&mut self) -> Option<Option<Pace>> {
+        match read_expiry(self.bucket.as_ref(), &self.volume).await {
+            Ok(Some((expiry, _))) => {
+                self.tree.touched().turn_on();
+                Some(Some(Pace::of(Duration::from_millis(expiry.expire_millis))))
+            }
+            Ok(None) => {
+                self.tree.touched().turn_off();
+                Some(None)
+            }
+            Err(err) => {
+                self.failed(&err.into());
+                None
+            }
+        }
+    }
+
+    fn failed(&mut self, err: &TellError) {
+        let text = words(err);
+        if self.last_error.as_ref() != Some(&text) {
+            tracing::warn!(error = text, volume = %self.volume, "which names are used here is not told; trying again");
+        }
+        self.last_error = Some(text);
+    }
+
+    /// Tells what was used since the last time; false when that is no use any more, for a while.
+    async fn tell(&mut self, pace: Pace, hasty: bool) -> bool {
+        let fresh = self.tree.touched().take();
+        if fresh.is_empty() {
+            return true;
+        }
+        self.taken = Some(fresh.clone());
+        let mut result = self.try_tell(&fresh, pace, hasty).await;
+        if matches!(&result, Err(err) if err.is_denied()) && !self.below_own && self.own.is_some() {
+            self.below_own = true;
+            result = self.try_tell(&fresh, pace, hasty).await;
+        }
+        self.taken = None;
+        match result {
+            Ok(()) => self.last_error = None,
+            Err(err) => {
+                self.failed(&err);
+                if err.is_denied() {
+                    self.tree.touched().turn_off();
+                    return false;
+                }
+                self.tree.touched().give_back(&fresh);
+            }
+        }
+        true
+    }
+
+    async fn try_tell(&self, fresh: &Inos, pace: Pace, hasty: bool) -> Result<(), TellError> {
+        let inos: Vec<Ino> = fresh.iter().collect();
+        let mut marks = Vec::with_capacity(inos.len());
+        for together in inos.chunks(TOGETHER) {
+            let began = Instant::now();
+            let (tree, layer, together) = (Arc::clone(&self.tree), self.layer, together.to_vec());
+            marks.extend(blocking(move || tree.marks_of(&together, layer)).await?);
+            if !hasty {
+                sleep(began.elapsed() * REST_SHARE).await;
+            }
+        }
+        let volume = match &self.own {
+            Some(own) if self.below_own => own,
+            _ => &self.volume,
+        };
+        for marks in marks.chunks(MAX_NAMES) {
+            let now = self.now_millis();
+            let random = u64::from_be_bytes(random_bytes());
+            let key = layout::touched(volume.as_str(), now, self.machine, random);
+            let told = Told::new(now, pace.good_for().as_millis() as u64, marks.to_vec());
+            let names = told.marks().len();
+            self.bucket.put_new(&key, Body::raw(told.encode())).await?;
+            tracing::debug!(key, names, "told which names are used here");
+        }
+        Ok(())
+    }
+}
+
+/// Up to a quarter less, so that machines that were started together do not all tell at once.
+fn spread(wait: Duration) -> Duration {
+    let [share] = random_bytes::<1>();
+    wait - wait * u32::from(share) / 1024
+}
