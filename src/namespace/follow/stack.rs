@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::{
-    FollowStatus, FollowerHandle,
+    FollowStatus, FollowerHandle, Pace,
     reader::{LogView, NOTE_PREFIX, Reader, Sink},
     start,
 };
@@ -52,6 +52,7 @@ pub fn spawn(
     store: &Arc<Store>,
     bucket: &SharedBucket,
     tell_kernel: &TellKernel,
+    pace: Pace,
 ) -> StackFollowerHandle {
     let numbers = (0..).map_while(TreeLayer::new);
     let follow = |(followed, layer): (&StackLayer, TreeLayer)| {
@@ -78,7 +79,7 @@ pub fn spawn(
                 Arc::new(move || clock.clock().now_millis()),
             )
         };
-        (followed.clone(), start(runtime, open))
+        (followed.clone(), start(runtime, pace, open))
     };
     StackFollowerHandle(stack.layers().iter().zip(numbers).map(follow).collect())
 }
