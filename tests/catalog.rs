@@ -16,10 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use casmount::tier::{
-    Body, SharedBucket,
-    url::{self, AccessKey, ConnectOptions},
-};
+use casmount::tier::Body;
 use lab::{Lab, StoreKind};
 use s3server::Faults;
 use serde_json::Value;
@@ -222,34 +219,7 @@ fn generate(lab: &Lab, names: u64) {
         per_dir: 250,
         fan_out: 64,
     };
-    with_bucket(lab, async |bucket| {
-        volume::make(&bucket, "main", shape).await.unwrap()
-    });
-}
-
-/// Does something with the store behind the machines' backs.
-fn with_bucket<T>(lab: &Lab, act: impl AsyncFnOnce(SharedBucket) -> T) -> T {
-    let options = if lab.url().starts_with("s3:") {
-        ConnectOptions {
-            endpoint_url: Some(lab.server().endpoint()),
-            region: Some("us-east-1".to_owned()),
-            access_key: Some(AccessKey {
-                id: lab.server().access_key().to_owned(),
-                secret: lab.server().secret_key().to_owned(),
-            }),
-            ..ConnectOptions::default()
-        }
-    } else {
-        ConnectOptions::default()
-    };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(async {
-        let bucket = url::connect(&lab.url().parse().unwrap(), &options).await.unwrap();
-        act(bucket).await
-    })
+    lab.with_bucket(async |bucket| volume::make(&bucket, "main", shape).await.unwrap());
 }
 
 fn count_names(root: &Path) -> (u64, u64) {
@@ -443,7 +413,7 @@ fn a_damaged_part_is_an_error_and_not_an_empty_directory(kind: StoreKind) {
         let why = if damage { "is damaged" } else { "is gone" };
         assert!(words.contains(why), "{words}");
         assert!(parts.iter().any(|part| words.contains(&part.key)), "{words}");
-        with_bucket(&lab, async |bucket| {
+        lab.with_bucket(async |bucket| {
             for part in &parts {
                 if damage {
                     bucket.delete(&part.key).await.unwrap();
@@ -504,7 +474,7 @@ fn a_segment_that_comes_late_is_seen_and_folded_the_next_time(kind: StoreKind) {
     first.flush();
     compact(&first.spec);
     // Their PUTs land now, behind the watermark.
-    with_bucket(&lab, async |bucket| {
+    lab.with_bucket(async |bucket| {
         for segment in &late {
             let body = Body::raw(segment.bytes.clone());
             bucket.put_new(&segment.key, body).await.unwrap();

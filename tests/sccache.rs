@@ -231,6 +231,11 @@ fn what_one_machine_compiled_the_other_finds(kind: StoreKind) {
     on_b.build(&target);
     assert_eq!(on_b.counted(), (ALL, 0));
     on_b.stop();
+    // B knows what it is for though it stored nothing, and that it set the times of all that it found is
+    // for nobody else.
+    assert_eq!(b.status()["presets"][0]["preset"], "sccache");
+    b.flush();
+    assert_eq!(b.counter("/publish/published_changes"), 0);
     // The objects are those of the first build, byte for byte.
     for number in 0..SOURCES {
         let object = |machine: &str| fs::read(lab.dir().join(format!("objects-{machine}/part{number}.o")));
@@ -249,8 +254,6 @@ fn two_machines_that_build_at_once_find_no_half_written_file_of_each_other(kind:
         Sccache::start(&program, &lab, &a),
         Sccache::start(&program, &lab, &b),
     );
-    // A file that sccache was killed over: nobody's but A's.
-    file(&a.path("sccache/.sccachetmpLeft"), b"half");
     std::thread::scope(|scope| {
         scope.spawn(|| on_b.build(&lab.dir().join("target-b")));
         on_a.build(&lab.dir().join("target-a"));
@@ -260,6 +263,8 @@ fn two_machines_that_build_at_once_find_no_half_written_file_of_each_other(kind:
         assert_eq!(hits + misses, ALL, "{} counted others", machine.spec.name);
         sccache.stop();
     }
+    // A file that sccache was killed over: nobody's but A's.
+    file(&a.path("sccache/.sccachetmpLeft"), b"half");
     follow(&a, &b, "last of a");
     follow(&b, &a, "last of b");
     assert!(a.path("sccache/.sccachetmpLeft").exists());

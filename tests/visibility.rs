@@ -27,10 +27,7 @@ use casmount::{
         tree::Tree,
     },
     store::{Store, StoreOptions, rows::NodeKind},
-    tier::{
-        Body, SharedBucket, layout,
-        url::{self, AccessKey, ConnectOptions},
-    },
+    tier::{Body, SharedBucket, layout},
 };
 use lab::{Lab, StoreKind};
 use s3server::{Counts, RestrictedKey};
@@ -132,7 +129,11 @@ fn what_is_closed_on_one_machine_is_seen_by_fifty_that_ask_once_a_second() {
         "{most} requests in {seconds} s"
     );
     let status = followers[0].status();
-    assert_eq!(status["follow"]["last_error"], serde_json::Value::Null, "{status:#}");
+    assert_eq!(
+        status["follow"]["last_error"],
+        serde_json::Value::Null,
+        "{status:#}"
+    );
 }
 
 /// A machine as far as following goes.
@@ -141,22 +142,9 @@ struct Follower {
     tree: Arc<Tree>,
 }
 
-async fn connect(lab: &Lab, id: &str, secret: &str) -> SharedBucket {
-    let options = ConnectOptions {
-        endpoint_url: Some(lab.server().endpoint()),
-        region: Some("us-east-1".to_owned()),
-        access_key: Some(AccessKey {
-            id: id.to_owned(),
-            secret: secret.to_owned(),
-        }),
-        ..ConnectOptions::default()
-    };
-    url::connect(&lab.url().parse().unwrap(), &options).await.unwrap()
-}
-
 async fn follower(lab: &Lab, dir: &TestDir, number: usize, pace: Pace) -> Follower {
     let key = key_of(number);
-    let bucket = connect(lab, &key.access_key, &key.secret_key).await;
+    let bucket = lab.connect(&key.access_key, &key.secret_key).await;
     let options = StoreOptions {
         dir: dir.path().join(&key.access_key),
         cache_size: 1 << 20,
@@ -223,7 +211,7 @@ fn fifty_that_rest_ask_once_in_ten_seconds_and_the_first_use_asks_at_once() {
     };
     let key = (lab.server().access_key(), lab.server().secret_key());
     let (bucket, followers) = runtime.block_on(async {
-        let bucket = connect(&lab, key.0, key.1).await;
+        let bucket = lab.connect(key.0, key.1).await;
         // Any write: the clock of the store is known from there on.
         bucket.put_new("probe/x", Body::raw("x")).await.unwrap();
         publish(&bucket, 0, "before").await;

@@ -10,7 +10,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use casmount::store::pack;
+use casmount::{
+    store::pack,
+    tier::{
+        SharedBucket,
+        url::{self, AccessKey, ConnectOptions},
+    },
+};
 
 use crate::{
     s3server::{Faults, RestrictedKey, ServerOptions, TestServer},
@@ -122,6 +128,37 @@ impl Lab {
     #[track_caller]
     pub fn machine(&self, name: &str) -> Machine {
         self.spec(name).start()
+    }
+
+    /// Connects to the store as the program does, with an access key of the server if it is one.
+    pub async fn connect(&self, id: &str, secret: &str) -> SharedBucket {
+        let options = match &self.store {
+            Store::S3(server) => ConnectOptions {
+                endpoint_url: Some(server.endpoint()),
+                region: Some("us-east-1".to_owned()),
+                access_key: Some(AccessKey {
+                    id: id.to_owned(),
+                    secret: secret.to_owned(),
+                }),
+                ..ConnectOptions::default()
+            },
+            Store::File(_) => ConnectOptions::default(),
+        };
+        let url = self.url().parse().expect("our own URL");
+        url::connect(&url, &options)
+            .await
+            .expect("the store can be reached")
+    }
+
+    /// Does something with the store behind the machines' backs.
+    pub fn with_bucket<T>(&self, act: impl AsyncFnOnce(SharedBucket) -> T) -> T {
+        let (id, secret) = match &self.store {
+            Store::S3(server) => (server.access_key(), server.secret_key()),
+            Store::File(_) => ("", ""),
+        };
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+        let runtime = runtime.expect("a runtime can be started");
+        runtime.block_on(async { act(self.connect(id, secret).await).await })
     }
 
     /// Every object of the store with its bytes.
