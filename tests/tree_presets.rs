@@ -17,7 +17,7 @@ use casmount::{
         TreeError,
         change::{Entry, EntryBlob, EntryChunks, PathChange},
         preset::{Preset, at::PresetAt, table::Origin},
-        tree::{NewNode, RenameMode, Tree},
+        tree::{AttrChange, NewNode, RenameMode, SetTime, Tree},
     },
     store::{
         cachedir::LastStop,
@@ -176,6 +176,35 @@ fn a_rename_out_of_what_stays_tells_the_new_name_and_a_rename_back_that_it_is_go
     a.rename("d/cas/aa/one", "d/tmp/two");
     assert_eq!(a.told(), ["-d/cas/aa/one"]);
     assert!(a.has("d/tmp/two"));
+}
+
+#[test]
+fn times_of_an_entry_are_nobody_elses_business_however_they_are_set() {
+    let a = Machine::new(1, "d=bazel,s=sccache");
+    a.make_all(&["d/ac/aa/x", "s/a/b/x", "plain/x"]);
+    a.told();
+    let set = |path: &str, change: AttrChange| {
+        let ino = a.tree.resolve(path.as_bytes()).unwrap().ino;
+        a.tree.set_attributes(ino, change, 7).unwrap()
+    };
+    let to = |nanos| AttrChange {
+        atime: Some(SetTime::To(nanos)),
+        mtime: Some(SetTime::To(nanos)),
+        ..AttrChange::default()
+    };
+    for path in ["d/ac/aa/x", "s/a/b/x"] {
+        assert_eq!(set(path, to(1_000_000_000)).mtime, 1_000_000_000);
+        assert_eq!(a.told(), Vec::<String>::new(), "{path}");
+    }
+    // All else of them is, as of any file.
+    let readable = AttrChange {
+        perm: Some(0o644),
+        ..to(2_000_000_000)
+    };
+    set("d/ac/aa/x", readable);
+    assert_eq!(a.told(), ["+d/ac/aa/x"]);
+    set("plain/x", to(1_000_000_000));
+    assert_eq!(a.told(), ["+plain/x"]);
 }
 
 #[test]

@@ -9,7 +9,8 @@ their spread. The cold read compares with a plain parallel ranged GET of the sam
 `first-stat`, `find` and `find-memory` open a volume of --names names with an empty cache:
 the time from the start of the daemon to the first stat of a file, of a whole find(1), and
 the most memory by then. `job-*` and `flush-30ms` count and time what a build on a fresh machine
-asks of the bucket, see job.py.
+asks of the bucket, see job.py. `visibility*`, `follow-*` and `commit-*` are of a volume that many
+machines mount, and of one of many names, see fleet.py.
 Needs root, for the loop devices. Everything it makes is gone when it ends.
 """
 
@@ -19,41 +20,19 @@ import os
 import platform
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import fleet
 import job
+from rows import COMMIT, FLEET, JOB, OPENING, TARGETS, show, verdict
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 1 << 20
 STEP_LIMIT = 1800  # seconds for any single program
-
-# name, unit, what is compared with, least ratio, alternative least value
-TARGETS = {
-    "warm-read": ("MiB/s", "native", 0.95, None),
-    "write": ("MiB/s", "native", 0.70, None),
-    "create": ("files/s", "native", 0.25, 5000),
-    "cold-read": ("MiB/s", "plain-get", 0.80, None),
-    "memory": ("MB", None, None, 300),
-    # Of a volume of --names names that a machine with an empty cache opens from a catalog in S3.
-    "first-stat": ("s", None, None, 2),
-    "find": ("s", None, None, 20),
-    "find-memory": ("MB", None, None, 250),
-    # Requests of the reference job, and the flush of its files over a link of 30 ms.
-    "job-lookups": ("GETs", None, None, 1),
-    "job-gets": ("GETs", None, None, 1501),
-    "job-puts": ("PUTs", None, None, 101),
-    "flush-30ms": ("s", None, None, 1.5),
-}
-JOB = ("job-lookups", "job-gets", "job-puts", "flush-30ms")
-OPENING = ("first-stat", "find", "find-memory")
-# With ten million names.
-TARGETS_10M = {"first-stat": 5, "find": None, "find-memory": 300}
-
 
 class Cleanup:
     """Undoes what was made, last first, whatever ends the run."""
@@ -228,7 +207,7 @@ class Bench:
 
     def add(self, kind, name, samples):
         row = {"fs": kind, "name": name, "unit": TARGETS[name][0], "samples": samples}
-        if name in OPENING:
+        if name in OPENING + COMMIT:
             row["names"] = self.options.names
         self.rows.append(row)
         show(row)
@@ -434,39 +413,48 @@ class Bench:
         CLEANUP.run_to(depth)
 
 
-def least_value(row):
-    """What a measurement without anything to compare with has to be below."""
-    least = TARGETS[row["name"]][3]
-    return TARGETS_10M.get(row["name"], least) if row.get("names", 0) > 5_000_000 else least
+    def fleet(self, kind):
+        """Many machines on one volume, see `fleet`."""
+        if not any(map(self.wants, FLEET)):
+            return
+        depth = len(CLEANUP.steps)
+        # A daemon keeps a reserve in its cache directory.
+        disk = Disk(kind, self.work, (self.options.followers + 1) * 256 * MIB)
+        server = S3Server(self.tools)
 
+        def machine(name):
+            cache = disk.path / name
+            return Casmount(self.program, name, self.work, cache, server.url, server.env, "--min-free", "0")
 
-def verdict(row):
-    """Whether a row reaches its target; the ratio that decides."""
-    _, base, least_ratio, least = TARGETS[row["name"]]
-    middle = {system: statistics.median(values) for system, values in row["samples"].items()}
-    if base is None:
-        least = least_value(row)
-        return least is None or middle["casmount"] < least, None
-    ratio = middle["casmount"] / middle[base]
-    reached = ratio >= least_ratio or (least is not None and middle["casmount"] >= least)
-    return reached, ratio
+        samples = fleet.follow(server, machine, self.options.followers, self.options.runs, self.wants)
+        for name in FLEET:
+            if self.wants(name):
+                self.add(kind, name, {"casmount": samples[name]})
+        CLEANUP.run_to(depth)
 
+    def commit(self, kind):
+        """The same commit in volumes of different sizes, see `fleet`."""
+        if not any(map(self.wants, COMMIT)):
+            return
+        depth, samples = len(CLEANUP.steps), {}
+        for system, names in (("of-10k", fleet.SMALL_NAMES), ("casmount", self.options.names)):
+            inner = len(CLEANUP.steps)
+            disk = Disk(kind, self.work, (names // 1000 + 4096) * MIB)
+            server = S3Server(self.tools, self.work / "bodies")
+            env = dict(os.environ, **server.env)
+            run(self.tools / "make-volume", "--store", server.url, "--names", names, env=env)
 
-def show(row):
-    reached, ratio = verdict(row)
-    cells = []
-    for system, values in row["samples"].items():
-        digits = 2 if row["unit"] == "s" else 0
-        spread = f" ({min(values):.{digits}f}..{max(values):.{digits}f})" if len(values) > 1 else ""
-        cells.append(f"{system} {statistics.median(values):.{digits}f}{spread}")
-    _, base, least_ratio, least = TARGETS[row["name"]]
-    if base is None:
-        least = least_value(row)
-        target = f"below {least}" if least is not None else "no target"
-    else:
-        target = f"ratio {ratio:.2f}, target {least_ratio:.2f}" + (f" or {least}" if least else "")
-    word = "reached" if reached else "MISSED"
-    print(f"{row['fs']:5} {row['name']:10} {row['unit']:8} {' | '.join(cells):78} {target}: {word}", flush=True)
+            def machine(name):
+                cache = disk.path / name
+                return Casmount(self.program, name, self.work, cache, server.url, server.env, "--min-free", "0")
+
+            for name, values in fleet.commit(server, machine, self.options.runs).items():
+                samples.setdefault(name, {})[system] = values
+            CLEANUP.run_to(inner)
+        for name in COMMIT:
+            if self.wants(name):
+                self.add(kind, name, samples[name])
+        CLEANUP.run_to(depth)
 
 
 def parse():
@@ -480,6 +468,7 @@ def parse():
     parser.add_argument("--files", type=int, default=10000, help="files of `create` (default: %(default)s)")
     parser.add_argument("--memory-mib", type=int, default=10240, help="for `memory` (default: %(default)s)")
     parser.add_argument("--names", type=int, default=1_000_000, help="of the volume to open (default: %(default)s)")
+    parser.add_argument("--followers", type=int, default=50, help="machines that follow (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works")
     parser.add_argument("--json", type=Path, help="also write all samples to this file")
     parser.add_argument("--dir", type=Path, help="where images are made (default: below target/)")
@@ -487,8 +476,11 @@ def parse():
     options = parser.parse_args()
     if options.quick:
         options.size_mib, options.files, options.memory_mib = 128, 1000, 512
-        options.runs, options.names = min(options.runs, 3), 20_000
+        options.runs, options.names, options.followers = min(options.runs, 3), 20_000, min(options.followers, 8)
     options.only = options.only.split(",") if options.only else []
+    if options.quick and not options.only:
+        # All but what waits for minutes.
+        options.only = [name for name in TARGETS if name != "follow-idle"]
     unknown = set(options.only) - set(TARGETS)
     if unknown:
         parser.error(f"no such measurement: {', '.join(unknown)}")
@@ -521,6 +513,8 @@ def main():
             bench.memory(kind)
             bench.opening(kind)
             bench.reference_job(kind)
+            bench.fleet(kind)
+            bench.commit(kind)
     finally:
         CLEANUP.run_to(0)
         if options.json:

@@ -122,7 +122,9 @@ impl Layers {
                 activity: Arc::clone(&activity),
             },
         );
-        let follower = Arc::new(follow::spawn(runtime, stack, &tree, &store, bucket, tell_kernel));
+        let pace = follow::Pace::default();
+        let follower = follow::spawn(runtime, stack, &tree, &store, bucket, tell_kernel, pace);
+        let follower = Arc::new(follower);
         let vfs = Vfs::new(
             vfs_options(settings, activity),
             Arc::clone(&store),

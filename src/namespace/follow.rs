@@ -5,8 +5,8 @@
 //!
 //! # Policy
 //!
-//! - A poll comes every `BUSY_PACE` while the mount was used within `BUSY_FOR`, else every
-//!   `IDLE_PACE`; the first use after a rest brings one at once.
+//! - A poll comes every second while the mount was used in the last 5 minutes, else every 10 s ([`Pace`]);
+//!   the first use after a rest brings one at once. It is one LIST, and one GET for each new segment.
 //! - It lists from the newest key less some seconds; the first poll, one every `FULL_PACE`
 //!   and one that someone waits for list the whole window.
 //! - After a failure the wait doubles up to `MAX_BACKOFF`, with jitter. Failures are told
@@ -70,13 +70,31 @@ pub use stack::{LayerStatus, StackFollowerHandle, followed_volumes, spawn};
 use super::background::words;
 use crate::{base::retry::Backoff, store::StoreError};
 
-const BUSY_PACE: Duration = Duration::from_secs(1);
-const IDLE_PACE: Duration = Duration::from_secs(10);
-const BUSY_FOR: Duration = Duration::from_secs(300);
 const FULL_PACE: Duration = Duration::from_secs(60);
 const KEEP_PACE: Duration = Duration::from_secs(5);
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
+
+/// How often a log is looked at.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// From one poll to the next while the mount is in use.
+    pub busy: Duration,
+    /// From one poll to the next while it rests.
+    pub idle: Duration,
+    /// It rests when it was not used for so long.
+    pub rests_after: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            busy: Duration::from_secs(1),
+            idle: Duration::from_secs(10),
+            rests_after: Duration::from_secs(300),
+        }
+    }
+}
 
 /// What the follower has seen.
 #[derive(Clone, Debug, Default)]
@@ -100,6 +118,7 @@ pub struct FollowerHandle {
 #[derive(Debug)]
 struct Shared {
     started: Instant,
+    pace: Pace,
     status: Mutex<FollowStatus>,
     /// Milliseconds since `started`.
     used: AtomicU64,
@@ -114,9 +133,10 @@ struct Shared {
 }
 
 impl Shared {
-    fn new() -> Self {
+    fn new(pace: Pace) -> Self {
         Self {
             started: Instant::now(),
+            pace,
             status: Mutex::default(),
             used: AtomicU64::new(0),
             wake: Notify::new(),
@@ -143,7 +163,7 @@ impl Shared {
     }
 
     fn note_use(&self) {
-        let rested = self.rest() > BUSY_FOR;
+        let rested = self.rest() > self.pace.rests_after;
         self.used.store(self.uptime_millis(), Ordering::Relaxed);
         if rested {
             self.wake.notify_one();
@@ -168,9 +188,10 @@ impl Shared {
 /// Starts to follow one log on `runtime`.
 pub(super) fn start<S: Sink>(
     runtime: &tokio::runtime::Handle,
+    pace: Pace,
     open: impl Fn() -> Result<Reader<S>, StoreError> + Send + Sync + 'static,
 ) -> FollowerHandle {
-    let shared = Arc::new(Shared::new());
+    let shared = Arc::new(Shared::new(pace));
     let (stop, stopped) = watch::channel(false);
     let task = runtime.spawn(run(open, Arc::clone(&shared), stopped));
     FollowerHandle { shared, stop, task }
@@ -219,10 +240,10 @@ async fn run<S: Sink>(
                 rhythm.full = Some(began);
             }
             shared.applied.send_replace(number);
-            let pace = if shared.rest() <= BUSY_FOR {
-                BUSY_PACE
+            let pace = if shared.rest() <= shared.pace.rests_after {
+                shared.pace.busy
             } else {
-                IDLE_PACE
+                shared.pace.idle
             };
             pace.saturating_sub(began.elapsed())
         };

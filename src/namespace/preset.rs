@@ -12,6 +12,7 @@
 //! | names prove content | `cas/<xx>/<sha256>`, `<sha256>` | | | |
 //! | shown when all that it names is there | `ac/<xx>/<sha256>`, `ac_<sha256>` | | | |
 //! | settle time | none | none | none | that of the mount |
+//! | times that are set | stay on this machine | the same | the same | are for all, but for *now* |
 //! | belongs to | the mounting user | the mounting user | the mounting user | as the mount says |
 //!
 //! (Bazel up to version 2 has one directory without `cas/`, `ac/` and `tmp/`.)
@@ -126,6 +127,13 @@ impl Preset {
         (self != Self::Plain).then_some(Duration::ZERO)
     }
 
+    /// Whether the times of a file say when it was used here, however they are set, and nothing that others
+    /// need to know. Bazel 7 and sccache write the time of their own clock at every hit.
+    #[must_use]
+    pub fn times_tell_use(self) -> bool {
+        self != Self::Plain
+    }
+
     /// Whether files belong to the mounting user also where the mount keeps recorded owners: who wrote
     /// an entry elsewhere means nothing here, and every build must be allowed to touch it.
     #[must_use]
@@ -210,31 +218,42 @@ const SCCACHE_TEMP: &[u8] = b".sccachetmp";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sign {
     pub preset: Preset,
-    /// The cache is not the directory with the new name, but the one above that.
-    pub above: bool,
+    /// The cache is so many directories above the one with the new name.
+    pub above: usize,
     /// A directory that must be there as well.
     pub needs: Option<&'static [u8]>,
 }
 
-/// Reads the making of `name` in a directory as the sign of a tool. `dir` is the name of that
-/// directory, asked for only when `name` may be a sign.
+/// Reads the making of `name` in a directory as the sign of a tool. `dir` tells the name of that directory (0) and
+/// of those above it, asked for only when `name` may be a sign; that of the root is empty.
 ///
-/// Cheap for all other names: this is asked for every one that is made.
-pub fn sign(name: &[u8], is_dir: bool, dir: impl FnOnce() -> Vec<u8>) -> Option<Sign> {
+/// Cheap for all other names: this is asked for every one that is made. A name that stays on its machine is a
+/// sign there alone, so each tool has another one that travels.
+pub fn sign(name: &[u8], is_dir: bool, dir: impl Fn(usize) -> Vec<u8>) -> Option<Sign> {
     let sign = |preset, above, needs| Some(Sign { preset, above, needs });
     match name {
-        b"ccache.conf" if !is_dir => sign(Preset::Ccache, false, None),
-        b"CACHEDIR.TAG" if !is_dir => match dir().as_slice() {
-            [digit] if is_hex(*digit) => sign(Preset::Ccache, true, None),
+        b"ccache.conf" if !is_dir => sign(Preset::Ccache, 0, None),
+        b"CACHEDIR.TAG" if !is_dir => match dir(0).as_slice() {
+            [digit] if is_hex(*digit) => sign(Preset::Ccache, 1, None),
             _ => None,
         },
-        [a, b] if is_dir && is_hex(*a) && is_hex(*b) => match dir().as_slice() {
-            b"ac" => sign(Preset::Bazel, true, Some(b"cas")),
-            b"cas" => sign(Preset::Bazel, true, Some(b"ac")),
+        [a, b] if is_dir && is_hex(*a) && is_hex(*b) => match dir(0).as_slice() {
+            b"ac" => sign(Preset::Bazel, 1, Some(b"cas")),
+            b"cas" => sign(Preset::Bazel, 1, Some(b"ac")),
             _ => None,
         },
-        _ if !is_dir && is_flat_action(name) => sign(Preset::Bazel, false, None),
-        _ if !is_dir && name.starts_with(SCCACHE_TEMP) => sign(Preset::Sccache, false, None),
+        _ if !is_dir && is_flat_action(name) => sign(Preset::Bazel, 0, None),
+        _ if !is_dir && name.starts_with(SCCACHE_TEMP) => sign(Preset::Sccache, 0, None),
+        // `<h>/<i>/<hi...>`. What lies three directories deep is of a cache within that.
+        [first, second, ..] if !is_dir && sha256(name).is_some() => {
+            let lies_in = |above: usize, digit: u8| dir(above) == [digit];
+            let is_entry = lies_in(0, *second) && lies_in(1, *first);
+            let is_deeper = || matches!(dir(2).as_slice(), [digit] if is_hex(*digit));
+            if is_entry && !is_deeper() {
+                return sign(Preset::Sccache, 2, None);
+            }
+            None
+        }
         _ => None,
     }
 }
@@ -379,27 +398,34 @@ mod tests {
     #[test]
     fn a_tool_is_recognised_by_what_it_makes() {
         let of = |path: &str, is_dir| {
-            let mut names = path.rsplit('/');
-            let name = names.next().unwrap();
-            let dir = || names.next().unwrap_or("").as_bytes().to_vec();
-            sign(name.as_bytes(), is_dir, dir).map(|sign| (sign.preset, sign.above, sign.needs))
+            let names: Vec<&str> = path.rsplit('/').collect();
+            let dir = |above: usize| names.get(above + 1).unwrap_or(&"").as_bytes().to_vec();
+            sign(names[0].as_bytes(), is_dir, dir).map(|sign| (sign.preset, sign.above, sign.needs))
         };
         let flat = format!("d/ac_{SHA}");
+        let entry = format!("sc/e/3/{SHA}");
         let cas: Option<&[u8]> = Some(b"cas");
         let table = [
-            ("d/ccache.conf", false, Some((Preset::Ccache, false, None))),
+            ("d/ccache.conf", false, Some((Preset::Ccache, 0, None))),
             ("d/ccache.conf", true, None),
-            ("d/3/CACHEDIR.TAG", false, Some((Preset::Ccache, true, None))),
+            ("d/3/CACHEDIR.TAG", false, Some((Preset::Ccache, 1, None))),
             ("target/CACHEDIR.TAG", false, None),
             ("d/g/CACHEDIR.TAG", false, None),
-            ("d/ac/0f", true, Some((Preset::Bazel, true, cas))),
-            ("d/cas/0f", true, Some((Preset::Bazel, true, Some(b"ac")))),
+            ("d/ac/0f", true, Some((Preset::Bazel, 1, cas))),
+            ("d/cas/0f", true, Some((Preset::Bazel, 1, Some(b"ac")))),
             ("d/ac/0f", false, None),
-            (&flat, false, Some((Preset::Bazel, false, None))),
+            (&flat, false, Some((Preset::Bazel, 0, None))),
             (&flat, true, None),
             ("d/objects/0f", true, None),
             ("d/ac/0g", true, None),
-            ("d/.sccachetmpAb", false, Some((Preset::Sccache, false, None))),
+            ("d/.sccachetmpAb", false, Some((Preset::Sccache, 0, None))),
+            (&entry, false, Some((Preset::Sccache, 2, None))),
+            (&entry["sc/".len()..], false, Some((Preset::Sccache, 2, None))),
+            (&entry, true, None),
+            (&format!("sc/e/0/{SHA}"), false, None),
+            (&format!("sc/preprocessor/e/e/3/{SHA}"), false, None),
+            (&format!("sc/preprocessor/e/3/b/{SHA}"), false, None),
+            (&format!("d/cas/e3/{SHA}"), false, None),
             ("d/file", false, None),
             ("d/dir", true, None),
         ];

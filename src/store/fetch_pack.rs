@@ -26,7 +26,7 @@ use tracing::{debug, warn};
 use super::{
     fetch_chunk::{ChunkFetcher, Disk, unpacked_and_checked, verified},
     ledger::Ledger,
-    pack::{self, MAX_OBJECT_BYTES, MAX_SMALL_BYTES, PackPlace},
+    pack::{self, MAX_OBJECT_BYTES, PackPlace},
 };
 use crate::{
     base::{chunk::Chunk, digest::Digest, flight::Flights},
@@ -108,7 +108,7 @@ impl ChunkFetcher {
     /// The bytes of a small member of a pack, if they come with its neighbours; `None` when it is
     /// to be fetched by itself.
     pub(super) async fn with_neighbours(&self, place: PackPlace, name: Digest, len: u64) -> Option<Bytes> {
-        if len > MAX_SMALL_BYTES || self.was_full_lately() {
+        if len > pack::small_bytes() || self.was_full_lately() {
             return None;
         }
         let object = match self.neighbours.held(&place.pack) {
@@ -164,7 +164,7 @@ impl Disk {
     fn keep_members(&self, ledger: &Ledger, object: &Bytes, members: &[(Chunk, PackPlace)]) {
         let small = members
             .iter()
-            .filter(|(chunk, _)| u64::from(chunk.len) <= MAX_SMALL_BYTES);
+            .filter(|(chunk, _)| u64::from(chunk.len) <= pack::small_bytes());
         for (chunk, place) in small {
             let told = ledger.chunk(&chunk.digest).ok().flatten();
             if told.is_none_or(|row| row.place != Some(*place)) {

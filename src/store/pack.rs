@@ -63,8 +63,25 @@ pub const MAX_PACKED_BYTES: u64 = 4 << 20;
 
 /// The longest blob of one chunk that travels with others.
 ///
-/// A request costs a bucket, and whoever waits for it, as much as some hundred kilobytes do.
+/// A request costs a bucket, and whoever waits for it, as much as some hundred kilobytes do. The limit was chosen
+/// by measurement, see `upload::small`.
 pub const MAX_SMALL_BYTES: u64 = 64 << 10;
+
+/// [`MAX_SMALL_BYTES`]; in a development build what `CASMOUNT_MEASURE_SMALL_BYTES` says, for
+/// the measurement of other limits.
+#[must_use]
+pub fn small_bytes() -> u64 {
+    #[cfg(debug_assertions)]
+    {
+        static MEASURED: std::sync::LazyLock<Option<u64>> = std::sync::LazyLock::new(|| {
+            let limit = std::env::var("CASMOUNT_MEASURE_SMALL_BYTES").ok()?;
+            limit.parse().ok().filter(|limit| *limit <= MAX_PACKED_BYTES)
+        });
+        MEASURED.unwrap_or(MAX_SMALL_BYTES)
+    }
+    #[cfg(not(debug_assertions))]
+    MAX_SMALL_BYTES
+}
 
 /// Small blobs in one pack: as many as make a request worth it even when they are tiny. Whoever sends
 /// them has all of their files open.

@@ -64,7 +64,7 @@ use crate::{
         error::chain,
         fetch::Fetcher,
         ledger::Ledger,
-        pack::{MAX_MEMBERS, MAX_SMALL_BYTES},
+        pack::{self, MAX_MEMBERS},
         rows::BlobRow,
     },
     tier::SharedBucket,
@@ -463,7 +463,7 @@ impl Loop {
                     bytes += row.size;
                     together.push(row);
                 } else {
-                    more |= row.size <= MAX_SMALL_BYTES;
+                    more |= row.size <= pack::small_bytes();
                     self.queue.push_back(row);
                 }
             }

@@ -25,7 +25,7 @@ use crate::{
     store::{
         StoreError,
         blobs::Blob,
-        pack::{self, MAX_MEMBERS, MAX_PACKED_BYTES, MAX_SMALL_BYTES, Pack},
+        pack::{self, MAX_MEMBERS, MAX_PACKED_BYTES, Pack},
         rows::BlobRow,
     },
     tier::{Body, Put, body, layout},
@@ -39,7 +39,7 @@ pub(super) type Ended = (Digest, Result<Outcome, UploadError>);
 
 /// Whether another blob of `size` goes into a pack that has `count` of `bytes` in all.
 pub(super) fn fits(count: usize, bytes: u64, size: u64) -> bool {
-    size <= MAX_SMALL_BYTES && count < MAX_MEMBERS && bytes + size <= MAX_PACKED_BYTES
+    size <= pack::small_bytes() && count < MAX_MEMBERS && bytes + size <= MAX_PACKED_BYTES
 }
 
 /// Uploads small blobs by one request, if nothing is wrong with any of them.

@@ -140,6 +140,8 @@ fn unit(seed: u64, number: u64) -> f64 {
 pub struct Counts {
     /// Requests by their names in S3, those that went wrong included.
     pub requests: BTreeMap<String, u64>,
+    /// The same by the access keys that signed them.
+    pub by_key: BTreeMap<String, BTreeMap<String, u64>>,
     /// Bytes of the bodies of replies that were handed to the connection.
     pub bytes_sent: u64,
     /// Bytes of the bodies of requests, as announced.
@@ -152,6 +154,21 @@ impl Counts {
     /// The requests of one operation.
     pub fn of(&self, operation: &str) -> u64 {
         self.requests.get(operation).copied().unwrap_or_default()
+    }
+
+    /// The requests of one operation that an access key signed.
+    pub fn of_key(&self, access_key: &str, operation: &str) -> u64 {
+        let of_key = self.by_key.get(access_key);
+        of_key
+            .and_then(|requests| requests.get(operation).copied())
+            .unwrap_or_default()
+    }
+
+    /// All requests that an access key signed.
+    pub fn total_of_key(&self, access_key: &str) -> u64 {
+        self.by_key
+            .get(access_key)
+            .map_or(0, |requests| requests.values().sum())
     }
 
     /// All requests.

@@ -92,6 +92,10 @@ impl ServerState {
             let mut counts = self.requests.lock().unwrap();
             let number = counts.total();
             *counts.requests.entry(operation.to_owned()).or_default() += 1;
+            if let Some(signer) = signer(&request) {
+                let of_key = counts.by_key.entry(signer.to_owned()).or_default();
+                *of_key.entry(operation.to_owned()).or_default() += 1;
+            }
             number
         };
         self.traffic.received.fetch_add(
@@ -128,11 +132,7 @@ impl ServerState {
 
     /// Whether the access key that signed a request may do it.
     fn permits(&self, request: &Request<Incoming>, operation: &str) -> bool {
-        let signature = request.headers().get(AUTHORIZATION);
-        let signer = signature
-            .and_then(|value| value.to_str().ok()?.split_once("Credential="))
-            .and_then(|(_, rest)| rest.split('/').next());
-        let Some(policy) = signer.and_then(|signer| self.policies.get(signer)) else {
+        let Some(policy) = signer(request).and_then(|signer| self.policies.get(signer)) else {
             return true;
         };
         let path = request.uri().path().trim_start_matches('/');
@@ -266,6 +266,13 @@ impl ServerState {
         self.set_faults(faults);
         Ok("{}".to_owned())
     }
+}
+
+/// The access key that signed a request.
+fn signer(request: &Request<Incoming>) -> Option<&str> {
+    let signature = request.headers().get(AUTHORIZATION)?.to_str().ok()?;
+    let (_, rest) = signature.split_once("Credential=")?;
+    rest.split('/').next()
 }
 
 /// The name of a request in S3, for those that the program sends.

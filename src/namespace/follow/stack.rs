@@ -10,7 +10,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::{
-    FollowStatus, FollowerHandle,
+    FollowStatus, FollowerHandle, Pace,
     reader::{LogView, NOTE_PREFIX, Reader, Sink},
     start,
 };
@@ -74,6 +74,7 @@ pub fn spawn(
     store: &Arc<Store>,
     bucket: &SharedBucket,
     tell_kernel: &TellKernel,
+    pace: Pace,
 ) -> StackFollowerHandle {
     let numbers = (0..).map_while(TreeLayer::new);
     let follow = |(followed, layer): (&StackLayer, TreeLayer)| {
@@ -108,7 +109,7 @@ pub fn spawn(
         };
         Followed {
             layer: followed.clone(),
-            follower: Some(start(runtime, open)),
+            follower: Some(start(runtime, pace, open)),
         }
     };
     StackFollowerHandle(stack.layers().iter().zip(numbers).map(follow).collect())

@@ -282,7 +282,11 @@ async fn the_loops_carry_a_change_from_one_machine_to_another() {
         move || Ok(machine.writer()),
     );
     let machine = Arc::clone(&reader);
-    let follower = follow::start(&tokio::runtime::Handle::current(), move || Ok(machine.reader()));
+    let follower = follow::start(
+        &tokio::runtime::Handle::current(),
+        follow::Pace::default(),
+        move || Ok(machine.reader()),
+    );
     author.change(b"a", Some(1), 0);
     assert_eq!(publisher.wait_published(soon()).await, 0);
     assert!(follower.caught_up(soon()).await);
@@ -343,7 +347,11 @@ async fn a_bucket_that_does_not_answer_is_told_in_words_until_it_does() {
 
     world.tell([Fate::RequestLost]);
     let machine = Arc::clone(&reader);
-    let follower = follow::start(&tokio::runtime::Handle::current(), move || Ok(machine.reader()));
+    let follower = follow::start(
+        &tokio::runtime::Handle::current(),
+        follow::Pace::default(),
+        move || Ok(machine.reader()),
+    );
     let told = wait_for(|| follower.status().last_error).await;
     assert!(told.starts_with("cannot read the log: "), "{told}");
     assert!(follower.caught_up(soon()).await);

@@ -104,9 +104,11 @@ async fn a_layer_whose_time_is_over_is_asked_for_no_more() {
     let mut restarted = reader.reader_of(view(Some(START)));
     restarted.poll(true).await.unwrap();
     let machine = Arc::clone(&reader);
-    let layer = follow::start(&tokio::runtime::Handle::current(), move || {
-        Ok(machine.reader_of(view(Some(START))))
-    });
+    let layer = follow::start(
+        &tokio::runtime::Handle::current(),
+        follow::Pace::default(),
+        move || Ok(machine.reader_of(view(Some(START)))),
+    );
     assert!(layer.caught_up(soon()).await && layer.caught_up(soon()).await);
     assert!(layer.status().settled);
     assert_eq!(layer.status().last_error, None);

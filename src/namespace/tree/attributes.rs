@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Edit, Tree};
 use crate::{
-    namespace::TreeError,
+    namespace::{TreeError, preset::Preset},
     store::rows::{Content, Ino, NodeRow},
 };
 
@@ -30,10 +30,11 @@ impl AttrChange {
     /// Whether other machines are told. Setting the times of a published file to *now* is a
     /// touch, the sign of use that caches give: it stays on this machine.
     fn is_told(&self) -> bool {
-        self.perm.is_some()
-            || self.uid.is_some()
-            || self.gid.is_some()
-            || matches!(self.mtime, Some(SetTime::To(_)))
+        self.sets_more_than_times() || matches!(self.mtime, Some(SetTime::To(_)))
+    }
+
+    fn sets_more_than_times(&self) -> bool {
+        self.perm.is_some() || self.uid.is_some() || self.gid.is_some()
     }
 }
 
@@ -57,7 +58,12 @@ impl Tree {
         node.mtime = change.mtime.map_or(node.mtime, at);
         node.ctime = now;
         let row = edit.node(ino)?.ok_or(TreeError::NotFound)?;
-        if change.is_told() && !edit.is_told_later(&row)? {
+        // Some tools read the clock themselves: any time that they set on an entry is a touch.
+        let is_touch = !change.sets_more_than_times()
+            && row.dir.is_none()
+            && change.is_told()
+            && self.preset_of(&row)?.is_some_and(Preset::times_tell_use);
+        if change.is_told() && !is_touch && !edit.is_told_later(&row)? {
             edit.restamp(ino)?;
             // Who sets the times of a directory when its last file is closed (`cp -a` does) shall have
             // the last word, also when that close is recorded later.

@@ -457,17 +457,22 @@ impl<'a> Edit<'a> {
     /// Recognises a tool by a name that was made.
     pub(super) fn look_for_sign(&mut self, dir: Ino, name: &[u8], is_dir: bool) -> Result<(), TreeError> {
         let place = |ino| Ok::<_, TreeError>(self.node(ino)?.and_then(|node| node.dir.clone()));
-        let dir_name = || {
-            let place = place(dir).ok().flatten();
+        let above = |levels: usize| {
+            let mut at = dir;
+            for _ in 0..levels {
+                at = place(at)?.map_or(at, |place| place.up);
+            }
+            Ok::<_, TreeError>(at)
+        };
+        // The root is a directory above itself here; it has no name.
+        let dir_name = |levels| {
+            let place = above(levels).and_then(place).ok().flatten();
             place.map(|place| place.name).unwrap_or_default()
         };
         let Some(sign) = preset::sign(name, is_dir, dir_name) else {
             return Ok(());
         };
-        let cache = match place(dir)? {
-            Some(place) if sign.above => place.up,
-            _ => dir,
-        };
+        let cache = above(sign.above)?;
         if let Some(needed) = sign.needs
             && self
                 .visible(cache, needed)?
