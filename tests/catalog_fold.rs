@@ -136,11 +136,7 @@ struct Machine {
 fn stack(layers: u64) -> Stack {
     let mut stack = Stack::of("v0".parse().unwrap());
     for number in 1..layers {
-        stack.push(StackLayer {
-            volume: format!("v{number}").parse().unwrap(),
-            until_millis: None,
-            own_prefix: false,
-        });
+        stack.push(StackLayer::live(format!("v{number}").parse().unwrap()));
     }
     stack
 }

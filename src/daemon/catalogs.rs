@@ -30,7 +30,7 @@ pub async fn newest(
     let mut newest = Vec::new();
     for layer in stack.layers() {
         let volume = layer.volume.as_str();
-        let ask = read::newest(bucket.as_ref(), volume, layer.until_millis);
+        let ask = read::of_layer(bucket.as_ref(), layer);
         let answer = tokio::time::timeout(within, ask).await;
         newest.push(match answer {
             Ok(Ok(opened)) => opened,

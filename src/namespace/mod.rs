@@ -33,6 +33,7 @@ pub mod segment;
 pub mod stack;
 pub mod sweep;
 pub mod tree;
+pub mod trim;
 pub mod view;
 pub mod volumes;
 

@@ -12,6 +12,7 @@
 //! sweep/<ms>-<random>.done                        the sweep of that list came to its end
 //! volumes/<name>/catalogs/<64 hex>                roots and parts of catalogs, named by their SHA-256; immutable
 //! volumes/<name>/head.json                        the newest catalog and its watermark; If-Match
+//! volumes/<name>/trim.json                        which catalogs and how much of the log sweeps keep; If-Match
 //! probe/<machine>-<random>                        of the first use; removed again
 //! ```
 //!
@@ -122,6 +123,12 @@ pub fn catalog(volume: &str, digest: &Digest) -> String {
 #[must_use]
 pub fn head(volume: &str) -> String {
     format!("volumes/{volume}/head.json")
+}
+
+/// How much of a volume's log sweeps keep.
+#[must_use]
+pub fn trim(volume: &str) -> String {
+    format!("volumes/{volume}/trim.json")
 }
 
 /// The segment that `machine` published at `millis` as its number `seq`.
