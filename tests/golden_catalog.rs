@@ -113,6 +113,22 @@ fn pinned(name: &str, made: &[u8]) -> Vec<u8> {
 }
 
 #[test]
+fn a_salt_gives_a_part_another_name_and_changes_nothing_that_it_says() {
+    let encoded: Vec<_> = items().iter().map(format::encode_item).collect();
+    let salted = |salt| format::encode_salted_part(encoded.iter().map(Vec::as_slice), salt);
+    let plain = format::encode_part(encoded.iter().map(Vec::as_slice));
+    let (one, other) = (salted(0x0102_0304_0506_0708), salted(1));
+    assert!(one != other && one != plain);
+    for part in [&one, &other] {
+        assert_eq!(format::decode_part(part).unwrap(), items());
+    }
+    // Field 3 at the end of the first item, eight bytes, the lowest first.
+    let raw = zstd::decode_all(&one[20..]).unwrap_or(one[20..].to_vec());
+    let end = 1 + usize::from(raw[0]);
+    assert_eq!(raw[end - 9..end], [0x19, 8, 7, 6, 5, 4, 3, 2, 1]);
+}
+
+#[test]
 fn a_part_is_written_as_ever_and_reads_back() {
     let encoded: Vec<_> = items().iter().map(format::encode_item).collect();
     let made = format::encode_part(encoded.iter().map(Vec::as_slice));

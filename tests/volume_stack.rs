@@ -56,6 +56,7 @@ impl Store {
                 ..StackLayer::live(name(parent))
             }),
             own_prefix: false,
+            bases: std::collections::BTreeMap::new(),
             created_millis: 1,
             deleted_millis: None,
         };

@@ -64,6 +64,22 @@ impl From<VolumeName> for String {
     }
 }
 
+/// Where the view of a volume as of a moment begins: a catalog, and from there the log up to the moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Base {
+    /// `None`: the volume had no catalog then, and the view begins with the log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub catalog: Option<Digest>,
+    /// Of the catalog.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub watermark_millis: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over references")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
 /// One volume of a stack.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct StackLayer {
@@ -77,6 +93,10 @@ pub struct StackLayer {
     /// It is a part of a snapshot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub frozen: Option<Frozen>,
+    /// Of a layer that is seen up to a moment: where that view begins. `None`: it was not noted, and any catalog of
+    /// that time will do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<Base>,
 }
 
 impl StackLayer {
@@ -88,6 +108,7 @@ impl StackLayer {
             until_millis: None,
             own_prefix: false,
             frozen: None,
+            base: None,
         }
     }
 }
@@ -228,10 +249,8 @@ mod tests {
     #[test]
     fn a_stack_is_told_from_the_top_and_reads_back() {
         let layer = |volume: &str, until_millis| StackLayer {
-            volume: volume.parse().unwrap(),
             until_millis,
-            own_prefix: false,
-            frozen: None,
+            ..StackLayer::live(volume.parse().unwrap())
         };
         let mut stack = Stack::of("fork".parse().unwrap());
         assert_eq!(stack.to_string(), "fork");

@@ -20,7 +20,9 @@ use crate::{
     daemon,
     namespace::{
         expire::{ExpireOptions, MIN_EXPIRE, SHORT_EXPIRE, VolumeExpiry},
-        sweep::{Amount, MIN_WINDOW, Progress, SHORT_WINDOW, SweepOptions, SweepReport},
+        sweep::{
+            Amount, Amounts, MIN_LOG_AGE, MIN_WINDOW, Progress, SHORT_WINDOW, SweepOptions, SweepReport,
+        },
     },
     observe::render::count,
 };
@@ -28,7 +30,8 @@ use crate::{
 /// Delete from the store what no name of any volume refers to.
 ///
 /// A sweep condemns what is unused and older than the window of the store, and deletes what an earlier sweep
-/// condemned at least a window ago and is still unused. Run it once a day, on any machine; it may be interrupted
+/// condemned at least a window ago and is still unused. That goes for the bytes of files, for the log as far as a
+/// catalog has what it says, and for catalogs that nothing begins with. Run it once a day, on any machine; it may be interrupted
 /// at any time, and is safe beside machines that write.
 ///
 /// With --expire, names that no machine used for so long leave their volumes first; later sweeps then delete what only
@@ -65,6 +68,9 @@ pub struct SweepArgs {
     /// Dollars for a gigabyte (10^9 bytes) and month, for the report; S3 Standard in us-east-1 costs 0.023
     #[arg(long, value_name = "DOLLARS", default_value_t = 0.023)]
     price: f64,
+    /// How much of the logs is kept at least; tests want less than is wise
+    #[arg(long, value_name = "TIME", value_parser = args::duration, hide = true)]
+    log_age: Option<Duration>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -108,6 +114,7 @@ pub fn run(args: &SweepArgs) -> Result<(), Failure> {
         dry_run: args.dry_run,
         wait: args.wait,
         price: args.price,
+        log_age: args.log_age.unwrap_or(MIN_LOG_AGE),
     };
     let runtime = Builder::new_multi_thread()
         .worker_threads(2)
@@ -137,12 +144,13 @@ pub fn run(args: &SweepArgs) -> Result<(), Failure> {
     }));
     shown.line.end();
     let report = swept?;
+    let all = report.objects.all;
     if args.json {
         return output::print_json(&Printed {
             expiry: expiry.as_deref(),
             report: &report,
-            deleted_dollars_per_month: report.dollars(report.deleted),
-            condemned_dollars_per_month: report.dollars(sum(&[report.condemned, report.waiting])),
+            deleted_dollars_per_month: report.dollars(all.deleted),
+            condemned_dollars_per_month: report.dollars(sum(&[all.condemned, all.waiting])),
         });
     }
     output::print(&text(&report))
@@ -275,17 +283,18 @@ fn text(report: &SweepReport) -> String {
             report.price_per_gb_month
         )
     };
+    let all = report.objects.all;
     let mut lines = vec![format!(
         "checked {} against {} in {}{}; {} in use, {} younger than the window of {} s",
-        amount(report.all),
+        amount(all.all),
         count(report.names, "name"),
         count(report.volumes, "volume"),
         match report.snapshots {
             0 => String::new(),
             snapshots => format!(" and {}", count(snapshots, "snapshot")),
         },
-        amount(report.used),
-        amount(report.young),
+        amount(all.used),
+        amount(all.young),
         report.window_seconds,
     )];
     let (deleted, condemned) = if report.dry_run {
@@ -295,21 +304,27 @@ fn text(report: &SweepReport) -> String {
     };
     lines.push(format!(
         "{deleted} {}: {}",
-        amount(report.deleted),
-        money(report.deleted)
+        amount(all.deleted),
+        money(all.deleted)
     ));
     lines.push(format!(
         "{condemned} {}: {}",
-        amount(report.condemned),
-        money(report.condemned)
+        amount(all.condemned),
+        money(all.condemned)
     ));
-    if report.waiting.objects > 0 {
-        lines.push(format!("{} were condemned before", amount(report.waiting)));
+    for (what, of) in [
+        ("segments of logs", report.objects.of_logs),
+        ("parts of catalogs", report.objects.of_catalogs),
+    ] {
+        lines.extend(of_these(what, of, report.dry_run));
     }
-    if report.left.objects > 0 {
+    if all.waiting.objects > 0 {
+        lines.push(format!("{} were condemned before", amount(all.waiting)));
+    }
+    if all.left.objects > 0 {
         lines.push(format!(
             "{} more are unused, and left to the next sweep",
-            amount(report.left)
+            amount(all.left)
         ));
     }
     if report.lost_lists > 0 {
@@ -327,9 +342,24 @@ fn text(report: &SweepReport) -> String {
     lines.join("\n") + "\n"
 }
 
+/// Says how much of what was told is of one sort.
+fn of_these(what: &str, of: Amounts, dry_run: bool) -> Option<String> {
+    let told = |amount: Amount| format!("{} ({})", amount.objects, format_size(amount.bytes));
+    let would = if dry_run { "would be " } else { "" };
+    (of.all.objects > 0).then(|| {
+        format!(
+            "of these, {what}: {} checked, {would}deleted {}, {would}condemned {}",
+            told(of.all),
+            told(of.deleted),
+            told(of.condemned)
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::namespace::sweep::Counted;
 
     #[test]
     fn the_bar_is_as_full_as_the_work() {
@@ -352,13 +382,26 @@ mod tests {
             window_seconds: 604_800,
             volumes: 1,
             names: 3,
-            all: Amount {
-                objects: 5,
-                bytes: 5_000_000_000,
-            },
-            deleted: Amount {
-                objects: 2,
-                bytes: 2_000_000_000,
+            objects: Counted {
+                all: Amounts {
+                    all: Amount {
+                        objects: 5,
+                        bytes: 5_000_000_000,
+                    },
+                    deleted: Amount {
+                        objects: 2,
+                        bytes: 2_000_000_000,
+                    },
+                    ..Amounts::default()
+                },
+                of_logs: Amounts {
+                    all: Amount {
+                        objects: 3,
+                        bytes: 300,
+                    },
+                    ..Amounts::default()
+                },
+                of_catalogs: Amounts::default(),
             },
             next_due_millis: Some(1_767_225_600_000),
             price_per_gb_month: 0.023,
@@ -369,6 +412,7 @@ mod tests {
             "checked 5 objects (4.7 GiB) against 3 names in 1 volume;",
             "would delete 2 objects (1.9 GiB): $0.05 a month at $0.023 a gigabyte\n",
             "would condemn 0 objects",
+            "of these, segments of logs: 3 (300 B) checked, would be deleted 0 (0 B), would be condemned 0 (0 B)\n",
             "a sweep after 2026-01-01 00:00:00 UTC deletes what is condemned\n",
         ] {
             assert!(text.contains(words), "{words:?} is not in {text}");

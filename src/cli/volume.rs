@@ -14,7 +14,11 @@ use crate::{
     base::units::format_moment,
     config::{Dirs, Settings, VolumeName},
     daemon,
-    namespace::{diff::Difference, history::Publication, volumes::Listed},
+    namespace::{
+        diff::Difference,
+        history::{Before, Publication},
+        volumes::Listed,
+    },
     observe::render::count,
 };
 
@@ -78,7 +82,8 @@ struct DiffArgs {
 
 /// Show what was published in a volume: when, by which machine, how much; the newest first.
 ///
-/// Of a fork this is what was published in the fork itself. The machine is the one that casmount status names.
+/// Of a fork this is what was published in the fork itself. The machine is the one that casmount status names. Sweeps
+/// remove what is in a catalog; the last line then says so.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -205,7 +210,7 @@ fn diff(args: &DiffArgs) -> Result<(), Failure> {
         if let Ok(mut line) = line.lock()
             && output::is_shown(read, of)
         {
-            line.show(&format!("reading: {read} of {}", count(of, "segment")));
+            line.show(&format!("reading: {read} of {}", count(of, "object")));
         }
     }));
     if let Ok(mut line) = line.lock() {
@@ -276,7 +281,7 @@ impl PublicationJson {
 
 fn log(args: &LogArgs) -> Result<(), Failure> {
     let settings = settings(&args.bucket)?;
-    let found = args::block_on(daemon::volume::log(&settings, &args.volume, args.limit))??;
+    let (found, before) = args::block_on(daemon::volume::log(&settings, &args.volume, args.limit))??;
     let found = found
         .iter()
         .map(|publication| PublicationJson::new(publication, args.paths));
@@ -284,8 +289,16 @@ fn log(args: &LogArgs) -> Result<(), Failure> {
     if args.json {
         output::print_json(&found)
     } else {
-        output::print(&log_text(&found))
+        output::print(&(log_text(&found) + &before.map_or(String::new(), before_text)))
     }
+}
+
+fn before_text(before: Before) -> String {
+    format!(
+        "what was published up to {} is in the catalog ({} now)\n",
+        format_moment(before.floor_millis),
+        count(before.names, "name")
+    )
 }
 
 fn log_text(publications: &[PublicationJson]) -> String {

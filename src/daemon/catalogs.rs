@@ -37,12 +37,14 @@ pub async fn newest(
         let volume = layer.volume.as_str();
         let ask = async {
             let Some(frozen) = &layer.frozen else {
-                return read::newest(bucket.as_ref(), volume, layer.until_millis).await;
+                return read::of_layer(bucket.as_ref(), layer).await;
             };
             let root = read::root(bucket.as_ref(), volume, &frozen.catalog).await?;
             Ok(Some(Opened {
                 digest: frozen.catalog,
                 root: Arc::new(root),
+                // Nothing is read behind it.
+                floor_millis: 0,
             }))
         };
         let answer = tokio::time::timeout(within, ask).await;

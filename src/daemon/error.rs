@@ -7,8 +7,8 @@ use super::mountpoint::MountpointError;
 use crate::{
     config::ConfigError,
     namespace::{
-        TreeError, catalog::CatalogError, expire::ExpireError, promote::PromoteError, snapshot::SnapshotError,
-        stack::StackError, sweep::SweepError, view::ViewError, volumes::DeleteError,
+        TreeError, catalog::CatalogError, expire::ExpireError, promote::PromoteError,
+        snapshot::SnapshotError, stack::StackError, sweep::SweepError, view::ViewError, volumes::DeleteError,
     },
     store::StoreError,
     tier::TierError,

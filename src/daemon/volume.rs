@@ -5,8 +5,9 @@ use crate::{
     base::volume::VolumeName,
     config::Settings,
     namespace::{
+        catalog::CatalogError,
         diff::{self, Difference},
-        history::{self, Publication},
+        history::{self, Before, Publication},
         stack::{self, StackError, Standing},
         view::{OnRead, Read, Stacked, ViewError},
         volumes::{self, Listed},
@@ -49,16 +50,24 @@ async fn stacked(
     stacked.map_err(|err| unreadable(settings, err))
 }
 
-/// The `limit` segments that were published last in `volume` itself, the newest first.
+/// The `limit` segments that were published last in `volume` itself, the newest first; and, when they are fewer,
+/// what became of those before.
 pub async fn log(
     settings: &Settings,
     volume: &VolumeName,
     limit: usize,
-) -> Result<Vec<Publication>, StartError> {
+) -> Result<(Vec<Publication>, Option<Before>), StartError> {
     let bucket = bucket::open(settings).await?;
     must_exist(settings, &bucket, volume).await?;
-    let newest = history::newest(&bucket, volume, limit).await;
-    newest.map_err(|err| unreadable(settings, err))
+    let told = async {
+        let newest = history::newest(&bucket, volume, limit).await?;
+        let before = match newest.len() < limit {
+            true => history::before(&bucket, volume).await?,
+            false => None,
+        };
+        Ok((newest, before))
+    };
+    told.await.map_err(|err| unreadable(settings, err))
 }
 
 /// Refuses a name that stands for nothing: most likely it is misspelt.
@@ -91,7 +100,9 @@ fn odd(settings: &Settings, err: StackError) -> StartError {
 
 fn unreadable(settings: &Settings, err: ViewError) -> StartError {
     match err {
-        ViewError::Bucket(cause) => bucket::failed(settings, cause),
+        ViewError::Bucket(cause) | ViewError::Catalog(CatalogError::Bucket(cause)) => {
+            bucket::failed(settings, cause)
+        }
         source => StartError::View { source },
     }
 }

@@ -5,12 +5,17 @@
 //! A bucket lists forwards only, so the newest segments are looked for in the last hour, then in eight times
 //! as much, and so on. Each look costs one LIST for a thousand segments; all of them together hardly more than the
 //! last one. Then one GET for each segment that is shown.
+//!
+//! Of what sweeps took of the log, the catalogs do not say who published it, nor when: [`before`] says what they have.
 
 use std::collections::BTreeMap;
 
 use super::{
+    catalog::head,
     change::PathChange,
     follow::SegmentKey,
+    patience::patiently,
+    trim,
     view::{self, ViewError},
 };
 use crate::{
@@ -20,6 +25,9 @@ use crate::{
 
 const FIRST_LOOK_MILLIS: u64 = 3_600_000;
 const WIDER: u64 = 8;
+
+/// How often it is looked again when a sweep takes what was found.
+const READS: u32 = 3;
 
 /// One segment of a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,12 +48,49 @@ impl Publication {
     }
 }
 
+/// What the catalogs of a volume have of the log that is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Before {
+    /// Publications up to this moment may be gone.
+    pub floor_millis: u64,
+    /// What is there by the newest catalog.
+    pub names: u64,
+}
+
+/// Says what became of the log that is gone; `None` when it is whole.
+pub async fn before(bucket: &SharedBucket, volume: &VolumeName) -> Result<Option<Before>, ViewError> {
+    let floor_millis = patiently(|| trim::floor_millis(bucket.as_ref(), volume.as_str())).await?;
+    if floor_millis == 0 {
+        return Ok(None);
+    }
+    let head = patiently(|| head::read(bucket.as_ref(), volume.as_str())).await?;
+    Ok(head.map(|(head, _)| Before {
+        floor_millis,
+        names: head.names,
+    }))
+}
+
 /// Reads the `limit` segments of `volume` that were published last, the newest first.
 pub async fn newest(
     bucket: &SharedBucket,
     volume: &VolumeName,
     limit: usize,
 ) -> Result<Vec<Publication>, ViewError> {
+    for _ in 0..READS {
+        if let Some(found) = once(bucket, volume, limit).await? {
+            return Ok(found);
+        }
+    }
+    let volume = volume.clone();
+    Err(ViewError::Vanishing { volume })
+}
+
+/// Looks once; `None` when something went meanwhile.
+async fn once(
+    bucket: &SharedBucket,
+    volume: &VolumeName,
+    limit: usize,
+) -> Result<Option<Vec<Publication>>, ViewError> {
     let now = bucket.clock().now_millis();
     let mut back = FIRST_LOOK_MILLIS;
     let keys = loop {
@@ -67,9 +112,6 @@ pub async fn newest(
         };
         found.insert(key, publication);
     };
-    if !view::fetch(bucket, volume, keys, take).await? {
-        let volume = volume.clone();
-        return Err(ViewError::Vanishing { volume });
-    }
-    Ok(found.into_values().rev().collect())
+    let whole = view::fetch(bucket, volume, keys, take).await?;
+    Ok(whole.then(|| found.into_values().rev().collect()))
 }

@@ -39,6 +39,7 @@ pub mod stack;
 pub mod sweep;
 pub mod touch;
 pub mod tree;
+pub mod trim;
 pub mod view;
 pub mod volumes;
 

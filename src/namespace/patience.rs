@@ -4,27 +4,47 @@
 
 use std::time::Duration;
 
+use super::catalog::CatalogError;
 use crate::{base::retry::Backoff, tier::TierError};
 
 const TRIES: u32 = 5;
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 const MAX_WAIT: Duration = Duration::from_secs(3);
 
+/// An error that may pass.
+pub(super) trait Passing {
+    fn may_pass(&self) -> bool;
+}
+
+impl Passing for TierError {
+    fn may_pass(&self) -> bool {
+        self.is_transient()
+    }
+}
+
+impl Passing for CatalogError {
+    fn may_pass(&self) -> bool {
+        self.is_transient()
+    }
+}
+
 /// Does `ask` until it is answered, a few times at most.
-pub(super) async fn patiently<T, F>(ask: impl FnMut() -> F) -> Result<T, TierError>
+pub(super) async fn patiently<T, E, F>(ask: impl FnMut() -> F) -> Result<T, E>
 where
-    F: Future<Output = Result<T, TierError>>,
+    E: Passing,
+    F: Future<Output = Result<T, E>>,
 {
     with(Backoff::new(FIRST_WAIT, MAX_WAIT), ask).await
 }
 
-async fn with<T, F>(mut waits: Backoff, mut ask: impl FnMut() -> F) -> Result<T, TierError>
+async fn with<T, E, F>(mut waits: Backoff, mut ask: impl FnMut() -> F) -> Result<T, E>
 where
-    F: Future<Output = Result<T, TierError>>,
+    E: Passing,
+    F: Future<Output = Result<T, E>>,
 {
     for _ in 1..TRIES {
         match ask().await {
-            Err(err) if err.is_transient() => tokio::time::sleep(waits.next_wait()).await,
+            Err(err) if err.may_pass() => tokio::time::sleep(waits.next_wait()).await,
             other => return other,
         }
     }

@@ -13,6 +13,8 @@
 //! parent.volume        optional: the volume below
 //! parent.until_millis  optional: of the parent, and of all that lies below it, nothing is seen that
 //!                      was published later (the time in a segment's key, by the bucket's clock)
+//! bases                optional: where the view of each volume below begins, up to parent.until_millis:
+//!                      {<volume>: {catalog, watermark_millis}}; without catalog at the begin of its log
 //! own_prefix           optional: true when its blobs and packs are below its own prefix ([`crate::tier::domain`])
 //! created_millis       when the volume was made, by the bucket's clock; for people
 //! deleted_millis       optional: when it was deleted, by the bucket's clock; nothing else of it counts then
@@ -30,19 +32,26 @@
 //!   with changes for it, or with a cache directory of it, is never mixed with another volume of that name.
 //! - At most [`TreeLayer::MAX_BELOW`] volumes lie below one, and none twice.
 //! - Nothing is ever written to a parent.
+//! - A fork that sees its parent up to a moment says when it is made which catalogs that view begins with. Sweeps keep
+//!   these, and the logs from there to the moment; of a fork that does not say it (an earlier version made it), all
+//!   of the logs up to the moment.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use super::{
+    catalog::{CatalogError, head},
     follow::{SegmentKey, before},
     publish::LATE_MILLIS,
 };
 use crate::{
-    base::volume::{Stack, StackLayer, VolumeName},
+    base::volume::{Base, Stack, StackLayer, VolumeName},
     store::rows::TreeLayer,
-    tier::{Body, Bucket, Etag, Put, TierError, layout, probe},
+    tier::{
+        Body, Bucket, Etag, Put, TierError, layout, probe,
+        sweeping::{self, DEFAULT_WINDOW},
+    },
 };
 
 const VERSION: u32 = 1;
@@ -61,6 +70,8 @@ pub struct VolumeJson {
     pub parent: Option<StackLayer>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub own_prefix: bool,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub bases: BTreeMap<VolumeName, Base>,
     pub created_millis: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deleted_millis: Option<u64>,
@@ -128,6 +139,14 @@ pub enum StackError {
     NoConditions { url: String },
     #[error("the settings of volume {volume} are being changed by others all the time: try again")]
     Contended { volume: VolumeName },
+    #[error("cannot read which catalog volume {volume} has")]
+    Catalog {
+        volume: VolumeName,
+        source: Box<CatalogError>,
+    },
+    /// A sweep may have taken what it would begin with.
+    #[error("making the fork took longer than half the window of the store: try again")]
+    Slow,
 }
 
 /// How much of its parent a fork sees.
@@ -174,7 +193,8 @@ impl VolumeJson {
 /// One request for each layer, and one more for each that is no fork itself.
 pub async fn read(bucket: &dyn Bucket, volume: &VolumeName) -> Result<Stack, StackError> {
     let mut stack = Stack::of(volume.clone());
-    let mut until_millis = None;
+    let mut until_millis: Option<u64> = None;
+    let mut bases = BTreeMap::new();
     let mut above = volume.clone();
     let mut next = read_live(bucket, volume).await?;
     while let Some(json) = next {
@@ -199,8 +219,13 @@ pub async fn read(bucket: &dyn Bucket, volume: &VolumeName) -> Result<Stack, Sta
             });
         }
         // A layer is not seen for longer than the one that leads to it.
-        until_millis = [until_millis, parent.until_millis].into_iter().flatten().min();
+        if let Some(until) = parent.until_millis
+            && until_millis.is_none_or(|shorter| until < shorter)
+        {
+            (until_millis, bases) = (Some(until), json.bases);
+        }
         parent.until_millis = until_millis;
+        parent.base = bases.get(&parent.volume).copied();
         // Whether its blobs are apart, it says itself.
         parent.own_prefix = false;
         // Nor is any of it a snapshot, whatever is written there.
@@ -252,17 +277,20 @@ pub async fn create_fork(
         return Err(StackError::NoConditions { url: bucket.url() });
     }
     let now = bucket.clock().now_millis();
+    let (until_millis, bases) = match point {
+        ForkPoint::Live => (None, BTreeMap::new()),
+        ForkPoint::Now => (
+            Some(newest(bucket, &below, now).await?),
+            bases(bucket, &below).await?,
+        ),
+    };
     let json = VolumeJson {
         version: VERSION,
         parent: Some(StackLayer {
-            volume: from.clone(),
-            until_millis: match point {
-                ForkPoint::Live => None,
-                ForkPoint::Now => Some(newest(bucket, &below, now).await?),
-            },
-            own_prefix: false,
-            frozen: None,
+            until_millis,
+            ..StackLayer::live(from.clone())
         }),
+        bases,
         // Who may write the blobs of such a parent must not be believed by those of all.
         own_prefix: own_prefix || below.layers().iter().any(|layer| layer.own_prefix),
         created_millis: now,
@@ -278,6 +306,10 @@ pub async fn create_fork(
             _ => Err(exists()),
         },
     }?;
+    if until_millis.is_some() && is_slow(bucket, now).await? {
+        bucket.delete(&key).await?;
+        return Err(StackError::Slow);
+    }
     // Who deletes a volume looks for forks of it after it said so: one of both sees the other.
     if let Err(err) = read_live(bucket, from).await {
         if matches!(err, StackError::Deleted { .. }) {
@@ -311,6 +343,7 @@ pub async fn ensure_fork(
             version: VERSION,
             parent: None,
             own_prefix: false,
+            bases: BTreeMap::new(),
             created_millis: bucket.clock().now_millis(),
             deleted_millis: None,
             presets: BTreeMap::new(),
@@ -376,6 +409,7 @@ pub(super) async fn change_presets(
                 version: VERSION,
                 parent: None,
                 own_prefix: false,
+                bases: BTreeMap::new(),
                 created_millis: bucket.clock().now_millis(),
                 deleted_millis: None,
                 presets: BTreeMap::new(),
@@ -453,6 +487,42 @@ pub(super) async fn newest(bucket: &dyn Bucket, stack: &Stack, now: u64) -> Resu
     Ok(newest)
 }
 
+/// The catalogs that views of the layers of `stack` begin with, as of now. One request for each layer.
+async fn bases(bucket: &dyn Bucket, stack: &Stack) -> Result<BTreeMap<VolumeName, Base>, StackError> {
+    let mut bases = BTreeMap::new();
+    for layer in stack.layers() {
+        let base = match layer.until_millis {
+            None => {
+                let read = head::read(bucket, layer.volume.as_str()).await;
+                let head = read.map_err(|err| StackError::Catalog {
+                    volume: layer.volume.clone(),
+                    source: Box::new(err),
+                })?;
+                let base = head.map(|(head, _)| Base {
+                    catalog: Some(head.catalog),
+                    watermark_millis: head.watermark_millis,
+                });
+                Some(base.unwrap_or_default())
+            }
+            // What lies above it keeps it, and so do we from now on.
+            Some(_) => layer.base,
+        };
+        bases.extend(base.map(|base| (layer.volume.clone(), base)));
+    }
+    Ok(bases)
+}
+
+/// Whether a sweep may have taken what was the newest catalog at `began`, because nothing named it: it goes no
+/// sooner than a window after another one took its place.
+async fn is_slow(bucket: &dyn Bucket, began: u64) -> Result<bool, TierError> {
+    let took = bucket.clock().now_millis().saturating_sub(began);
+    let window = sweeping::read_window(bucket).await?;
+    let window = window.map_or(DEFAULT_WINDOW.as_millis() as u64, |(window, _)| {
+        window.window_millis
+    });
+    Ok(took > window / 2)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -467,6 +537,7 @@ mod tests {
             version: VERSION,
             parent: Some(StackLayer::live(name("main"))),
             own_prefix: false,
+            bases: BTreeMap::new(),
             created_millis: 1_767_225_600_000,
             deleted_millis: None,
             presets: BTreeMap::new(),
@@ -486,6 +557,26 @@ mod tests {
         let preset = VolumeJson::decode(&name("f"), text.as_bytes()).unwrap();
         assert_eq!(preset.presets["cache"], "bazel");
         assert_eq!(String::from_utf8(preset.encode()).unwrap(), text);
+        let based = VolumeJson {
+            bases: BTreeMap::from([
+                (
+                    name("main"),
+                    Base {
+                        catalog: Some(crate::base::digest::Digest::of(b"x")),
+                        watermark_millis: 5,
+                    },
+                ),
+                (name("other"), Base::default()),
+            ]),
+            ..live.clone()
+        };
+        let text = "{\n  \"version\": 1,\n  \"parent\": {\n    \"volume\": \"main\"\n  },\n  \"bases\": {\n    \
+                    \"main\": {\n      \"catalog\": \
+                    \"2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881\",\n      \
+                    \"watermark_millis\": 5\n    },\n    \"other\": {}\n  },\n  \"created_millis\": \
+                    1767225600000\n}\n";
+        assert_eq!(String::from_utf8(based.encode()).unwrap(), text);
+        assert_eq!(VolumeJson::decode(&name("f"), text.as_bytes()).unwrap(), based);
         let deleted = VolumeJson {
             own_prefix: true,
             deleted_millis: Some(9),

@@ -1,13 +1,13 @@
-//! What a volume says, read from its log without a mount.
+//! What a volume says, read without a mount: from its catalog, and from the log since.
 //!
-//! [`registers`] reads one volume: every path that was ever changed in it, with the newest change. It is
+//! [`registers`] reads one volume: every path that it has something to say of, with the newest change. It is
 //! the one place that knows where registers come from. [`Stacked`] reads a volume with those below it, and
 //! [`Stacked::visible`] tells what a mount would show: the laws of [`super::tree`], as a function of values.
 //!
 //! # Cost
 //!
-//! One LIST for a thousand segments and one GET for each, [`PARALLEL`] at once. Memory: the newest change of
-//! every path of the volume, some 300 bytes each.
+//! One GET for each part of the catalog; one LIST for a thousand segments that are newer and one GET for each,
+//! [`PARALLEL`] at once. Memory: the newest change of every path of the volume, some 300 bytes each.
 //!
 //! # What cannot be read
 //!
@@ -22,8 +22,9 @@ use std::{
 use tokio::task::JoinSet;
 
 use super::{
-    change::{Entry, PathChange},
-    follow::{SegmentKey, before, fetch_segment},
+    catalog::{CatalogError, format::PartRef, read},
+    change::{Entry, Item, PathChange},
+    follow::{SegmentKey, WINDOW_MILLIS, before, fetch_segment},
     patience::patiently,
     segment::{Decoded, SegmentError},
 };
@@ -66,9 +67,11 @@ pub enum ViewError {
     Damaged { key: String, why: &'static str },
     #[error("volume {volume} is being cleaned up while it is read: try again in a moment")]
     Vanishing { volume: VolumeName },
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
 }
 
-/// Says how far a reading is: segments that were read, of how many.
+/// Says how far a reading is: segments and parts of catalogs that were read, of how many.
 pub type OnRead<'a> = &'a (dyn Fn(u64, u64) + Send + Sync);
 
 /// Reads all that a volume says, or said up to a moment. In other words: the source of registers.
@@ -77,28 +80,82 @@ pub async fn registers(
     layer: &StackLayer,
     on_read: OnRead<'_>,
 ) -> Result<Registers, ViewError> {
-    for _ in 0..READS {
-        let keys = list(bucket, &layer.volume, None, layer.until_millis).await?;
-        let mut registers = Registers::new();
-        let (mut read, of) = (0, keys.len() as u64);
-        let whole = fetch(bucket, &layer.volume, keys, |_, decoded| {
-            for change in decoded.changes {
-                merge(&mut registers, change);
-            }
-            read += 1;
-            on_read(read, of);
-        })
-        .await?;
-        if whole {
-            return Ok(registers);
+    for _ in 1..READS {
+        match once(bucket, layer, on_read).await {
+            // A sweep takes what is in a newer catalog; one that lasts is told.
+            Ok(None) | Err(ViewError::Catalog(CatalogError::Missing { .. })) => {}
+            Ok(Some(registers)) => return Ok(registers),
+            Err(err) => return Err(err),
         }
     }
-    Err(ViewError::Vanishing {
-        volume: layer.volume.clone(),
-    })
+    once(bucket, layer, on_read)
+        .await?
+        .ok_or_else(|| ViewError::Vanishing {
+            volume: layer.volume.clone(),
+        })
 }
 
-/// Within a volume the greater stamp counts (law 1).
+/// Reads a volume once; `None` when something of it went meanwhile.
+async fn once(
+    bucket: &SharedBucket,
+    layer: &StackLayer,
+    on_read: OnRead<'_>,
+) -> Result<Option<Registers>, ViewError> {
+    let opened = patiently(|| read::of_layer(bucket.as_ref(), layer)).await?;
+    let from = opened
+        .as_ref()
+        .map(|opened| opened.root.watermark_millis.saturating_sub(WINDOW_MILLIS));
+    let keys = list(bucket, &layer.volume, from, layer.until_millis).await?;
+    let parts = opened.map(|opened| opened.root.parts.clone()).unwrap_or_default();
+    let mut registers = Registers::new();
+    let (mut read, of) = (0, (parts.len() + keys.len()) as u64);
+    fetch_parts(bucket, &layer.volume, parts, |items| {
+        for change in items.into_iter().filter_map(Item::into_change) {
+            merge(&mut registers, change);
+        }
+        read += 1;
+        on_read(read, of);
+    })
+    .await?;
+    let whole = fetch(bucket, &layer.volume, keys, |_, decoded| {
+        for change in decoded.changes {
+            merge(&mut registers, change);
+        }
+        read += 1;
+        on_read(read, of);
+    })
+    .await?;
+    Ok(whole.then_some(registers))
+}
+
+/// Fetches parts of a catalog, several at once, and hands over each as it comes.
+async fn fetch_parts(
+    bucket: &SharedBucket,
+    volume: &VolumeName,
+    parts: Vec<PartRef>,
+    mut take: impl FnMut(Vec<Item>),
+) -> Result<(), ViewError> {
+    let mut parts = parts.into_iter();
+    let mut under_way = JoinSet::new();
+    loop {
+        while under_way.len() < PARALLEL
+            && let Some(part) = parts.next()
+        {
+            let (bucket, volume) = (Arc::clone(bucket), volume.clone());
+            under_way.spawn(async move {
+                patiently(|| read::part(bucket.as_ref(), volume.as_str(), &part)).await
+            });
+        }
+        match under_way.join_next().await {
+            None => return Ok(()),
+            Some(Ok(items)) => take(items?),
+            Some(Err(err)) if err.is_panic() => std::panic::resume_unwind(err.into_panic()),
+            Some(Err(_shutdown)) => std::future::pending().await,
+        }
+    }
+}
+
+/// Within a volume the greater stamp counts (law 1). What was published again says anew where its bytes are.
 fn merge(registers: &mut Registers, change: PathChange) {
     let register = Register {
         stamp: change.stamp,
@@ -108,7 +165,7 @@ fn merge(registers: &mut Registers, change: PathChange) {
         Slot::Vacant(slot) => {
             slot.insert(register);
         }
-        Slot::Occupied(mut slot) if slot.get().stamp < register.stamp => {
+        Slot::Occupied(mut slot) if slot.get().stamp <= register.stamp => {
             slot.insert(register);
         }
         Slot::Occupied(_) => {}
@@ -139,30 +196,33 @@ pub(super) async fn list(
     }
 }
 
-/// Fetches segments, several at once, and hands over each as it comes; false when one is gone by now.
+/// Fetches segments, several at once, and hands them over in their order; false when one is gone by now.
 pub(super) async fn fetch(
     bucket: &SharedBucket,
     volume: &VolumeName,
     keys: Vec<SegmentKey>,
     mut take: impl FnMut(SegmentKey, Decoded),
 ) -> Result<bool, ViewError> {
-    let mut keys = keys.into_iter();
+    let mut keys = keys.into_iter().enumerate();
     let mut under_way = JoinSet::new();
+    // Those that came before their turn.
+    let mut early = BTreeMap::new();
+    let mut turn = 0;
     loop {
-        while under_way.len() < PARALLEL
-            && let Some(key) = keys.next()
+        while under_way.len() + early.len() < PARALLEL
+            && let Some((number, key)) = keys.next()
         {
             let (bucket, volume) = (Arc::clone(bucket), volume.clone());
             under_way.spawn(async move {
                 let volume = volume.as_str();
                 let fetched = patiently(|| fetch_segment(bucket.as_ref(), volume, key)).await;
-                (key, fetched)
+                (number, key, fetched)
             });
         }
         let Some(done) = under_way.join_next().await else {
             return Ok(true);
         };
-        let (key, fetched) = match done {
+        let (number, key, fetched) = match done {
             Ok(done) => done,
             Err(err) => match err.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
@@ -170,7 +230,13 @@ pub(super) async fn fetch(
             },
         };
         match fetched? {
-            Some(Ok(decoded)) => take(key, decoded),
+            Some(Ok(decoded)) => {
+                early.insert(number, (key, decoded));
+                while let Some((key, decoded)) = early.remove(&turn) {
+                    take(key, decoded);
+                    turn += 1;
+                }
+            }
             Some(Err(SegmentError::Newer { major })) => {
                 let key = key.to_key(volume.as_str());
                 return Err(ViewError::Newer { key, major });

@@ -73,6 +73,10 @@ impl Bucket for DomainBucket {
         self.inner.compresses()
     }
 
+    fn own_prefix(&self) -> Option<&str> {
+        self.own.as_deref()
+    }
+
     fn get<'a>(
         &'a self,
         key: &'a str,

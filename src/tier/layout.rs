@@ -15,6 +15,7 @@
 //! volumes/<name>/catalogs/<64 hex>                roots and parts of catalogs, named by their SHA-256; immutable
 //! volumes/<name>/head.json                        the newest catalog and its watermark; If-Match
 //! volumes/<name>/snapshots/<tag>.json             catalogs that stay: a state of the volume; immutable
+//! volumes/<name>/trim.json                        which catalogs and how much of the log sweeps keep; If-Match
 //! probe/<machine>-<random>                        of the first use; removed again
 //! ```
 //!
@@ -182,6 +183,12 @@ pub fn touched_millis(volume: &str, key: &str) -> Option<u64> {
 }
 
 const DAY_MILLIS: u64 = 24 * 3_600_000;
+
+/// How much of a volume's log sweeps keep.
+#[must_use]
+pub fn trim(volume: &str) -> String {
+    format!("volumes/{volume}/trim.json")
+}
 
 /// The segment that `machine` published at `millis` as its number `seq`.
 #[must_use]

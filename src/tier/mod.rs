@@ -106,6 +106,11 @@ pub trait Bucket: Send + Sync + std::fmt::Debug {
     /// Whether compressed bodies are worth storing here. Where they are not, they are unpacked first.
     fn compresses(&self) -> bool;
 
+    /// Below which prefix blobs and packs are written; `None`: where all have theirs.
+    fn own_prefix(&self) -> Option<&str> {
+        None
+    }
+
     /// Reads an object, or bytes `range` of it as stored; `None` if there is none.
     ///
     /// Without `range` the bytes are decompressed, and more than `max_bytes` of

@@ -23,11 +23,14 @@
 //!      8      8  when the sweep began, milliseconds since 1970 of the bucket's clock
 //!     16      8  the window of that sweep in milliseconds
 //!     24      8  number n of condemned objects, at most 2,000,000
-//!     32    8*n  the first 8 bytes of the digest in each object's key, as a number (big-endian in the digest), ascending
+//!     32    8*n  a mark of each object, ascending: the first 8 bytes of a digest as a number (big-endian in the digest)
 //! 32+8*n     32  SHA-256 of everything before
 //! ```
 //!
-//! Chunks, chunk lists and packs share one list: their digests are random. Eight bytes are enough: one more
+//! The digest is the one in the key of a chunk, a chunk list or a pack that all share. Of everything below
+//! `volumes/` (segments, catalogs, and the chunks and packs of a volume that keeps its own) it is the SHA-256 of the key.
+//!
+//! All share one list: digests are random. Eight bytes are enough: one more
 //! object that counts as condemned costs an upload, and is not deleted unless it is unused as well.
 //!
 //! `sweep/<id>.done` is JSON, `{"version": 1, "finished_millis": ...}`. The id is
@@ -202,6 +205,12 @@ pub fn mark(digest: &Digest) -> u64 {
     u64::from_be_bytes(*first)
 }
 
+/// What stands for an object below `volumes/` in a list.
+#[must_use]
+pub fn mark_of_key(key: &str) -> u64 {
+    mark(&Digest::of(key.as_bytes()))
+}
+
 /// Objects that a sweep condemned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SweepList {
@@ -241,7 +250,13 @@ impl SweepList {
     /// Whether an object of this digest is condemned.
     #[must_use]
     pub fn has(&self, object: &Digest) -> bool {
-        self.marks.binary_search(&mark(object)).is_ok()
+        self.has_mark(mark(object))
+    }
+
+    /// The same by its mark.
+    #[must_use]
+    pub fn has_mark(&self, mark: u64) -> bool {
+        self.marks.binary_search(&mark).is_ok()
     }
 
     /// The bytes of the object.

@@ -8,6 +8,7 @@
 //! - What is returned was read, whole, less than `MAX_AGE_SHARE` of the window ago. A machine that
 //!   slept, or cannot read it now, gets nothing.
 //! - Its age is counted from before the reading began, by the bucket's clock.
+//! - Where blobs are kept apart, an object is condemned when it is so in either place: it may be in both.
 //!
 //! # Cost
 //!
@@ -25,8 +26,8 @@ use tokio::sync::Mutex;
 use crate::{
     base::digest::Digest,
     tier::{
-        SharedBucket, TierError,
-        sweeping::{self, DEFAULT_WINDOW, SweepList},
+        SharedBucket, TierError, layout,
+        sweeping::{self, DEFAULT_WINDOW, SweepList, mark, mark_of_key},
     },
 };
 
@@ -47,13 +48,21 @@ pub struct Known {
     pub read_millis: u64,
     pub window_millis: u64,
     lists: BTreeMap<String, Arc<SweepList>>,
+    /// Where blobs are kept apart.
+    own_prefix: Option<String>,
 }
 
 impl Known {
     /// Whether the object of this digest counts as absent.
     #[must_use]
     pub fn is_condemned(&self, object: &Digest) -> bool {
-        self.lists.values().any(|list| list.has(object))
+        let mut marks = vec![mark(object)];
+        if let Some(own) = self.own_prefix.as_ref().filter(|_| !self.lists.is_empty()) {
+            let keys = [layout::blob(object), layout::pack(object)];
+            marks.extend(keys.map(|key| mark_of_key(&format!("{own}{key}"))));
+        }
+        let mut lists = self.lists.values();
+        lists.any(|list| marks.iter().any(|mark| list.has_mark(*mark)))
     }
 
     /// Whether "the bucket has it", seen at `confirmed_millis`, is still good for a while.
@@ -181,6 +190,7 @@ impl Condemned {
             read_millis,
             window_millis,
             lists,
+            own_prefix: bucket.own_prefix().map(str::to_owned),
         })
     }
 }

@@ -10,6 +10,7 @@
 //! | stopped less than [`MOVE_MILLIS`] before the watermark | nothing: the log is the shorter way |
 //! | stopped longer before it | the tree *moves* to the newer catalog, as if it were attached, over what it has |
 //! | stopped longer than tombstones are kept before it, or never read the log to its end | the tree *starts over* |
+//! | stopped before the floor of the log, up to which sweeps remove it | the tree *starts over* |
 //!
 //! Moving needs no forgetting: what was removed since has a tombstone in the catalog. To start over,
 //! everything but own changes that nobody was told of is forgotten ([`Tree::forget`]), all layers at
@@ -86,8 +87,9 @@ pub struct Decided {
     pub started_over: bool,
 }
 
+/// What becomes of the tree of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+pub(in crate::namespace) enum Way {
     Stay,
     Attach,
     StartOver,
@@ -192,18 +194,25 @@ fn settle_snapshot(tree: &Tree, ledger: &Ledger, stack: &Stack) -> Result<Decide
 }
 
 fn way(ledger: &Ledger, volume: &str, until_millis: Option<u64>, opened: &Opened) -> Result<Way, StoreError> {
+    let note = ledger.meta(&note_key(volume))?;
+    Ok(way_from(note.as_deref(), until_millis, opened))
+}
+
+/// Decides by what the follower of a layer keeps in the ledger.
+pub(in crate::namespace) fn way_from(note: Option<&[u8]>, until_millis: Option<u64>, opened: &Opened) -> Way {
     let watermark = opened.root.watermark_millis;
-    let Some(note) = ledger.meta(&note_key(volume))? else {
-        return Ok(Way::Attach);
+    let Some(note) = note else {
+        return Way::Attach;
     };
-    let cursor = Cursor::from_bytes(&note).unwrap_or_default();
+    let cursor = Cursor::from_bytes(note).unwrap_or_default();
     if until_millis.is_some_and(|until| cursor.is_settled(until)) {
-        return Ok(Way::Stay);
+        return Way::Stay;
     }
-    Ok(match cursor.reached_millis() {
+    match cursor.reached_millis() {
         None => Way::StartOver,
+        Some(reached) if reached < opened.floor_millis => Way::StartOver,
         Some(reached) if reached + TOMBSTONE_MILLIS < watermark => Way::StartOver,
         Some(reached) if reached + MOVE_MILLIS < watermark => Way::Attach,
         Some(_) => Way::Stay,
-    })
+    }
 }

@@ -2,19 +2,18 @@
 //!
 //! # Invariants
 //!
-//! - Nothing of the log is removed here.
+//! - Nothing of the log is removed here; sweeps do, of what the newest catalogs have.
 //! - Who loses the replacing of `head.json` has changed nothing that anybody sees; the parts that he
 //!   wrote are garbage, which `sweep` removes.
+//! - Sweeps that run beside it take nothing that it names: parts that it keeps are those of the newest catalog for
+//!   as long as `head.json` is the one that it replaces, and parts that it writes have names that never were. A
+//!   sweep changes `head.json` before it deletes a catalog, so a compaction that took longer than that loses.
+//! - What is gone while it reads was in a newer catalog: it has lost then.
 //! - The watermark trails by [`TRAIL`]; and the log is read from the window of a full listing before the old
 //!   watermark, so a segment that appeared late is folded the next time.
 //! - A segment that only a newer version can read ends it: what it says must not be left out for all.
 
-use std::{
-    collections::{HashSet, VecDeque},
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::VecDeque, path::PathBuf, sync::Arc, time::Duration};
 
 use super::{
     CatalogError,
@@ -105,13 +104,36 @@ pub async fn compact(
         .len()
         > 1;
     let volume = volume.as_str();
-    let old = Old::read(bucket, volume).await?;
+    let old = match Old::read(bucket, volume).await {
+        // Another machine's catalog came between the two requests, perhaps.
+        Err(CatalogError::Missing { .. }) => Old::read(bucket, volume).await?,
+        read => read?,
+    };
+    let based_on = old.head.as_ref().map(|(_, etag)| etag.clone());
+    let done = make(bucket, volume, old, is_fork, options, &progress).await;
+    if matches!(done, Err(CatalogError::Missing { .. }))
+        && head::read(bucket.as_ref(), volume).await?.map(|(_, etag)| etag) != based_on
+    {
+        return Ok(Outcome::Lost);
+    }
+    done
+}
+
+/// Makes a catalog out of `old` and the log since.
+async fn make(
+    bucket: &SharedBucket,
+    volume: &str,
+    old: Old,
+    is_fork: bool,
+    options: &CompactOptions,
+    progress: &impl Fn(Progress),
+) -> Result<Outcome, CatalogError> {
     let now = bucket.clock().now_millis();
     let watermark = now.saturating_sub(options.trail.as_millis() as u64);
     let since = old.root.as_ref().map_or(0, |root| root.watermark_millis);
     let mut gathered = Gathered::new(bucket, volume, options.spill_dir.clone());
     gathered
-        .read(since.saturating_sub(WINDOW_MILLIS), watermark, &progress)
+        .read(since.saturating_sub(WINDOW_MILLIS), watermark, progress)
         .await?;
     if gathered.newest <= since {
         return Ok(Outcome::NothingNew(old.head.map(|(head, _)| head)));
@@ -210,7 +232,6 @@ impl Checkpoint {
         delta: Delta,
     ) -> Result<(Digest, Root, write::Sent), CatalogError> {
         let (parts, linked) = old.map_or((&[][..], &[][..]), |root| (&root.parts, &root.linked));
-        let known: HashSet<Digest> = parts.iter().chain(linked).map(|part| part.digest).collect();
         let keep_from = if self.keeps_tombstones {
             0
         } else {
@@ -224,7 +245,7 @@ impl Checkpoint {
             part_bytes: self.part_bytes,
         };
         let sorted = delta.into_sorted().map_err(CatalogError::Spill)?;
-        let folded = fold::fold((parts, linked), sorted, &options, known).await?;
+        let folded = fold::fold((parts, linked), sorted, &options).await?;
         let root = Root {
             watermark_millis: self.watermark_millis,
             written_millis: bucket.clock().now_millis(),

@@ -45,7 +45,8 @@ impl Delta {
         }
     }
 
-    /// Takes in one change; of two of one path the one with the greater stamp stays.
+    /// Takes in one change; of two of one path the one with the greater stamp stays. Of one that was published again the
+    /// last one that came stays: it tells where its bytes are by now.
     pub fn insert(&mut self, change: PathChange) -> io::Result<()> {
         let bytes = segment::estimate_bytes(&change);
         let said = Said {
@@ -58,7 +59,7 @@ impl Delta {
                 self.bytes += bytes;
             }
             Entry::Occupied(mut slot) => {
-                if slot.get().stamp < said.stamp {
+                if slot.get().stamp <= said.stamp {
                     slot.insert(said);
                 }
             }
@@ -128,6 +129,8 @@ impl Ord for Head {
         self.key
             .cmp(&other.key)
             .then_with(|| self.said.stamp.cmp(&other.said.stamp))
+            // What came last was put down last.
+            .then_with(|| self.run.cmp(&other.run))
     }
 }
 

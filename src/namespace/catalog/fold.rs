@@ -18,7 +18,7 @@
 //! One GET for each part in whose range something changed, one PUT for each that is new. Memory: a few
 //! parts, directories whose own registers are not reached yet, and changed registers of hard links.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
 use super::{
     CatalogError,
@@ -29,7 +29,6 @@ use super::{
     write::{PartWriter, Sent},
 };
 use crate::{
-    base::digest::Digest,
     namespace::change::{Below, Item, Said},
     tier::SharedBucket,
 };
@@ -56,19 +55,17 @@ pub struct Folded {
 }
 
 /// Merges `changes` into the parts of an older catalog.
-#[expect(clippy::implicit_hasher, reason = "digests need no other")]
 pub async fn fold(
     old: (&[PartRef], &[PartRef]),
     changes: Sorted,
     options: &FoldOptions<'_>,
-    known: HashSet<Digest>,
 ) -> Result<Folded, CatalogError> {
-    let mut fold = Fold::new(options, known.clone(), false);
+    let mut fold = Fold::new(options, false);
     let mut changes = changes;
     fold.run(old.0, &mut Source::Changes(&mut changes)).await?;
     let links = std::mem::take(&mut fold.links);
     let (parts, sent) = fold.writer.finish().await?;
-    let mut copies = Fold::new(options, known, true);
+    let mut copies = Fold::new(options, true);
     copies.run(old.1, &mut Source::Links(links)).await?;
     let (linked, more) = copies.writer.finish().await?;
     Ok(Folded {
@@ -137,11 +134,11 @@ struct Fold<'a> {
 }
 
 impl<'a> Fold<'a> {
-    fn new(options: &'a FoldOptions<'a>, known: HashSet<Digest>, copies: bool) -> Self {
+    fn new(options: &'a FoldOptions<'a>, copies: bool) -> Self {
         Self {
             options,
             copies,
-            writer: PartWriter::new(options.bucket, options.volume, known, options.part_bytes),
+            writer: PartWriter::new(options.bucket, options.volume, options.part_bytes),
             marks: BTreeMap::new(),
             dir: None,
             unread: None,
@@ -164,6 +161,7 @@ impl<'a> Fold<'a> {
                 || self.is_stale(part);
             if touched {
                 let items = read::part(self.options.bucket.as_ref(), self.options.volume, part).await?;
+                self.writer.note(part, &items);
                 self.merge(items, source, from).await?;
             } else {
                 self.leave_dir(false);
@@ -229,7 +227,7 @@ impl<'a> Fold<'a> {
         match source {
             Source::Changes(sorted) if here => {
                 if let Some((_, fresh)) = sorted.take().map_err(CatalogError::Spill)?
-                    && said.as_ref().is_none_or(|said| said.stamp < fresh.stamp)
+                    && said.as_ref().is_none_or(|said| said.stamp <= fresh.stamp)
                 {
                     said = Some(fresh);
                 }

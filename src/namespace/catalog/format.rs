@@ -26,8 +26,10 @@
 //!
 //! ```text
 //! message Item { Change change = 1;   // of a segment; without entry and dead when nobody wrote the path
-//!                uint32 below = 2; }  // what this volume has below the path: 0 nothing,
+//!                uint32 below = 2;    // what this volume has below the path: 0 nothing,
 //!                                     // 1 tombstones alone, 2 something alive, or that was not known
+//!                fixed64 salt = 3; }  // of a part's first item: random, so that no part ever has the name
+//!                                     // of another one, which a sweep may be about to delete
 //! message Root { uint64 watermark_millis = 1;  // of segments up to this time of their keys nothing is missing
 //!                uint64 written_millis = 2; fixed64 machine = 3;
 //!                repeated Earlier earlier = 4; // older catalogs of the volume, the newest first
@@ -212,6 +214,32 @@ pub fn encode_part<'a>(items: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
         payload.len()
     );
     frame(PART, &payload)
+}
+
+/// The same, with a salt in its first item.
+///
+/// # Panics
+///
+/// As [`encode_part`] does.
+#[must_use]
+pub fn encode_salted_part<'a>(mut items: impl Iterator<Item = &'a [u8]>, salt: u64) -> Vec<u8> {
+    let salted = items.next().map(|item| {
+        let mut rest = item;
+        let message = record(&mut rest).expect("encode_item made it");
+        let mut salted = Vec::with_capacity(item.len() + 12);
+        prost::encoding::encode_varint(message.len() as u64 + 9, &mut salted);
+        salted.extend_from_slice(message);
+        // Field 3, eight bytes.
+        salted.push(3 << 3 | 1);
+        salted.extend_from_slice(&salt.to_le_bytes());
+        salted
+    });
+    let salted: Vec<u8> = salted
+        .into_iter()
+        .chain(items.map(<[u8]>::to_vec))
+        .flatten()
+        .collect();
+    encode_part(std::iter::once(salted.as_slice()))
 }
 
 /// Reads a part's object. What it says of each register was checked.

@@ -22,7 +22,7 @@ use super::{
     head, read, write,
 };
 use crate::{
-    base::{digest::Digest, id::MachineId},
+    base::{digest::Digest, id::MachineId, volume::StackLayer},
     namespace::follow::WINDOW_MILLIS,
     tier::SharedBucket,
 };
@@ -35,8 +35,8 @@ const READS: u32 = 4;
 pub struct FreezeOptions {
     /// Everything that was acknowledged carries this time or an earlier one.
     pub now_millis: u64,
-    /// Of the volume, nothing is seen that was published later.
-    pub until_millis: Option<u64>,
+    /// The volume, and up to which moment it is seen.
+    pub layer: StackLayer,
     pub machine: MachineId,
     /// Where changes are put down when memory does not do.
     pub spill_dir: PathBuf,
@@ -88,11 +88,14 @@ async fn freeze_once(
     options: &FreezeOptions,
     progress: &(dyn Fn(Progress) + Send + Sync),
 ) -> Result<Made, CatalogError> {
-    let old = read::newest(bucket.as_ref(), volume, options.until_millis).await?;
+    let old = read::of_layer(bucket.as_ref(), &options.layer).await?;
     let old = old.as_ref().map(|opened| opened.root.as_ref());
     let since = old.map_or(0, |root| root.watermark_millis);
     // What is in a catalog was published, whatever this machine takes for the time.
-    let until = options.until_millis.unwrap_or(options.now_millis.max(since));
+    let until = options
+        .layer
+        .until_millis
+        .unwrap_or(options.now_millis.max(since));
     let mut gathered = Gathered::new(bucket, volume, options.spill_dir.clone());
     gathered.refuses_damaged = true;
     gathered

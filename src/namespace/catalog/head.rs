@@ -14,6 +14,8 @@
 //! parts             of the catalog; for people
 //! written_millis    when, by the bucket's clock; for people
 //! machine           by whom; for people
+//! fence             optional, random: changed by a sweep that is about to delete catalogs, so that no compaction
+//!                   that began before replaces the object ([`fence`])
 //! ```
 //!
 //! Members that are not known are ignored.
@@ -22,7 +24,10 @@ use serde::{Deserialize, Serialize};
 
 use super::CatalogError;
 use crate::{
-    base::{digest::Digest, id::MachineId},
+    base::{
+        digest::Digest,
+        id::{MachineId, random_bytes},
+    },
     tier::{Body, Bucket, Etag, Put, layout},
 };
 
@@ -106,4 +111,34 @@ pub async fn replace(
             _ => Err(err.into()),
         },
     }
+}
+
+/// How often the object may change while it is fenced.
+const FENCE_TRIES: u32 = 8;
+
+/// Changes the object of `volume` in a way that means nothing: whoever read it before cannot replace it any more.
+/// False when it changes all the time.
+pub async fn fence(bucket: &dyn Bucket, volume: &str) -> Result<bool, CatalogError> {
+    let key = layout::head(volume);
+    for _ in 0..FENCE_TRIES {
+        let Some(object) = bucket.get(&key, None, MAX_BYTES).await? else {
+            return Ok(true);
+        };
+        // Refuses what a newer version wrote.
+        Head::decode(volume, &object.bytes)?;
+        let damaged = |err: serde_json::Error| CatalogError::Damaged {
+            key: key.clone(),
+            why: err.to_string(),
+        };
+        let mut members: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_slice(&object.bytes).map_err(damaged)?;
+        let random = format!("{:016x}", u64::from_be_bytes(random_bytes()));
+        members.insert("fence".to_owned(), random.into());
+        let mut bytes = serde_json::to_vec_pretty(&members).map_err(damaged)?;
+        bytes.push(b'\n');
+        if let Put::Written(_) = bucket.put_if(&key, Body::raw(bytes), &object.etag).await? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }

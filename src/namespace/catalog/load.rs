@@ -6,7 +6,9 @@
 //!   part, up to `AHEAD` registers: who walks a tree wants them next.
 //! - Parts that came are kept in memory, unpacked, a few of them.
 //! - A part that does not come is asked for again until the time of a read is over; one
-//!   that is gone or damaged fails at once. Nothing is marked as loaded then.
+//!   that is damaged fails at once. Nothing is marked as loaded then.
+//! - A catalog of which something is gone was superseded long ago, and a sweep took it. The newest one takes its
+//!   place: it has what the old one had, and of what came since only what the follower applies as well.
 //! - When a catalog has hard links, all names of them are loaded with its first directory: a file
 //!   must be known under all of its names.
 
@@ -33,7 +35,12 @@ use super::{
     order, read,
 };
 use crate::{
-    base::{digest::Digest, flight::Flights, retry::Backoff, volume::Stack},
+    base::{
+        digest::Digest,
+        flight::Flights,
+        retry::Backoff,
+        volume::{Stack, StackLayer},
+    },
     namespace::{
         TreeError,
         background::{blocking, words},
@@ -71,6 +78,13 @@ pub enum LoadError {
     Tree(#[source] Arc<TreeError>),
 }
 
+impl LoadError {
+    /// Whether an object of a catalog is gone.
+    fn is_gone(&self) -> bool {
+        matches!(self, Self::Catalog { source, .. } if matches!(**source, CatalogError::Missing { .. }))
+    }
+}
+
 impl From<TreeError> for LoadError {
     fn from(err: TreeError) -> Self {
         Self::Tree(Arc::new(err))
@@ -96,15 +110,35 @@ pub struct CatalogStatus {
 struct Layer {
     number: TreeLayer,
     volume: String,
-    attached: Attached,
-    root: OnceCell<Arc<Root>>,
-    linked: OnceCell<()>,
+    followed: StackLayer,
+    source: Mutex<Arc<Source>>,
     fetched_parts: AtomicU64,
     loaded: AtomicU64,
     last_error: Mutex<Option<String>>,
 }
 
+/// The catalog that a layer is loaded from.
+#[derive(Debug)]
+struct Source {
+    attached: Attached,
+    root: OnceCell<Arc<Root>>,
+    linked: OnceCell<()>,
+}
+
+impl Source {
+    fn new(attached: Attached, root: Option<Arc<Root>>) -> Self {
+        Self {
+            root: root.map_or_else(OnceCell::new, |root| OnceCell::new_with(Some(root))),
+            linked: OnceCell::new_with(attached.linked.then_some(())),
+            attached,
+        }
+    }
+}
+
 type Part = Arc<Vec<Item>>;
+
+/// How often another catalog takes the place of one that is gone, for one directory.
+const RENEWALS: u32 = 3;
 
 /// See the module.
 #[derive(Debug)]
@@ -138,24 +172,16 @@ impl Loader {
             let Some(attached) = Attached::of(&store.ledger, &volume)? else {
                 continue;
             };
-            let root = OnceCell::new();
             let known = known
                 .iter()
                 .flatten()
                 .find(|opened| opened.digest == attached.catalog);
-            if let Some(opened) = known {
-                let _ = root.set(Arc::clone(&opened.root));
-            }
-            let linked = OnceCell::new();
-            if attached.linked {
-                let _ = linked.set(());
-            }
+            let root = known.map(|opened| Arc::clone(&opened.root));
             layers.push(Layer {
                 number,
                 volume,
-                attached,
-                root,
-                linked,
+                followed: layer.clone(),
+                source: Mutex::new(Arc::new(Source::new(attached, root))),
                 fetched_parts: AtomicU64::new(0),
                 loaded: AtomicU64::new(0),
                 last_error: Mutex::default(),
@@ -174,18 +200,19 @@ impl Loader {
     }
 
     pub fn status(&self) -> Vec<CatalogStatus> {
-        let status = |layer: &Layer| CatalogStatus {
-            volume: layer.volume.clone(),
-            catalog: layer.attached.catalog.to_string(),
-            watermark_millis: layer.attached.watermark_millis,
-            names: layer.root.get().map(|root| root.names),
-            parts: layer
-                .root
-                .get()
-                .map(|root| (root.parts.len() + root.linked.len()) as u64),
-            fetched_parts: layer.fetched_parts.load(Ordering::Relaxed),
-            loaded_registers: layer.loaded.load(Ordering::Relaxed),
-            last_error: layer.error().clone(),
+        let status = |layer: &Layer| {
+            let source = layer.source();
+            let root = source.root.get();
+            CatalogStatus {
+                volume: layer.volume.clone(),
+                catalog: source.attached.catalog.to_string(),
+                watermark_millis: source.attached.watermark_millis,
+                names: root.map(|root| root.names),
+                parts: root.map(|root| (root.parts.len() + root.linked.len()) as u64),
+                fetched_parts: layer.fetched_parts.load(Ordering::Relaxed),
+                loaded_registers: layer.loaded.load(Ordering::Relaxed),
+                last_error: layer.error().clone(),
+            }
         };
         self.layers.iter().map(status).collect()
     }
@@ -223,18 +250,68 @@ impl Loader {
     }
 
     async fn load_from(&self, layer: &Layer, dir: Ino, applied: &mut Applied) -> Result<(), LoadError> {
-        let root = layer
+        for _ in 0..RENEWALS {
+            let source = layer.source();
+            match self.load_from_source(layer, &source, dir, applied).await {
+                Err(err) if err.is_gone() => {
+                    if !self.renew(layer, &source).await? {
+                        return Err(err);
+                    }
+                }
+                done => return done,
+            }
+        }
+        self.load_from_source(layer, &layer.source(), dir, applied).await
+    }
+
+    /// Puts the newest catalog into the place of `gone`; false when there is none that could take it.
+    async fn renew(&self, layer: &Layer, gone: &Arc<Source>) -> Result<bool, LoadError> {
+        let read = || read::of_layer(self.bucket.as_ref(), &layer.followed);
+        let opened = self.insist(read).await.map_err(|err| layer.failed(err))?;
+        let old = &gone.attached;
+        // An older one would lack what the follower did not need to read.
+        let fits = |opened: &read::Opened| {
+            opened.digest != old.catalog && opened.root.watermark_millis >= old.watermark_millis
+        };
+        let Some(opened) = opened.filter(fits) else {
+            return Ok(!Arc::ptr_eq(gone, &layer.source()));
+        };
+        let attached = Attached {
+            catalog: opened.digest,
+            watermark_millis: opened.root.watermark_millis,
+            reads_own: old.reads_own,
+            linked: gone.linked.initialized(),
+        };
+        let note = attached.note(&layer.volume);
+        self.store.ledger.commit(vec![note]).map_err(TreeError::Store)?;
+        tracing::info!(
+            volume = layer.volume,
+            gone = %old.catalog,
+            "a catalog is gone, and directories are loaded from the newest one"
+        );
+        *layer.current() = Arc::new(Source::new(attached, Some(opened.root)));
+        Ok(true)
+    }
+
+    async fn load_from_source(
+        &self,
+        layer: &Layer,
+        source: &Source,
+        dir: Ino,
+        applied: &mut Applied,
+    ) -> Result<(), LoadError> {
+        let root = source
             .root
             .get_or_try_init(|| async {
-                let digest = &layer.attached.catalog;
+                let digest = &source.attached.catalog;
                 let read = || read::root(self.bucket.as_ref(), &layer.volume, digest);
                 self.insist(read).await.map(Arc::new)
             })
             .await
             .map_err(|err| layer.failed(err))?;
-        layer
+        source
             .linked
-            .get_or_try_init(|| self.load_linked(layer, root))
+            .get_or_try_init(|| self.load_linked(layer, source, root))
             .await?;
         let path = self.tree.dir_path(dir)?;
         let range = parts_of(&root.parts, &path);
@@ -272,7 +349,7 @@ impl Loader {
     }
 
     /// Loads every register that has a link id.
-    async fn load_linked(&self, layer: &Layer, root: &Root) -> Result<(), LoadError> {
+    async fn load_linked(&self, layer: &Layer, source: &Source, root: &Root) -> Result<(), LoadError> {
         for part in &root.linked {
             let items = self.part(layer, part).await?;
             self.fetch_lists(layer, &items).await?;
@@ -282,7 +359,7 @@ impl Loader {
         }
         let noted = Attached {
             linked: true,
-            ..layer.attached.clone()
+            ..source.attached.clone()
         };
         let commit = self.store.ledger.commit(vec![noted.note(&layer.volume)]);
         Ok(commit.map_err(TreeError::Store)?)
@@ -405,6 +482,16 @@ impl Loader {
 }
 
 impl Layer {
+    fn current(&self) -> std::sync::MutexGuard<'_, Arc<Source>> {
+        self.source
+            .lock()
+            .expect("no code panics while it holds the source")
+    }
+
+    fn source(&self) -> Arc<Source> {
+        Arc::clone(&self.current())
+    }
+
     fn error(&self) -> std::sync::MutexGuard<'_, Option<String>> {
         self.last_error
             .lock()

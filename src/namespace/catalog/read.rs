@@ -10,8 +10,11 @@ use super::{
     head,
 };
 use crate::{
-    base::digest::Digest,
-    namespace::{background::blocking, change::Item},
+    base::{
+        digest::Digest,
+        volume::{Base, StackLayer},
+    },
+    namespace::{background::blocking, change::Item, trim},
     tier::{Bucket, TierError, layout},
 };
 
@@ -23,6 +26,44 @@ const READS: u32 = 4;
 pub struct Opened {
     pub digest: Digest,
     pub root: Arc<Root>,
+    /// Of the log up to this time of its keys something may be gone; 0: nothing is.
+    pub floor_millis: u64,
+}
+
+/// The catalog that a view of a layer begins with; `None`: it begins with the log.
+///
+/// Three requests at most, for a layer that an earlier version left without a base one more for each catalog that
+/// is tried.
+pub async fn of_layer(bucket: &dyn Bucket, layer: &StackLayer) -> Result<Option<Opened>, CatalogError> {
+    let volume = layer.volume.as_str();
+    match layer.base {
+        Some(Base { catalog: None, .. }) => Ok(None),
+        Some(Base {
+            catalog: Some(digest),
+            ..
+        }) => {
+            let root = Arc::new(root(bucket, volume, &digest).await?);
+            Ok(Some(Opened {
+                digest,
+                root,
+                floor_millis: 0,
+            }))
+        }
+        None => {
+            let Some(opened) = newest(bucket, volume, layer.until_millis).await? else {
+                return Ok(None);
+            };
+            // Sweeps keep the log of a view up to a moment.
+            let floor_millis = match layer.until_millis {
+                None => trim::floor_millis(bucket, volume).await?,
+                Some(_) => 0,
+            };
+            Ok(Some(Opened {
+                floor_millis,
+                ..opened
+            }))
+        }
+    }
 }
 
 /// The newest catalog of `volume`, or the newest that has nothing later than `until_millis`.
@@ -41,6 +82,7 @@ pub async fn newest(
         Some(Opened {
             digest,
             root: Arc::new(root),
+            floor_millis: 0,
         })
     };
     let fits = |watermark: u64| until_millis.is_none_or(|until| watermark <= until);

@@ -3,9 +3,14 @@
 //! # Policy
 //!
 //! A part has [`PART_BYTES`] before compression, or up to twice that where it ends at one that is
-//! kept. A part that is as it was is not sent again: it has the same name.
+//! kept. A part that is as it was is not sent again.
+//!
+//! # Invariant
+//!
+//! A part that is sent has a name that no object ever had (a salt sees to that): nobody can be about to
+//! delete it, whatever is in the bucket.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 
 use tokio::task::JoinSet;
 
@@ -14,7 +19,10 @@ use super::{
     format::{self, MAX_ITEMS, PartRef},
 };
 use crate::{
-    base::digest::Digest,
+    base::{
+        digest::{Digest, Hasher},
+        id::random_bytes,
+    },
     namespace::{background::blocking, change::Item},
     tier::{Body, SharedBucket, layout},
 };
@@ -48,8 +56,8 @@ pub struct Sent {
 pub struct PartWriter {
     bucket: SharedBucket,
     volume: String,
-    /// Objects that are in the bucket already.
-    known: HashSet<Digest>,
+    /// Parts of the catalog before, by what is in them.
+    known: HashMap<Digest, PartRef>,
     /// The last one first.
     items: VecDeque<Written>,
     bytes: usize,
@@ -61,11 +69,11 @@ pub struct PartWriter {
 }
 
 impl PartWriter {
-    pub fn new(bucket: &SharedBucket, volume: &str, known: HashSet<Digest>, part_bytes: usize) -> Self {
+    pub fn new(bucket: &SharedBucket, volume: &str, part_bytes: usize) -> Self {
         Self {
             bucket: bucket.clone(),
             volume: volume.to_owned(),
-            known,
+            known: HashMap::new(),
             items: VecDeque::new(),
             bytes: 0,
             part_bytes,
@@ -99,6 +107,13 @@ impl PartWriter {
             self.cut(self.part_bytes).await?;
         }
         Ok(())
+    }
+
+    /// Notes a part of the catalog before that has these items: if a part comes out the same, it is that one.
+    pub fn note(&mut self, part: &PartRef, items: &[Item]) {
+        let encoded: Vec<Vec<u8>> = items.iter().map(format::encode_item).collect();
+        let content = content(encoded.iter().map(Vec::as_slice));
+        self.known.insert(content, part.clone());
     }
 
     /// Takes a part as it is, before what it took.
@@ -143,8 +158,14 @@ impl PartWriter {
                 .min()
                 .unwrap_or(0),
         };
+        let same = self.known.get(&content(encoded(&taken)));
+        if let Some(same) = same {
+            self.parts.push(same.clone());
+            return Ok(());
+        }
         let (object, digest) = blocking(move || {
-            let object = format::encode_part(taken.iter().rev().map(|item| item.bytes.as_slice()));
+            let salt = u64::from_be_bytes(random_bytes());
+            let object = format::encode_salted_part(encoded(&taken), salt);
             let digest = Digest::of(&object);
             (object, digest)
         })
@@ -155,9 +176,6 @@ impl PartWriter {
     }
 
     async fn send(&mut self, digest: Digest, object: Vec<u8>) -> Result<(), CatalogError> {
-        if !self.known.insert(digest) {
-            return Ok(());
-        }
         self.sent.parts += 1;
         self.sent.bytes += object.len() as u64;
         while self.sending.len() >= PARALLEL {
@@ -189,6 +207,18 @@ impl PartWriter {
         self.parts.reverse();
         Ok((self.parts, self.sent))
     }
+}
+
+/// What was taken, the first one first.
+fn encoded(taken: &[Written]) -> impl Iterator<Item = &[u8]> {
+    taken.iter().rev().map(|item| item.bytes.as_slice())
+}
+
+/// Stands for the items of a part, whatever its name.
+fn content<'a>(items: impl Iterator<Item = &'a [u8]>) -> Digest {
+    let mut hasher = Hasher::default();
+    items.for_each(|item| hasher.update(item));
+    hasher.finish()
 }
 
 /// Writes an object of a catalog. One that is there already has the same bytes, or whoever reads it will tell.

@@ -15,6 +15,10 @@
 //! - Own segments of the mounted volume are left out. A machine whose cache directory is new
 //!   has a new id, and reads what it wrote under the old one. Of a volume below, own ones are
 //!   read as well: what this machine said there is not in this tree.
+//! - A log of which something was removed that this machine did not see is not gone on with: after a rest of more than
+//!   [`AWAY_MILLIS`] it is asked what sweeps took, before and after each listing. What is above their floor
+//!   ([`crate::namespace::trim`]) was there to be seen; what is below it was there when the newest full listing began, or
+//!   is in the catalog that the tree begins with.
 //! - Of a volume that is seen up to a moment, segments that carry a later time are left out. When
 //!   none that it carries before can appear any more, nothing is asked of the bucket.
 //!
@@ -45,6 +49,7 @@ use crate::{
         catalog::{CatalogError, compact::TOMBSTONE_MILLIS, head},
         change::{EntryChunks, PathChange},
         segment::{Decoded, SegmentError},
+        trim,
     },
     store::StoreError,
     tier::{Page, SharedBucket, TierError, layout},
@@ -52,6 +57,10 @@ use crate::{
 
 /// Segments that are fetched at once.
 const PARALLEL: usize = 16;
+
+/// After a full listing that came to its end, so long nothing is removed that it did not see: sweeps keep the log of
+/// the last hour at least ([`crate::namespace::sweep::MIN_LOG_AGE`]).
+const AWAY_MILLIS: u64 = 1_800_000;
 
 /// Changes that are applied as one; a segment is never divided.
 const BATCH_CHANGES: usize = 4096;
@@ -77,7 +86,7 @@ pub enum FollowError {
          mount it again"
     )]
     AwayTooLong { volume: String },
-    #[error("cannot read which catalog is the newest")]
+    #[error("cannot read which catalog is the newest, and what of the log is gone")]
     Head(#[source] CatalogError),
     #[error("cannot fetch a chunk list that segment {key} names")]
     List { key: String, source: StoreError },
@@ -186,7 +195,21 @@ impl<S: Sink> Reader<S> {
     /// Refuses to go on with a log of which a part may be in a catalog alone: a start of the daemon
     /// begins with that.
     async fn check_away(&self) -> Result<(), FollowError> {
-        let Some(reached) = self.cursor.reached_millis() else {
+        if self.view.until_millis.is_some() {
+            // Sweeps keep the log of a fork's view.
+            return Ok(());
+        }
+        let too_long = || FollowError::AwayTooLong {
+            volume: self.view.volume.clone(),
+        };
+        let reached = self.cursor.reached_millis();
+        if reached.is_none_or(|reached| reached.saturating_add(AWAY_MILLIS) < (self.now_millis)()) {
+            let floor = trim::floor_millis(self.bucket.as_ref(), &self.view.volume).await;
+            if floor.map_err(FollowError::Head)? > reached.unwrap_or(0) {
+                return Err(too_long());
+            }
+        }
+        let Some(reached) = reached else {
             return Ok(());
         };
         let remembered = reached.saturating_add(TOMBSTONE_MILLIS);
@@ -195,9 +218,7 @@ impl<S: Sink> Reader<S> {
         }
         let head = head::read(self.bucket.as_ref(), &self.view.volume).await;
         match head.map_err(FollowError::Head)? {
-            Some((head, _)) if head.watermark_millis > remembered => Err(FollowError::AwayTooLong {
-                volume: self.view.volume.clone(),
-            }),
+            Some((head, _)) if head.watermark_millis > remembered => Err(too_long()),
             _ => Ok(()),
         }
     }
@@ -255,6 +276,8 @@ impl<S: Sink> Reader<S> {
                 self.keep()?;
             }
         }
+        // It may have slept in the middle.
+        self.check_away().await?;
         self.cursor.finish(&listing);
         if listing.full {
             let start = self.cursor.window_start();

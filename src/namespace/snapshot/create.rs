@@ -143,7 +143,7 @@ async fn freeze_layers(
     for (number, layer) in stack.layers().iter().enumerate() {
         let freezing = FreezeOptions {
             now_millis: as_of_millis,
-            until_millis: layer.until_millis,
+            layer: layer.clone(),
             machine: options.machine,
             spill_dir: options.spill_dir.clone(),
             keeps_tombstones: number < lowest,

@@ -192,6 +192,7 @@ impl Snapshot {
             volume: layer.volume.clone(),
             until_millis: None,
             own_prefix: layer.own_prefix,
+            base: None,
             frozen: Some(Frozen {
                 tag: tag.clone(),
                 as_of_millis: self.as_of_millis,

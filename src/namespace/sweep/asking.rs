@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::{
     base::{BoxFuture, retry::Backoff},
+    namespace::patience::Passing,
     tier::{Bucket, ObjectMeta, SharedBucket, TierError},
     upload::condemned::BucketTime,
 };
@@ -35,14 +36,14 @@ impl Asking {
     }
 
     /// Makes a request, and again after a wait while the bucket is in trouble.
-    pub async fn again<'a, T>(
+    pub async fn again<'a, T, E: Passing + std::fmt::Display>(
         &'a self,
-        request: impl Fn(&'a dyn Bucket) -> BoxFuture<'a, Result<T, TierError>>,
-    ) -> Result<T, TierError> {
+        request: impl Fn(&'a dyn Bucket) -> BoxFuture<'a, Result<T, E>>,
+    ) -> Result<T, E> {
         let mut backoff = Backoff::new(FIRST_WAIT, MAX_WAIT);
         for attempt in 1.. {
             match request(self.bucket()).await {
-                Err(err) if err.is_transient() && attempt < ATTEMPTS => {
+                Err(err) if err.may_pass() && attempt < ATTEMPTS => {
                     tracing::debug!(error = %err, attempt, "a request of the sweep failed");
                     tokio::time::sleep(backoff.next_wait()).await;
                 }
@@ -55,11 +56,11 @@ impl Asking {
     /// Lists the next page of `prefix` behind the last object of the one before.
     pub async fn page(
         &self,
-        prefix: &'static str,
+        prefix: &str,
         after: &mut Option<String>,
     ) -> Result<(Vec<ObjectMeta>, bool), TierError> {
-        let behind = after.clone();
-        let page = self.again(|bucket| bucket.list(prefix, behind.as_deref())).await;
+        let (behind, of) = (after.clone(), prefix.to_owned());
+        let page = self.again(|bucket| bucket.list(&of, behind.as_deref())).await;
         let page = page?;
         if let Some(last) = page.objects.last() {
             if after.as_ref().is_some_and(|after| last.key <= *after) {

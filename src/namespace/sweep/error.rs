@@ -1,7 +1,7 @@
 //! Why a sweep stopped, split by what the operator does next.
 
 use crate::{
-    namespace::{snapshot::SnapshotError, stack::StackError},
+    namespace::{catalog::CatalogError, snapshot::SnapshotError, stack::StackError},
     tier::TierError,
 };
 
@@ -13,6 +13,9 @@ pub enum SweepError {
     /// What a volume lies over cannot be read, so what it uses is not known.
     #[error("nothing was swept: it is not known what a volume uses")]
     Volume { source: StackError },
+    /// What a volume uses is in a catalog that cannot be read.
+    #[error("nothing was swept: a catalog cannot be read")]
+    Catalog { source: CatalogError },
     /// Something refers to blobs, perhaps, in a way that this program does not know.
     #[error(
         "nothing was swept: {key} is nothing that this casmount knows, and may refer to blobs: use the newest \
@@ -43,7 +46,18 @@ pub enum SweepError {
         window_millis / 2000
     )]
     Slept { window_millis: u64 },
+    #[error("nothing was swept: a volume is being compacted all the time: run it again")]
+    Busy,
     /// Another sweep changed the window at the same time.
     #[error("the window was changed by another sweep at the same time: run it again")]
     Raced,
+}
+
+impl SweepError {
+    pub(super) fn from_catalog(err: CatalogError) -> Self {
+        match err {
+            CatalogError::Bucket(err) => Self::Bucket(err),
+            source => Self::Catalog { source },
+        }
+    }
 }

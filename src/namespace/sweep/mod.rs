@@ -2,8 +2,9 @@
 //!
 //! One [`sweep`] is one pass: read every reference, walk all objects, delete what an earlier pass condemned and is
 //! still unused, condemn what is unused now. Whoever runs it once a day needs nothing else; `wait` stays until
-//! what was condemned is deleted. `references` says what is used, `winners` what of a log still counts,
-//! `objects` walks the bucket, `state` reads and writes what the passes leave for each other and for the writers
+//! what was condemned is deleted. `inventory` knows every key below `volumes/`, `log` says which catalogs and how much of
+//! the logs is kept, `references` what is used, `winners` what of a log still counts, `objects` walks the bucket, `state`
+//! reads and writes what the passes leave for each other and for the writers
 //! (its formats: [`crate::tier::sweeping`]).
 //!
 //! # The rules
@@ -19,6 +20,9 @@
 //!    read the lists, less than `W/2` before the segment was acknowledged; and no object that it knows to be
 //!    condemned: that it stores again, under a key that nobody ever had.
 //! 5. A list stays published for another `W` after everything in it was deleted.
+//! 6. Chunks and packs of a volume that keeps its own are swept as those of all are, and all of a deleted one.
+//! 7. Segments that a catalog covers, and catalogs that nothing begins with, are condemned and deleted likewise; `log` has
+//!    the rules for them, and why nobody misses anything.
 //!
 //! # Why nothing is lost
 //!
@@ -49,17 +53,31 @@
 //! Everything below `volumes/` must be understood: a key, a segment or a version that is not stops the pass before
 //! anything is condemned or deleted.
 //!
+//! # Catalogs
+//!
+//! What a catalog has is used like what its segments had. A compaction names two kinds of parts: those of the catalog
+//! that it replaces, which are used until it does; and those that it writes, whose names never were before. Let a
+//! list with such a part be published at `c`; the pass that deletes it changes `head.json` at `f >= c + W`
+//! ([`fence`]), and reads it from then on. A compaction that read `head.json` before `f` either replaced it before
+//! `f`, so the pass sees that the part is used, or it loses; one that read it after `f` writes parts of other
+//! names. A fork that begins with a catalog names it within `W/2` of when that was the newest one, or is not made; and a
+//! catalog stays for `W` after it was the newest.
+//!
 //! # Cost
 //!
-//! Of `n` objects and `s` segments: `(n + 2 s) / 1000` LISTs, `s` GETs for each 1.8 million names, one GET for the chunk
-//! list of each blob of over half a gigabyte, one for each 2,500 names that snapshots have (once for those that several
-//! share), one small GET for each unused pack, one DELETE request for a thousand
-//! objects. 10 million objects with as many names in 20,000 segments: 10,000 LISTs and 120,000 GETs, 10 cents.
+//! Of `n` objects, and `s` segments that are left with the `p` parts of the catalog before them and of those that snapshots
+//! name (once for those that several share): `(n + 2 s + 2 p) / 1000`
+//! LISTs, `s + p` GETs for each 1.8 million names, some 10 GETs for the catalogs of a volume, one GET for the chunk
+//! list of each blob of over half a gigabyte, one small GET for each unused pack, one DELETE request for a thousand
+//! objects. 10 million objects with as many names in 3,600 parts and 20,000 segments: 10,000 LISTs and 140,000 GETs, 11
+//! cents.
 //! Memory: 8 bytes for each chunk and pack in use, 150 MB for the names of one reading, 8 bytes for each condemned
 //! object (at most 2 million of them in one pass; the rest is left to the next).
 
 mod asking;
 mod error;
+mod inventory;
+mod log;
 pub(super) mod marks;
 mod objects;
 mod references;
@@ -73,16 +91,28 @@ mod tests;
 use std::{sync::Arc, time::Duration};
 
 pub use error::SweepError;
-pub use report::{Amount, Progress, SweepReport};
+pub use report::{Amount, Amounts, Counted, Progress, SweepReport};
 
-use self::{asking::Asking, objects::Walk, state::State};
-use crate::{tier::SharedBucket, upload::condemned::BucketTime};
+use self::{
+    asking::Asking,
+    inventory::{Volumes, inventory},
+    log::{Ages, MIN_LOG_AGE_MILLIS, fence},
+    objects::Walk,
+    state::State,
+};
+use crate::{
+    tier::{SharedBucket, layout, sweeping::mark_of_key},
+    upload::condemned::BucketTime,
+};
 
 /// A shorter window could not be told apart from the coarseness of the bucket's clock, which has whole seconds.
 pub const MIN_WINDOW: Duration = Duration::from_secs(4);
 
 /// Below this, machines that are merely slow upload again what they have uploaded.
 pub const SHORT_WINDOW: Duration = Duration::from_secs(3600);
+
+/// The log is kept for so long at least, whatever the window is.
+pub const MIN_LOG_AGE: Duration = Duration::from_millis(MIN_LOG_AGE_MILLIS);
 
 /// How far apart two looks at the clock are while a pass waits.
 const WAIT_STEP: Duration = Duration::from_millis(250);
@@ -98,6 +128,8 @@ pub struct SweepOptions {
     pub wait: bool,
     /// Dollars for a gigabyte (10^9 bytes) and month.
     pub price: f64,
+    /// [`MIN_LOG_AGE`], but for tests.
+    pub log_age: Duration,
 }
 
 /// Sweeps the store once.
@@ -171,9 +203,24 @@ async fn pass(
     {
         state.window_millis = window.as_millis() as u64;
     }
-    let references = references::read(asking, began, state.window_millis, tell).await?;
+    let volumes = inventory(asking).await?;
+    if !options.dry_run {
+        fence_all(asking, &volumes, &state).await?;
+    }
+    let ages = Ages {
+        began_millis: began,
+        window_millis: state.window_millis,
+        log_millis: options.log_age.as_millis() as u64,
+    };
+    let mut references = references::read(asking, &volumes, ages, tell).await?;
+    if condemn && !options.dry_run {
+        // Before anything is condemned by it.
+        for (name, log) in &mut references.logs {
+            log.say(asking, name.as_str()).await?;
+        }
+    }
     let mut walk = Walk::new(asking, &state, &references.marks, began, options.dry_run);
-    walk.run(tell).await?;
+    walk.run(&volumes, &references, tell).await?;
     let found = walk.finish();
     let mut next_due = state.next_due();
     if !options.dry_run {
@@ -195,6 +242,19 @@ async fn pass(
         snapshots: references.snapshots,
         next_due_millis: next_due,
         price_per_gb_month: options.price,
-        ..found.amounts
+        objects: found.amounts,
     })
+}
+
+/// Lets no compaction end that began before catalogs are deleted, of the volumes in which some are to be.
+async fn fence_all(asking: &Asking, volumes: &Volumes, state: &State) -> Result<(), SweepError> {
+    let is_due = |mark: u64| state.due.iter().any(|(_, list)| list.has_mark(mark));
+    for (name, volume) in volumes.iter().filter(|(_, volume)| !volume.is_deleted) {
+        let keys = volume.catalogs.keys();
+        let mut keys = keys.map(|digest| layout::catalog(name.as_str(), digest));
+        if keys.any(|key| is_due(mark_of_key(&key))) {
+            fence(asking, name.as_str()).await?;
+        }
+    }
+    Ok(())
 }

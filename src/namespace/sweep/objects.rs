@@ -4,16 +4,26 @@
 //!
 //! - Nothing is deleted that no due list has, or that was written within a window before that list was begun.
 //! - Nothing is deleted when the references are half a window old.
+//! - What untrusted writers put below their own prefix ends no sweep.
 
 use tokio::task::JoinSet;
 
-use super::{SweepError, SweepReport, asking::Asking, marks::Marks, report::Progress, state::State};
+use super::{
+    SweepError,
+    asking::Asking,
+    inventory::{Meta, Volume, Volumes},
+    log::Log,
+    marks::Marks,
+    references::References,
+    report::{Counted, Progress, Sort},
+    state::State,
+};
 use crate::{
-    base::digest::Digest,
+    base::{digest::Digest, volume::VolumeName},
     store::pack,
     tier::{
-        DELETE_BATCH, ObjectMeta, TierError, layout,
-        sweeping::{MAX_CONDEMNED, mark},
+        DELETE_BATCH, TierError, layout,
+        sweeping::{MAX_CONDEMNED, mark, mark_of_key},
     },
 };
 
@@ -32,17 +42,27 @@ enum Fate {
     Condemn,
 }
 
+/// An object as the lists know it.
+#[derive(Clone, Debug)]
+struct Candidate {
+    key: String,
+    mark: u64,
+    meta: Meta,
+    sort: Sort,
+}
+
 /// Decides what becomes of an unused object.
-fn fate(object: &ObjectMeta, digest: &Digest, state: &State, began: u64) -> Fate {
-    if object.modified_millis.saturating_add(state.window_millis) > began {
+fn fate(object: &Candidate, state: &State, began: u64) -> Fate {
+    let modified = object.meta.modified_millis;
+    if modified.saturating_add(state.window_millis) > began {
         return Fate::Young;
     }
     let is_due = state.due.iter().any(|(_, list)| {
-        list.has(digest) && object.modified_millis.saturating_add(list.window_millis) <= list.began_millis
+        list.has_mark(object.mark) && modified.saturating_add(list.window_millis) <= list.began_millis
     });
     if is_due {
         Fate::Delete
-    } else if state.waiting.iter().any(|(_, list)| list.has(digest)) {
+    } else if state.waiting.iter().any(|(_, list)| list.has_mark(object.mark)) {
         Fate::Waiting
     } else {
         Fate::Condemn
@@ -53,7 +73,33 @@ fn fate(object: &ObjectMeta, digest: &Digest, state: &State, began: u64) -> Fate
 pub struct Found {
     /// Of what is to be condemned.
     pub marks: Vec<u64>,
-    pub amounts: SweepReport,
+    pub amounts: Counted,
+}
+
+/// Where chunks and packs are.
+#[derive(Clone, Copy, Debug)]
+struct Domain<'a> {
+    /// Below the prefix of a volume that keeps its own; `None`: where all have theirs.
+    volume: Option<(&'a VolumeName, &'a Volume)>,
+}
+
+impl Domain<'_> {
+    fn prefix(self) -> String {
+        self.volume
+            .map_or_else(String::new, |(name, _)| layout::volume_prefix(name.as_str()))
+    }
+
+    fn mark(self, key: &str, digest: &Digest) -> u64 {
+        match self.volume {
+            None => mark(digest),
+            Some(_) => mark_of_key(key),
+        }
+    }
+
+    /// Whether nobody reads anything of it.
+    fn is_deleted(self) -> bool {
+        self.volume.is_some_and(|(_, volume)| volume.is_deleted)
+    }
 }
 
 /// A walk over all objects.
@@ -64,7 +110,7 @@ pub struct Walk<'a> {
     began: u64,
     dry_run: bool,
     marks: Vec<u64>,
-    amounts: SweepReport,
+    amounts: Counted,
     /// To be deleted together.
     batch: Vec<String>,
 }
@@ -78,29 +124,96 @@ impl<'a> Walk<'a> {
             began,
             dry_run,
             marks: Vec::new(),
-            amounts: SweepReport::default(),
+            amounts: Counted::default(),
             batch: Vec::new(),
         }
     }
 
     /// Looks at every object; deletes what may go.
-    pub async fn run(&mut self, tell: &mut (dyn FnMut(&Progress) + Send)) -> Result<(), SweepError> {
-        for prefix in [layout::BLOB_PREFIX, layout::PACKS_PREFIX] {
-            let mut after = None;
-            loop {
-                let (objects, more) = self.asking.page(prefix, &mut after).await?;
-                self.page(objects).await?;
-                tell(&Progress {
-                    step: "looking at objects",
-                    done: self.amounts.all.objects,
-                    total: None,
-                });
-                if !more {
-                    break;
-                }
+    pub async fn run(
+        &mut self,
+        volumes: &Volumes,
+        references: &References,
+        tell: &mut (dyn FnMut(&Progress) + Send),
+    ) -> Result<(), SweepError> {
+        let apart = volumes.iter().filter(|(_, volume)| volume.has_blobs);
+        let apart = apart.map(|volume| Domain { volume: Some(volume) });
+        let shared = Domain { volume: None };
+        for domain in std::iter::once(shared).chain(apart) {
+            for folder in [layout::BLOB_PREFIX, layout::PACKS_PREFIX] {
+                self.folder(domain, folder, tell).await?;
             }
         }
+        for (name, volume) in volumes {
+            self.volume(name, volume, references).await?;
+        }
         self.delete(1).await
+    }
+
+    async fn folder(
+        &mut self,
+        domain: Domain<'_>,
+        folder: &str,
+        tell: &mut (dyn FnMut(&Progress) + Send),
+    ) -> Result<(), SweepError> {
+        let prefix = domain.prefix();
+        let folder = format!("{prefix}{folder}");
+        let mut after = None;
+        loop {
+            let (objects, more) = self.asking.page(&folder, &mut after).await?;
+            let mut page = Vec::with_capacity(objects.len());
+            for object in objects {
+                // What has no digest in its key is not ours.
+                let Some(digest) = layout::object_digest(&object.key[prefix.len()..]) else {
+                    continue;
+                };
+                let candidate = Candidate {
+                    mark: domain.mark(&object.key, &digest),
+                    key: object.key,
+                    meta: Meta {
+                        size: object.size,
+                        modified_millis: object.modified_millis,
+                    },
+                    sort: Sort::Blob,
+                };
+                page.push((candidate, digest));
+            }
+            self.page(domain, page).await?;
+            tell(&Progress {
+                step: "looking at objects",
+                done: self.amounts.all.all.objects,
+                total: None,
+            });
+            if !more {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Looks at the segments and catalogs of a volume.
+    async fn volume(
+        &mut self,
+        name: &VolumeName,
+        volume: &Volume,
+        references: &References,
+    ) -> Result<(), SweepError> {
+        let log = &references.logs[name];
+        for (segment, meta) in &volume.segments {
+            let is_gone = volume.is_deleted
+                || (!log.is_unsaid
+                    && log.is_below_floor(*segment)
+                    && !Log::is_in_view(&volume.moments, *segment)
+                    && !references.uncovered.contains(&(name.clone(), *segment)));
+            let key = segment.to_key(name.as_str());
+            self.one(candidate(key, *meta, Sort::Segment), !is_gone).await?;
+        }
+        let in_snapshots = references.catalogs.get(name);
+        for (catalog, meta) in &volume.catalogs {
+            let key = layout::catalog(name.as_str(), catalog);
+            let is_needed = log.needs(catalog) || in_snapshots.is_some_and(|kept| kept.contains(catalog));
+            self.one(candidate(key, *meta, Sort::Catalog), is_needed).await?;
+        }
+        Ok(())
     }
 
     pub fn finish(self) -> Found {
@@ -110,49 +223,73 @@ impl<'a> Walk<'a> {
         }
     }
 
-    async fn page(&mut self, objects: Vec<ObjectMeta>) -> Result<(), SweepError> {
-        let mut unused = Vec::new();
-        for object in objects {
-            // What has no digest in its key is not ours.
-            let Some(digest) = layout::object_digest(&object.key) else {
-                continue;
-            };
-            self.amounts.all.add(object.size);
-            if self.used.has(mark(&digest)) {
-                self.amounts.used.add(object.size);
-                continue;
-            }
-            match fate(&object, &digest, self.state, self.began) {
-                Fate::Young => self.amounts.young.add(object.size),
-                Fate::Waiting => self.amounts.waiting.add(object.size),
-                fate @ (Fate::Delete | Fate::Condemn) => unused.push((object, digest, fate)),
-            }
+    async fn page(
+        &mut self,
+        domain: Domain<'_>,
+        objects: Vec<(Candidate, Digest)>,
+    ) -> Result<(), SweepError> {
+        let may_go =
+            |object: &Candidate| matches!(fate(object, self.state, self.began), Fate::Delete | Fate::Condemn);
+        let is_used = |digest: &Digest| !domain.is_deleted() && self.used.has(mark(digest));
+        let unused = objects
+            .iter()
+            .enumerate()
+            .filter(|(_, (object, digest))| !is_used(digest) && may_go(object));
+        let unused: Vec<_> = unused
+            .map(|(index, (object, digest))| (index, object.key.clone(), *digest))
+            .collect();
+        let packs = if domain.is_deleted() {
+            Vec::new()
+        } else {
+            self.used_packs(domain, unused).await?
+        };
+        let used: Vec<bool> = objects
+            .iter()
+            .enumerate()
+            .map(|(index, (_, digest))| is_used(digest) || packs.contains(&index))
+            .collect();
+        for ((object, _), is_used) in objects.into_iter().zip(used) {
+            self.one(object, is_used).await?;
         }
-        let used = self.used_packs(&unused).await?;
-        for (index, (object, digest, fate)) in unused.into_iter().enumerate() {
-            if used.contains(&index) {
-                self.amounts.used.add(object.size);
-            } else if fate == Fate::Delete {
-                self.amounts.deleted.add(object.size);
+        Ok(())
+    }
+
+    /// Counts an object, and does with it what is to be done.
+    async fn one(&mut self, object: Candidate, is_used: bool) -> Result<(), SweepError> {
+        let (sort, size) = (object.sort, object.meta.size);
+        self.amounts.add(sort, size, |of| &mut of.all);
+        if is_used {
+            self.amounts.add(sort, size, |of| &mut of.used);
+            return Ok(());
+        }
+        match fate(&object, self.state, self.began) {
+            Fate::Young => self.amounts.add(sort, size, |of| &mut of.young),
+            Fate::Waiting => self.amounts.add(sort, size, |of| &mut of.waiting),
+            Fate::Delete => {
+                self.amounts.add(sort, size, |of| &mut of.deleted);
                 self.batch.push(object.key);
                 self.delete(DELETE_BATCH).await?;
-            } else if self.marks.len() == MAX_CONDEMNED {
-                self.amounts.left.add(object.size);
-            } else {
-                self.amounts.condemned.add(object.size);
-                self.marks.push(mark(&digest));
+            }
+            Fate::Condemn if self.marks.len() == MAX_CONDEMNED => {
+                self.amounts.add(sort, size, |of| &mut of.left);
+            }
+            Fate::Condemn => {
+                self.amounts.add(sort, size, |of| &mut of.condemned);
+                self.marks.push(object.mark);
             }
         }
         Ok(())
     }
 
     /// Which of the objects are packs that have something in use.
-    async fn used_packs(&self, unused: &[(ObjectMeta, Digest, Fate)]) -> Result<Vec<usize>, SweepError> {
-        let packs = unused.iter().enumerate();
-        let packs = packs.filter(|(_, (object, ..))| object.key.starts_with(layout::PACKS_PREFIX));
-        let packs: Vec<_> = packs
-            .map(|(index, (object, digest, _))| (index, object.key.clone(), *digest))
-            .collect();
+    async fn used_packs(
+        &self,
+        domain: Domain<'_>,
+        unused: Vec<(usize, String, Digest)>,
+    ) -> Result<Vec<usize>, SweepError> {
+        let folder = domain.prefix() + layout::PACKS_PREFIX;
+        let packs = unused.into_iter().filter(|(_, key, _)| key.starts_with(&folder));
+        let packs: Vec<_> = packs.collect();
         let mut used = Vec::new();
         for together in packs.chunks(HEADS) {
             let mut under_way = JoinSet::new();
@@ -163,7 +300,15 @@ impl<'a> Walk<'a> {
             for (index, members) in under_way.join_all().await {
                 // What cannot be read is kept: nobody knows what it has.
                 let is_used = |members: Vec<Digest>| members.iter().any(|member| self.used.has(mark(member)));
-                if members?.is_none_or(is_used) {
+                let members = match members {
+                    Err(TierError::Unsupported { .. } | TierError::Malformed { .. })
+                        if domain.volume.is_some() =>
+                    {
+                        None
+                    }
+                    members => members?,
+                };
+                if members.is_none_or(is_used) {
                     used.push(index);
                 }
             }
@@ -185,6 +330,15 @@ impl<'a> Walk<'a> {
             self.asking.again(|bucket| bucket.delete_many(&batch)).await?;
         }
         Ok(())
+    }
+}
+
+fn candidate(key: String, meta: Meta, sort: Sort) -> Candidate {
+    Candidate {
+        mark: mark_of_key(&key),
+        key,
+        meta,
+        sort,
     }
 }
 
@@ -231,12 +385,16 @@ mod tests {
             waiting: waiting.map(|at| (at + WINDOW, list(at))).into_iter().collect(),
             ..State::default()
         };
-        let object = ObjectMeta {
+        let object = Candidate {
             key: layout::blob(&digest),
-            size: 1,
-            modified_millis: modified,
+            mark: mark(&digest),
+            meta: Meta {
+                size: 1,
+                modified_millis: modified,
+            },
+            sort: Sort::Blob,
         };
-        fate(&object, &digest, &state, began)
+        fate(&object, &state, began)
     }
 
     #[test]

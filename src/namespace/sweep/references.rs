@@ -1,30 +1,32 @@
 //! Everything that refers to objects, one function a source.
 //!
-//! Today these are the logs of all volumes, seen as of now and as of each moment at which a fork lies over one, and
-//! the catalogs that `snapshots` name.
-//! A new kind of object below `volumes/` is read here, or the sweep refuses the store: [`inventory`] knows
-//! every key, or stops.
+//! These are the catalogs and logs of all volumes, seen as of now and as of each moment at which a fork lies over one:
+//! the names of the catalog that is the floor of a volume ([`super::log`]) and of all segments that are left, as
+//! changes in their order; all that the catalogs have that forks begin with; and the catalogs that `snapshots` name.
+//! `inventory` knows every key below `volumes/`, or stops.
 
 mod snapshots;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
 use tokio::task::JoinSet;
 
 use super::{
     SweepError,
     asking::Asking,
+    inventory::{Volume, Volumes},
+    log::{Ages, Log, Opened},
     marks::Marks,
     report::Progress,
-    winners::{Held, Part, TooMany, Views, Winners},
+    winners::{Held, InCatalog, Part, TooMany, Views, Winners},
 };
 use crate::{
-    base::{digest::Digest, snapshot::SnapshotTag, volume::VolumeName},
+    base::{digest::Digest, volume::VolumeName},
     namespace::{
-        change::{Entry, EntryBlob, EntryChunks},
+        catalog::{format::PartRef, read},
+        change::{Entry, EntryBlob, EntryChunks, Item, PathChange},
         follow::SegmentKey,
         segment::{self, Decoded},
-        stack::{self, StackError},
     },
     store::{
         manifest::{self, ManifestError, Placed},
@@ -33,7 +35,7 @@ use crate::{
     tier::{TierError, layout, sweeping::mark},
 };
 
-/// Segments that are fetched at once, and held in memory.
+/// Segments and parts that are fetched at once, and held in memory.
 const TOGETHER: usize = 16;
 
 /// How often bytes that come damaged are fetched before they count as damaged in the bucket.
@@ -49,54 +51,43 @@ pub struct References {
     pub names: u64,
     /// Chunk lists that are gone from the bucket: their blobs are unreadable already.
     pub lost_lists: u64,
+    /// What is kept of each volume.
+    pub logs: HashMap<VolumeName, Log>,
+    /// Segments whose changes are in no catalog.
+    pub uncovered: HashSet<(VolumeName, SegmentKey)>,
     pub snapshots: u64,
     /// Roots and parts in `volumes/<name>/catalogs/` that snapshots name, of whichever volume these are. They are
     /// kept, however old.
     pub catalogs: HashMap<VolumeName, HashSet<Digest>>,
 }
 
-/// What a volume has in the bucket.
-#[derive(Debug, Default)]
-struct Volume {
-    has_json: bool,
-    /// It keeps its blobs apart, because its writers are trusted less: what they write must not end a sweep.
-    is_apart: bool,
-    /// It has blobs of its own.
-    has_blobs: bool,
-    /// A key that nothing is known of.
-    unknown: Option<String>,
-    /// In the order of their keys.
-    segments: Vec<SegmentKey>,
-    snapshots: BTreeSet<SnapshotTag>,
-}
-
 /// Reads all references. They are those of a moment after the call.
 pub async fn read(
     asking: &Asking,
-    now_millis: u64,
-    window_millis: u64,
+    volumes: &Volumes,
+    ages: Ages,
     tell: &mut (dyn FnMut(&Progress) + Send),
 ) -> Result<References, SweepError> {
-    let mut volumes = inventory(asking).await?;
-    let mut views = views(asking, &mut volumes).await?;
-    for volume in volumes.values() {
-        match &volume.unknown {
-            Some(key) if !volume.is_apart => return Err(SweepError::Unknown { key: key.clone() }),
-            Some(key) => tracing::warn!(key, "nothing is known of this object, and it counts for nothing"),
-            None => {}
-        }
-    }
     let mut found = References {
         volumes: volumes.len() as u64,
         segments: volumes.values().map(|volume| volume.segments.len() as u64).sum(),
         ..References::default()
     };
-    let from_millis = now_millis.saturating_sub(window_millis);
+    for (name, volume) in volumes {
+        let log = Log::read(asking, name.as_str(), volume, ages).await?;
+        found.logs.insert(name.clone(), log);
+    }
+    let parts = found
+        .logs
+        .values()
+        .flat_map(|log| log.floor.iter().chain(&log.pinned));
+    let parts: u64 = parts.map(|opened| opened.root.parts.len() as u64).sum();
+    let from_millis = ages.began_millis.saturating_sub(ages.window_millis);
     let mut reading = Reading {
         asking,
         tell,
         done: 0,
-        total: found.segments,
+        total: found.segments + parts,
         lists: HashMap::new(),
         with_blobs: volumes
             .iter()
@@ -104,127 +95,49 @@ pub async fn read(
             .map(|(name, _)| name.clone())
             .collect(),
     };
-    for (name, volume) in &volumes {
-        let views = Views::new(from_millis, views.remove(name).unwrap_or_default());
-        found.names += reading.log(name, volume, &views, &mut found.marks).await?;
+    for (name, volume) in volumes {
+        let log = &found.logs[name];
+        let floor = log.floor.as_ref().map_or(0, |floor| floor.root.watermark_millis);
+        let (later, before): (Vec<u64>, Vec<u64>) = volume
+            .moments
+            .iter()
+            .map(|moment| moment.until_millis)
+            .partition(|until| *until >= floor);
+        let mut source = Source {
+            name,
+            volume,
+            log,
+            views: Views::new(from_millis, later),
+            // All that is said up to the last of them is in use; what comes later may be.
+            all_until: before.into_iter().max(),
+            uncovered: HashSet::new(),
+        };
+        found.names += reading.log(&mut source, &mut found.marks).await?;
+        let uncovered = source
+            .uncovered
+            .into_iter()
+            .map(|segment| (name.clone(), segment));
+        found.uncovered.extend(uncovered);
+        for opened in &log.pinned {
+            reading.pinned(name, volume, opened, &mut found.marks).await?;
+        }
     }
     reading.snapshots(&volumes, &mut found).await?;
+    reading.snapshots(volumes, &mut found).await?;
     found.lost_lists = reading.lists.values().filter(|list| list.is_none()).count() as u64;
     found.marks.sort();
     Ok(found)
 }
 
-/// What the sweep does with an object below `volumes/`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Kind {
-    /// It is read.
-    Segment(SegmentKey),
-    /// It is read.
-    Json,
-    /// It is read.
-    Snapshot(SnapshotTag),
-    /// It refers to nothing that segments do not refer to: no segment is ever removed, but with its volume.
-    Repeats,
-    /// Of a volume that keeps its own; no sweep touches it.
-    Blob,
-}
-
-/// Knows every key of a volume; `None` for any other.
-fn kind(volume: &str, key: &str) -> Option<Kind> {
-    if key == layout::volume(volume) {
-        return Some(Kind::Json);
-    }
-    if let Some(segment) = SegmentKey::parse(volume, key) {
-        return Some(Kind::Segment(segment));
-    }
-    if let Some(tag) = layout::snapshot_tag(volume, key) {
-        return tag.parse().ok().map(Kind::Snapshot);
-    }
-    let rest = key.strip_prefix(layout::VOLUMES_PREFIX)?;
-    let rest = rest.strip_prefix(volume)?.strip_prefix('/')?;
-    if rest.starts_with("blobs/") {
-        return Some(Kind::Blob);
-    }
-    // Checkpoints of the log, the packs of a volume that keeps its own, which no sweep touches, and what is used.
-    let folders = ["catalogs/", "packs/", "probe/", "touched/"];
-    let repeats = rest == "head.json" || folders.iter().any(|folder| rest.starts_with(folder));
-    repeats.then_some(Kind::Repeats)
-}
-
-/// Lists everything below `volumes/`, and understands all of it.
-///
-/// It is listed twice, and what was there at either time counts: names can move from a volume that is listed
-/// late to one that was listed before, and their volume be deleted in between.
-async fn inventory(asking: &Asking) -> Result<BTreeMap<VolumeName, Volume>, SweepError> {
-    let mut volumes: BTreeMap<VolumeName, Volume> = BTreeMap::new();
-    for _ in 0..2 {
-        add_listed(asking, &mut volumes).await?;
-    }
-    for volume in volumes.values_mut() {
-        volume.segments.sort_unstable();
-        volume.segments.dedup();
-    }
-    Ok(volumes)
-}
-
-async fn add_listed(asking: &Asking, volumes: &mut BTreeMap<VolumeName, Volume>) -> Result<(), SweepError> {
-    let mut after = None;
-    loop {
-        let (objects, more) = asking.page(layout::VOLUMES_PREFIX, &mut after).await?;
-        for object in objects {
-            let unknown = || SweepError::Unknown {
-                key: object.key.clone(),
-            };
-            let rest = object
-                .key
-                .strip_prefix(layout::VOLUMES_PREFIX)
-                .unwrap_or_default();
-            let (name, _) = rest.split_once('/').ok_or_else(unknown)?;
-            let name: VolumeName = name.parse().map_err(|_| unknown())?;
-            let kind = kind(name.as_str(), &object.key);
-            let volume = volumes.entry(name).or_default();
-            let Some(kind) = kind else {
-                volume.unknown.get_or_insert(object.key);
-                continue;
-            };
-            match kind {
-                Kind::Segment(segment) => volume.segments.push(segment),
-                Kind::Json => volume.has_json = true,
-                Kind::Snapshot(tag) => {
-                    volume.snapshots.insert(tag);
-                }
-                Kind::Blob => volume.has_blobs = true,
-                Kind::Repeats => {}
-            }
-        }
-        if !more {
-            return Ok(());
-        }
-    }
-}
-
-/// At which moments forks see the volumes below them.
-async fn views(
-    asking: &Asking,
-    volumes: &mut BTreeMap<VolumeName, Volume>,
-) -> Result<HashMap<VolumeName, Vec<u64>>, SweepError> {
-    let mut views: HashMap<VolumeName, Vec<u64>> = HashMap::new();
-    for (name, volume) in volumes.iter_mut().filter(|(_, volume)| volume.has_json) {
-        let stack = match stack::read(asking.bucket(), name).await {
-            Ok(stack) => stack,
-            Err(StackError::Bucket(err)) => return Err(err.into()),
-            // It sees nothing any more. What is left of its log is read all the same.
-            Err(StackError::Deleted { volume: gone }) if gone == *name => continue,
-            Err(source) => return Err(SweepError::Volume { source }),
-        };
-        volume.is_apart = stack.layers()[0].own_prefix;
-        for layer in &stack.layers()[1..] {
-            if let Some(until) = layer.until_millis {
-                views.entry(layer.volume.clone()).or_default().push(until);
-            }
-        }
-    }
-    Ok(views)
+/// A volume that is read.
+struct Source<'a> {
+    name: &'a VolumeName,
+    volume: &'a Volume,
+    log: &'a Log,
+    views: Views,
+    /// Forks see all that was published up to here, and lie before the floor.
+    all_until: Option<u64>,
+    uncovered: HashSet<SegmentKey>,
 }
 
 /// The reading of all logs.
@@ -240,20 +153,14 @@ struct Reading<'a> {
 }
 
 impl Reading<'_> {
-    /// Reads what a volume's log refers to, in as many parts as its names need. Returns how many names it has.
-    async fn log(
-        &mut self,
-        name: &VolumeName,
-        volume: &Volume,
-        views: &Views,
-        marks: &mut Marks,
-    ) -> Result<u64, SweepError> {
+    /// Reads what a volume refers to, in as many parts as its names need. Returns how many names it has.
+    async fn log(&mut self, source: &mut Source<'_>, marks: &mut Marks) -> Result<u64, SweepError> {
         let mut of = 1;
         loop {
             let mut names = Some(0);
             for number in 0..of {
                 let part = Part { number, of };
-                let read = self.part(name, volume, Winners::new(views, part, marks)).await?;
+                let read = self.part(source, part, marks).await?;
                 names = names.zip(read.ok()).map(|(names, more)| names + more);
                 if names.is_none() {
                     break;
@@ -269,11 +176,33 @@ impl Reading<'_> {
 
     async fn part(
         &mut self,
-        name: &VolumeName,
-        volume: &Volume,
-        mut winners: Winners<'_>,
+        source: &mut Source<'_>,
+        part: Part,
+        marks: &mut Marks,
     ) -> Result<Result<u64, TooMany>, SweepError> {
-        for together in volume.segments.chunks(TOGETHER) {
+        let Source {
+            name, volume, log, ..
+        } = *source;
+        let mut also = Vec::new();
+        let views = source.views.clone();
+        let mut winners = Winners::new(&views, part, marks);
+        if let Some(floor) = &log.floor {
+            for together in floor.root.parts.chunks(TOGETHER) {
+                for items in
+                    unless_apart(volume, read_parts(self.asking, name, together).await)?.unwrap_or_default()
+                {
+                    for change in items.into_iter().filter_map(Item::into_change) {
+                        let held = self.held_by(&change, "a catalog", source).await?;
+                        if let Err(too_many) = winners.begin(&change.path, change.stamp, held) {
+                            return Ok(Err(too_many));
+                        }
+                    }
+                }
+                self.progress(together.len());
+            }
+        }
+        let segments: Vec<SegmentKey> = volume.segments.keys().copied().collect();
+        for together in segments.chunks(TOGETHER) {
             let mut under_way = JoinSet::new();
             for (index, segment) in together.iter().enumerate() {
                 let (asking, segment, key) = (self.asking.clone(), *segment, segment.to_key(name.as_str()));
@@ -284,28 +213,85 @@ impl Reading<'_> {
             for (segment, (_, decoded)) in together.iter().zip(fetched) {
                 let key = segment.to_key(name.as_str());
                 let changes = unless_apart(volume, decoded.map(|decoded| decoded.changes))?;
+                let is_seen = source.all_until.is_some_and(|until| segment.millis <= until);
                 for change in &changes.unwrap_or_default() {
-                    let held = match &change.entry {
-                        None => None,
-                        Some(Entry { blob: None, .. }) => Some(Held::Nothing),
-                        Some(Entry { blob: Some(blob), .. }) => {
-                            let held = unless_apart(volume, self.held(blob, &key, name).await)?;
-                            Some(held.unwrap_or(Held::Nothing))
+                    let held = self.held_by(change, &key, source).await?;
+                    if is_seen {
+                        also.extend(held.iter().flat_map(Held::marks));
+                    }
+                    if log.is_below_floor(*segment) {
+                        if is_in_floor(&winners, change, source, *segment) {
+                            continue;
                         }
-                    };
+                        source.uncovered.insert(*segment);
+                    }
                     if let Err(too_many) = winners.add(segment.millis, &change.path, change.stamp, held) {
                         return Ok(Err(too_many));
                     }
                 }
-                self.done += 1;
-                (self.tell)(&Progress {
-                    step: "reading what is in use, segments",
-                    done: self.done,
-                    total: Some(self.total.max(self.done)),
-                });
+                self.progress(1);
             }
         }
-        Ok(Ok(winners.finish()))
+        let names = winners.finish();
+        also.into_iter().for_each(|mark| marks.add(mark));
+        Ok(Ok(names))
+    }
+
+    /// Marks all that a catalog has.
+    async fn pinned(
+        &mut self,
+        name: &VolumeName,
+        volume: &Volume,
+        opened: &Opened,
+        marks: &mut Marks,
+    ) -> Result<(), SweepError> {
+        let log = Log::default();
+        let source = Source {
+            name,
+            volume,
+            log: &log,
+            views: Views::default(),
+            all_until: None,
+            uncovered: HashSet::new(),
+        };
+        for together in opened.root.parts.chunks(TOGETHER) {
+            for items in
+                unless_apart(volume, read_parts(self.asking, name, together).await)?.unwrap_or_default()
+            {
+                for change in items.into_iter().filter_map(Item::into_change) {
+                    let held = self.held_by(&change, "a catalog", &source).await?;
+                    held.iter().flat_map(Held::marks).for_each(|mark| marks.add(mark));
+                }
+            }
+            self.progress(together.len());
+        }
+        Ok(())
+    }
+
+    fn progress(&mut self, more: usize) {
+        self.done += more as u64;
+        (self.tell)(&Progress {
+            step: "reading what is in use, segments and parts of catalogs",
+            done: self.done,
+            total: Some(self.total.max(self.done)),
+        });
+    }
+
+    /// What a change refers to; `None`: it says that there is nothing.
+    async fn held_by(
+        &mut self,
+        change: &PathChange,
+        by: &str,
+        source: &Source<'_>,
+    ) -> Result<Option<Held>, SweepError> {
+        Ok(match &change.entry {
+            None => None,
+            Some(Entry { blob: None, .. }) => Some(Held::Nothing),
+            Some(Entry { blob: Some(blob), .. }) => {
+                let held = unless_apart(source.volume, self.held(blob, by, source.name).await)?;
+                Some(held.unwrap_or(Held::Nothing))
+            }
+        })
     }
 
     /// What the blob of an entry consists of.
@@ -362,12 +348,53 @@ async fn find_list(
     Ok(None)
 }
 
+/// Reads parts of a catalog, in their order.
+async fn read_parts(
+    asking: &Asking,
+    name: &VolumeName,
+    parts: &[PartRef],
+) -> Result<Vec<Vec<Item>>, SweepError> {
+    let mut under_way = JoinSet::new();
+    for (index, part) in parts.iter().cloned().enumerate() {
+        let (asking, name) = (asking.clone(), name.clone());
+        under_way.spawn(async move {
+            let read = asking
+                .again(|bucket| Box::pin(read::part(bucket, name.as_str(), &part)))
+                .await;
+            (index, read)
+        });
+    }
+    let mut fetched = under_way.join_all().await;
+    fetched.sort_unstable_by_key(|(index, _)| *index);
+    let items = fetched
+        .into_iter()
+        .map(|(_, read)| read.map_err(SweepError::from_catalog));
+    items.collect()
+}
+
+/// Whether the floor has a change of a segment that is below it.
+fn is_in_floor(winners: &Winners<'_>, change: &PathChange, source: &Source<'_>, segment: SegmentKey) -> bool {
+    match winners.has(&change.path, change.stamp) {
+        InCatalog::Yes | InCatalog::Elsewhere => true,
+        InCatalog::No => false,
+        // It was there when the catalog was made, and a tombstone came, or it is one, that was forgotten since.
+        InCatalog::Absent => {
+            let meta = source.volume.segments.get(&segment);
+            change.stamp.millis < source.log.forgotten_millis
+                && meta.is_some_and(|meta| !Log::is_late(segment, *meta))
+        }
+    }
+}
+
 /// Lets what the writers of a volume that is kept apart got wrong count for nothing: only its own readers lose.
 fn unless_apart<T>(volume: &Volume, result: Result<T, SweepError>) -> Result<Option<T>, SweepError> {
     match result {
-        Err(err @ (SweepError::Segment { .. } | SweepError::List { .. } | SweepError::Snapshot { .. }))
-            if volume.is_apart =>
-        {
+        Err(
+            err @ (SweepError::Segment { .. }
+            | SweepError::List { .. }
+            | SweepError::Snapshot { .. }
+            | SweepError::Catalog { .. }),
+        ) if volume.is_apart => {
             tracing::warn!(error = %err, "it counts for nothing, because its writers are not trusted");
             Ok(None)
         }

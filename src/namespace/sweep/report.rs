@@ -24,6 +24,65 @@ impl Amount {
     }
 }
 
+/// What became of objects.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Amounts {
+    pub all: Amount,
+    /// Something refers to them.
+    pub used: Amount,
+    /// Nothing does, but they are younger than the window.
+    pub young: Amount,
+    /// Condemned by an earlier sweep, not long enough ago.
+    pub waiting: Amount,
+    pub deleted: Amount,
+    pub condemned: Amount,
+    /// Unused, but more than one sweep condemns.
+    pub left: Amount,
+}
+
+impl Amounts {
+    /// Adds what a later pass of the same sweep did.
+    fn follow(&mut self, later: Self) {
+        let (condemned, deleted) = (self.condemned, self.deleted);
+        *self = later;
+        self.condemned = condemned;
+        self.deleted.objects += deleted.objects;
+        self.deleted.bytes += deleted.bytes;
+    }
+}
+
+/// What objects are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sort {
+    /// A chunk, a chunk list or a pack.
+    Blob,
+    Segment,
+    /// A root or a part.
+    Catalog,
+}
+
+/// What became of objects, in all and of two sorts by themselves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counted {
+    #[serde(flatten)]
+    pub all: Amounts,
+    /// Of these: segments of logs.
+    pub of_logs: Amounts,
+    /// Of these: parts and roots of catalogs.
+    pub of_catalogs: Amounts,
+}
+
+impl Counted {
+    pub(super) fn add(&mut self, sort: Sort, bytes: u64, of: impl Fn(&mut Amounts) -> &mut Amount) {
+        of(&mut self.all).add(bytes);
+        match sort {
+            Sort::Blob => {}
+            Sort::Segment => of(&mut self.of_logs).add(bytes),
+            Sort::Catalog => of(&mut self.of_catalogs).add(bytes),
+        }
+    }
+}
+
 /// The JSON of `casmount sweep`. A dry run tells what would be done.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct SweepReport {
@@ -39,18 +98,9 @@ pub struct SweepReport {
     pub lost_lists: u64,
     /// All that they name is in use.
     pub snapshots: u64,
-    /// Chunks, chunk lists and packs.
-    pub all: Amount,
-    /// Something refers to them.
-    pub used: Amount,
-    /// Nothing does, but they are younger than the window.
-    pub young: Amount,
-    /// Condemned by an earlier sweep, not long enough ago.
-    pub waiting: Amount,
-    pub deleted: Amount,
-    pub condemned: Amount,
-    /// Unused, but more than one sweep condemns.
-    pub left: Amount,
+    /// Chunks, chunk lists, packs, segments and catalogs.
+    #[serde(flatten)]
+    pub objects: Counted,
     /// When a sweep may delete what waits and what was condemned now.
     pub next_due_millis: Option<u64>,
     /// Dollars for 10^9 bytes.
@@ -66,10 +116,10 @@ impl SweepReport {
 
     /// Adds what a later pass of the same sweep did.
     pub(super) fn follow(&mut self, later: Self) {
-        let (condemned, deleted) = (self.condemned, self.deleted);
-        *self = later;
-        self.condemned = condemned;
-        self.deleted.objects += deleted.objects;
-        self.deleted.bytes += deleted.bytes;
+        let mut objects = self.objects;
+        objects.all.follow(later.objects.all);
+        objects.of_logs.follow(later.objects.of_logs);
+        objects.of_catalogs.follow(later.objects.of_catalogs);
+        *self = Self { objects, ..later };
     }
 }

@@ -1,8 +1,10 @@
-//! Sweeps under proptest: writers, forks, snapshots and sweepers, each of which may sleep or die between any two of its requests,
-//! on a bucket in memory with a clock that is turned by hand.
+//! Sweeps under proptest: writers, followers, compactors, forks, snapshots and sweepers, each of which may sleep or die
+//! between any two of its requests, on a bucket in memory with a clock that is turned by hand.
 //!
-//! The bucket checks each deletion: what an acknowledged name refers to, in any view of the volume, never goes.
+//! The bucket checks each deletion of a blob: what an acknowledged name refers to, in any view of the volume, never goes.
+//! Whenever something of the log or of the catalogs went, every view is read whole: what was acknowledged is in it.
 
+mod follower;
 mod world;
 mod writer;
 
@@ -12,12 +14,20 @@ use proptest::prelude::*;
 use tokio::{sync::Semaphore, task::JoinHandle};
 
 use self::{
-    world::{Door, World, make_snapshot},
+    follower::Follower,
+    world::{Door, VOLUME, World, make_snapshot},
     writer::Writer,
 };
-use super::{SweepError, SweepOptions, SweepReport, sweep_by};
+use super::{Amounts, MIN_LOG_AGE, SweepError, SweepOptions, SweepReport, sweep_by};
 use crate::{
-    namespace::snapshot::SnapshotError,
+    base::id::MachineId,
+    namespace::{
+        catalog::{
+            CatalogError,
+            compact::{self, CompactOptions, Outcome, TRAIL},
+        },
+        snapshot::SnapshotError,
+    },
     tier::{
         Body, Bucket, SharedBucket, layout,
         sweeping::{self, SweepList, WindowJson},
@@ -28,6 +38,8 @@ const START: u64 = 1_767_225_600_000;
 const WINDOW: u64 = 1_000_000;
 const WRITERS: usize = 3;
 const SWEEPERS: usize = 2;
+const COMPACTORS: usize = 2;
+const FOLLOWERS: usize = 2;
 
 #[derive(Clone, Debug)]
 enum Action {
@@ -35,7 +47,7 @@ enum Action {
     Delete { writer: usize, path: u8 },
     Upload { writer: usize },
     Look { writer: usize },
-    Send { writer: usize },
+    Send { writer: usize, slow: bool },
     Acknowledge { writer: usize },
     Restart { writer: usize },
     Fork,
@@ -44,18 +56,26 @@ enum Action {
     Begin { sweeper: usize },
     Step { sweeper: usize, requests: usize },
     Die { sweeper: usize },
+    Compact { compactor: usize },
+    CompactStep { compactor: usize, requests: usize },
+    CompactDie { compactor: usize },
+    Poll { follower: usize },
+    Load { follower: usize },
+    FollowerDies { follower: usize },
     Advance { millis: u64 },
 }
 
 fn any_action() -> impl Strategy<Value = Action> {
     let writer = 0..WRITERS;
     let sweeper = 0..SWEEPERS;
+    let compactor = 0..COMPACTORS;
+    let follower = 0..FOLLOWERS;
     prop_oneof![
         6 => (writer.clone(), 0u8..4, 0u8..4).prop_map(|(writer, path, content)| Action::Write { writer, path, content }),
         4 => (writer.clone(), 0u8..4).prop_map(|(writer, path)| Action::Delete { writer, path }),
         6 => writer.clone().prop_map(|writer| Action::Upload { writer }),
         6 => writer.clone().prop_map(|writer| Action::Look { writer }),
-        6 => writer.clone().prop_map(|writer| Action::Send { writer }),
+        6 => (writer.clone(), prop::bool::weighted(0.2)).prop_map(|(writer, slow)| Action::Send { writer, slow }),
         6 => writer.clone().prop_map(|writer| Action::Acknowledge { writer }),
         1 => writer.prop_map(|writer| Action::Restart { writer }),
         1 => Just(Action::Fork),
@@ -64,9 +84,17 @@ fn any_action() -> impl Strategy<Value = Action> {
         6 => sweeper.clone().prop_map(|sweeper| Action::Begin { sweeper }),
         8 => (sweeper.clone(), 1usize..60).prop_map(|(sweeper, requests)| Action::Step { sweeper, requests }),
         1 => sweeper.prop_map(|sweeper| Action::Die { sweeper }),
+        4 => compactor.clone().prop_map(|compactor| Action::Compact { compactor }),
+        6 => (compactor.clone(), 1usize..40)
+            .prop_map(|(compactor, requests)| Action::CompactStep { compactor, requests }),
+        1 => compactor.prop_map(|compactor| Action::CompactDie { compactor }),
+        3 => follower.clone().prop_map(|follower| Action::Poll { follower }),
+        1 => follower.clone().prop_map(|follower| Action::Load { follower }),
+        1 => follower.prop_map(|follower| Action::FollowerDies { follower }),
         3 => (0..WINDOW / 8).prop_map(|millis| Action::Advance { millis }),
         3 => (0..WINDOW / 2).prop_map(|millis| Action::Advance { millis }),
         3 => (0..WINDOW * 5 / 4).prop_map(|millis| Action::Advance { millis }),
+        3 => (WINDOW..WINDOW * 5).prop_map(|millis| Action::Advance { millis }),
     ]
 }
 
@@ -76,6 +104,7 @@ fn options() -> SweepOptions {
         dry_run: false,
         wait: false,
         price: 0.0,
+        log_age: MIN_LOG_AGE,
     }
 }
 
@@ -97,15 +126,73 @@ impl Sweeper {
     }
 }
 
+type Compacted = Result<Outcome, CatalogError>;
+
+/// A compaction that makes as many requests as it is let.
+struct Compactor {
+    gate: Arc<Semaphore>,
+    task: JoinHandle<Compacted>,
+}
+
+impl Compactor {
+    fn begin(world: &Arc<World>, number: usize) -> Self {
+        let gate = Arc::new(Semaphore::new(0));
+        let bucket: SharedBucket = Arc::new(Door::gated(world, Arc::clone(&gate)));
+        let task = tokio::spawn(async move { compact_in(&bucket, number).await });
+        Self { gate, task }
+    }
+}
+
+async fn compact_in(bucket: &SharedBucket, number: usize) -> Compacted {
+    let options = CompactOptions {
+        machine: MachineId(100 + number as u64),
+        trail: TRAIL,
+        spill_dir: std::env::temp_dir(),
+    };
+    compact::compact(bucket, &VOLUME.parse().unwrap(), &options, |_| {}).await
+}
+
+/// Compacts to the end.
+async fn compact(world: &Arc<World>) -> Outcome {
+    let bucket: SharedBucket = Arc::new(Door::open(world));
+    compact_in(&bucket, 9).await.unwrap()
+}
+
+fn blobs(report: &SweepReport) -> Amounts {
+    let without = |all: super::Amount, logs: super::Amount, catalogs: super::Amount| super::Amount {
+        objects: all.objects - logs.objects - catalogs.objects,
+        bytes: all.bytes - logs.bytes - catalogs.bytes,
+    };
+    let (all, logs, catalogs) = (
+        report.objects.all,
+        report.objects.of_logs,
+        report.objects.of_catalogs,
+    );
+    Amounts {
+        all: without(all.all, logs.all, catalogs.all),
+        used: without(all.used, logs.used, catalogs.used),
+        young: without(all.young, logs.young, catalogs.young),
+        waiting: without(all.waiting, logs.waiting, catalogs.waiting),
+        deleted: without(all.deleted, logs.deleted, catalogs.deleted),
+        condemned: without(all.condemned, logs.condemned, catalogs.condemned),
+        left: without(all.left, logs.left, catalogs.left),
+    }
+}
+
 /// Runs a sweep to its end.
 async fn sweep(world: &Arc<World>) -> Swept {
     let bucket: SharedBucket = Arc::new(Door::open(world));
     sweep_by(&bucket, world.clock(), &options(), &mut |_| {}).await
 }
 
+/// Lets everyone go on who may.
 async fn settle() {
-    for _ in 0..60 {
-        tokio::task::yield_now().await;
+    for _ in 0..12 {
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        // One thread does what blocks, in the order in which it is asked.
+        tokio::task::spawn_blocking(|| ()).await.unwrap();
     }
 }
 
@@ -124,6 +211,9 @@ async fn play(actions: Vec<Action>) {
     let world = new_world().await;
     let mut writers: Vec<_> = (1..=WRITERS as u64).map(|id| Writer::new(id, &world)).collect();
     let mut sweepers: Vec<Option<Sweeper>> = (0..SWEEPERS).map(|_| None).collect();
+    let mut compactors: Vec<Option<Compactor>> = (0..COMPACTORS).map(|_| None).collect();
+    let mut followers: Vec<_> = (0..FOLLOWERS).map(|_| Follower::new(&world)).collect();
+    let mut trimmed = 0;
     for action in actions {
         match action {
             Action::Write {
@@ -134,10 +224,10 @@ async fn play(actions: Vec<Action>) {
             Action::Delete { writer, path } => writers[writer].delete(path),
             Action::Upload { writer } => writers[writer].upload().await,
             Action::Look { writer } => writers[writer].look().await,
-            Action::Send { writer } => writers[writer].send().await,
-            Action::Acknowledge { writer } => writers[writer].acknowledge(),
+            Action::Send { writer, slow } => writers[writer].send(slow).await,
+            Action::Acknowledge { writer } => writers[writer].acknowledge().await,
             Action::Restart { writer } => writers[writer].restart(),
-            Action::Fork => world.fork(),
+            Action::Fork => world.fork().await,
             Action::Snapshot => world.snapshot().await,
             Action::DeleteSnapshot => world.delete_snapshot().await,
             Action::Begin { sweeper } => {
@@ -156,32 +246,69 @@ async fn play(actions: Vec<Action>) {
                     sweeper.task.abort();
                 }
             }
+            Action::Compact { compactor } => {
+                let slot = &mut compactors[compactor];
+                if slot.as_ref().is_none_or(|compactor| compactor.task.is_finished()) {
+                    *slot = Some(Compactor::begin(&world, compactor));
+                }
+            }
+            Action::CompactStep { compactor, requests } => {
+                if let Some(compactor) = &compactors[compactor] {
+                    compactor.gate.add_permits(requests);
+                }
+            }
+            Action::CompactDie { compactor } => {
+                if let Some(compactor) = compactors[compactor].take() {
+                    compactor.task.abort();
+                }
+            }
+            Action::Poll { follower } => followers[follower].poll().await,
+            Action::Load { follower } => followers[follower].load().await,
+            Action::FollowerDies { follower } => followers[follower].die(),
             Action::Advance { millis } => world.advance(millis),
         }
         settle().await;
         if let Some(wrong) = world.wrong() {
             panic!("{wrong}");
         }
+        if std::mem::replace(&mut trimmed, world.trimmed()) < world.trimmed() {
+            world.assert_all_visible().await;
+        }
     }
     for sweeper in sweepers.into_iter().flatten() {
         sweeper.task.abort();
     }
-    converge(&world, &mut writers).await;
+    // These may end whenever they like.
+    for compactor in compactors.iter().flatten() {
+        compactor.gate.add_permits(1000);
+    }
+    settle().await;
+    converge(&world, &mut writers, &mut followers).await;
 }
 
-/// Lets everyone finish; then every name can be read, and nothing is left that none refers to.
-async fn converge(world: &Arc<World>, writers: &mut [Writer]) {
+/// Lets everyone finish; then every name can be read, every machine shows the same, and nothing is left that none
+/// refers to.
+async fn converge(world: &Arc<World>, writers: &mut [Writer], followers: &mut [Follower]) {
     for writer in writers.iter_mut() {
         writer.finish().await;
     }
     world.assert_all_readable();
-    for _ in 0..6 {
+    for round in 0..9 {
         world.advance(WINDOW + 1);
+        compact(world).await;
         sweep(world).await.unwrap();
         assert_eq!(world.wrong(), None);
+        world.assert_all_visible().await;
+        for follower in followers.iter_mut().skip(round % 2) {
+            follower.poll().await;
+        }
     }
     world.assert_all_readable();
-    world.assert_nothing_unused();
+    world.assert_nothing_unused().await;
+    let late = &mut Follower::new(world);
+    for follower in followers.iter_mut().chain([late]) {
+        follower.assert_converged().await;
+    }
 }
 
 proptest! {
@@ -189,7 +316,8 @@ proptest! {
 
     #[test]
     fn nothing_that_a_name_refers_to_is_ever_deleted(actions in prop::collection::vec(any_action(), 1..120)) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        let runtime = builder.enable_time().max_blocking_threads(1).build().unwrap();
         runtime.block_on(play(actions));
     }
 }
@@ -204,16 +332,22 @@ async fn an_unused_object_goes_by_the_second_sweep_a_window_after_the_first() {
     writer.delete(0);
     writer.finish().await;
     // Its name was deleted just now.
-    assert_eq!(sweep(&world).await.unwrap().used.objects, 2);
+    assert_eq!(blobs(&sweep(&world).await.unwrap()).used.objects, 2);
     world.advance(WINDOW + 1);
     let report = sweep(&world).await.unwrap();
-    assert_eq!((report.condemned.objects, report.deleted.objects), (1, 0));
+    assert_eq!(
+        (blobs(&report).condemned.objects, blobs(&report).deleted.objects),
+        (1, 0)
+    );
     let due = report.next_due_millis.unwrap();
     world.advance(WINDOW - 1);
     let report = sweep(&world).await.unwrap();
-    assert_eq!((report.waiting.objects, report.condemned.objects), (1, 0));
+    assert_eq!(
+        (blobs(&report).waiting.objects, blobs(&report).condemned.objects),
+        (1, 0)
+    );
     world.advance(due - world.now());
-    assert_eq!(sweep(&world).await.unwrap().deleted.objects, 1);
+    assert_eq!(blobs(&sweep(&world).await.unwrap()).deleted.objects, 1);
     world.assert_all_readable();
     // Its list is there until no machine can have missed it.
     let lists = || async { sweeping::list(&Door::open(&world)).await.unwrap().lists.len() };
@@ -237,7 +371,7 @@ async fn a_list_of_another_version_stops_writers_and_sweeps() {
     writer.write(0, 1);
     writer.upload().await;
     writer.look().await;
-    writer.send().await;
+    writer.send(false).await;
     assert_eq!(world.segments(), 0);
 }
 
@@ -271,9 +405,18 @@ async fn what_a_snapshot_names_stays_until_the_snapshot_is_deleted() {
     for _ in 0..4 {
         world.advance(WINDOW + 1);
         let report = sweep(&world).await.unwrap();
-        assert_eq!((report.snapshots, report.used.objects), (1, 1));
+        let (all, logs, catalogs) = (
+            &report.objects.all,
+            &report.objects.of_logs,
+            &report.objects.of_catalogs,
+        );
+        let used = all.used.objects - logs.used.objects - catalogs.used.objects;
+        assert_eq!((report.snapshots, used), (1, 1));
+        // A root and a part.
+        assert_eq!(catalogs.used.objects, 2);
     }
     world.assert_all_readable();
+    world.assert_all_visible().await;
     world.delete_snapshot().await;
     for _ in 0..2 {
         world.advance(WINDOW + 1);
@@ -327,5 +470,138 @@ async fn a_sweep_that_slept_deletes_nothing() {
     let err = sweeper.task.await.unwrap().unwrap_err();
     assert!(matches!(err, SweepError::Slept { .. }), "{err}");
     assert_eq!(world.stored(), 1);
-    assert_eq!(sweep(&world).await.unwrap().deleted.objects, 1);
+    assert_eq!(blobs(&sweep(&world).await.unwrap()).deleted.objects, 1);
+}
+
+/// What is in the log so far, and a catalog that has it.
+async fn log_with_catalog(world: &Arc<World>, writer: &mut Writer, contents: std::ops::Range<u8>) {
+    for content in contents {
+        writer.write(content % 4, content);
+        writer.finish().await;
+    }
+    world.advance(TRAIL.as_millis() as u64 + 1);
+    assert!(matches!(compact(world).await, Outcome::Done(_)));
+}
+
+const LOG_AGE: u64 = MIN_LOG_AGE.as_millis() as u64;
+
+#[tokio::test]
+async fn segments_and_old_catalogs_go_when_a_catalog_that_is_old_enough_has_them() {
+    let world = new_world().await;
+    let mut writer = Writer::new(1, &world);
+    log_with_catalog(&world, &mut writer, 1..5).await;
+    // An hour of log is kept behind the floor.
+    world.advance(LOG_AGE + 1);
+    log_with_catalog(&world, &mut writer, 5..9).await;
+    let report = sweep(&world).await.unwrap();
+    assert_eq!(report.objects.of_logs.condemned.objects, 0);
+    world.advance(LOG_AGE + 1);
+    // The floor is the second catalog, and the first one is behind it.
+    let report = sweep(&world).await.unwrap();
+    let (logs, catalogs) = (report.objects.of_logs, report.objects.of_catalogs);
+    assert_eq!((logs.condemned.objects, logs.used.objects), (4, 4));
+    assert!(catalogs.condemned.objects >= 2, "{catalogs:?}");
+    assert_eq!(logs.deleted.objects + catalogs.deleted.objects, 0);
+    world.advance(WINDOW);
+    let report = sweep(&world).await.unwrap();
+    assert_eq!(report.objects.of_logs.deleted.objects, 4);
+    assert_eq!(
+        report.objects.of_catalogs.deleted.objects,
+        catalogs.condemned.objects
+    );
+    assert_eq!((world.segments(), world.catalogs()), (4, 2));
+    world.assert_all_visible().await;
+    let mut late = Follower::new(&world);
+    late.assert_converged().await;
+}
+
+#[tokio::test]
+async fn a_machine_that_did_not_see_what_went_begins_anew() {
+    let world = new_world().await;
+    let mut writer = Writer::new(1, &world);
+    let mut away = Follower::new(&world);
+    let mut stopped = Follower::new(&world);
+    writer.write(0, 1);
+    writer.finish().await;
+    away.poll().await;
+    stopped.poll().await;
+    stopped.die();
+    writer.delete(0);
+    writer.finish().await;
+    log_with_catalog(&world, &mut writer, 5..8).await;
+    for _ in 0..4 {
+        world.advance(LOG_AGE + 1);
+        log_with_catalog(&world, &mut writer, 8..10).await;
+        sweep(&world).await.unwrap();
+    }
+    assert!(world.segments() < 13, "{} segments", world.segments());
+    away.assert_converged().await;
+    stopped.assert_converged().await;
+}
+
+#[tokio::test]
+async fn a_fork_of_a_moment_keeps_the_catalog_and_the_log_that_it_sees() {
+    let world = new_world().await;
+    let mut writer = Writer::new(1, &world);
+    log_with_catalog(&world, &mut writer, 1..3).await;
+    writer.write(0, 7);
+    writer.finish().await;
+    world.fork().await;
+    for content in 8..14 {
+        world.advance(LOG_AGE + 1);
+        log_with_catalog(&world, &mut writer, content..content + 1).await;
+        sweep(&world).await.unwrap();
+        world.assert_all_visible().await;
+        world.assert_all_readable();
+    }
+    assert!(world.trimmed() > 0);
+}
+
+#[tokio::test]
+async fn a_compaction_that_slept_while_its_parts_were_deleted_changes_nothing() {
+    let world = new_world().await;
+    let mut writer = Writer::new(1, &world);
+    log_with_catalog(&world, &mut writer, 1..5).await;
+    writer.write(1, 9);
+    writer.finish().await;
+    world.advance(TRAIL.as_millis() as u64 + 1);
+    let before = world.watermark();
+    let objects = world.catalogs();
+    let compactor = Compactor::begin(&world, 1);
+    while world.catalogs() < objects + 2 {
+        compactor.gate.add_permits(1);
+        settle().await;
+        assert!(!compactor.task.is_finished(), "it did not stop before its head");
+    }
+    for _ in 0..6 {
+        world.advance(LOG_AGE + 1);
+        sweep(&world).await.unwrap();
+    }
+    assert!(world.trimmed() > 0);
+    compactor.gate.add_permits(1000);
+    assert_eq!(compactor.task.await.unwrap().unwrap(), Outcome::Lost);
+    assert_eq!(world.watermark(), before);
+    world.assert_all_visible().await;
+}
+
+#[tokio::test]
+async fn a_writer_that_slept_for_longer_than_its_log_is_kept_publishes_nothing_that_is_gone() {
+    let world = new_world().await;
+    let (mut slept, mut other) = (Writer::new(1, &world), Writer::new(2, &world));
+    slept.write(0, 1);
+    slept.finish().await;
+    // It has uploaded, and falls asleep before it looks.
+    slept.write(1, 2);
+    slept.upload().await;
+    for content in 10..15 {
+        log_with_catalog(&world, &mut other, content..content + 1).await;
+        world.advance(LOG_AGE + 1);
+        sweep(&world).await.unwrap();
+    }
+    assert!(world.trimmed() > 1, "the log that it knows is there still");
+    slept.finish().await;
+    world.assert_all_readable();
+    world.assert_all_visible().await;
+    let mut late = Follower::new(&world);
+    late.assert_converged().await;
 }

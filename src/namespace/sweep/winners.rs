@@ -68,7 +68,7 @@ impl Held {
         }
     }
 
-    fn marks(&self) -> impl Iterator<Item = u64> {
+    pub fn marks(&self) -> impl Iterator<Item = u64> {
         let (few, many) = match self {
             Self::Nothing => ([None, None], &[][..]),
             Self::One(one) => ([Some(*one), None], &[][..]),
@@ -103,6 +103,19 @@ pub struct Part {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooMany;
 
+/// Whether a catalog has what a segment says of a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InCatalog {
+    /// That, or something later.
+    Yes,
+    /// Something earlier.
+    No,
+    /// Nothing.
+    Absent,
+    /// The path is of another part.
+    Elsewhere,
+}
+
 /// The changes that count so far.
 #[derive(Debug)]
 pub struct Winners<'a> {
@@ -119,6 +132,21 @@ impl<'a> Winners<'a> {
             part,
             names: HashMap::new(),
             marks,
+        }
+    }
+
+    /// Takes in a register of the catalog that is read before all segments.
+    pub fn begin(&mut self, path: &[u8], stamp: Stamp, held: Option<Held>) -> Result<(), TooMany> {
+        self.add(0, path, stamp, held)
+    }
+
+    /// Whether what was taken in has a change, or a later one of its path.
+    pub fn has(&self, path: &[u8], stamp: Stamp) -> InCatalog {
+        match self.name(path).map(|name| self.names.get(&name)) {
+            None => InCatalog::Elsewhere,
+            Some(None) => InCatalog::Absent,
+            Some(Some(winner)) if winner.stamp >= stamp => InCatalog::Yes,
+            Some(Some(_)) => InCatalog::No,
         }
     }
 

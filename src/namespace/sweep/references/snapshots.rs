@@ -3,11 +3,11 @@
 //! A snapshot that cannot be read stops the sweep, unless its volume's writers are not trusted: what these write
 //! keeps more than is needed at the most.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 
 use tokio::task::JoinSet;
 
-use super::{Reading, References, TOGETHER, Volume, unless_apart};
+use super::{Reading, References, TOGETHER, Volume, Volumes, unless_apart};
 use crate::{
     base::{digest::Digest, snapshot::SnapshotTag, volume::VolumeName},
     namespace::{
@@ -26,7 +26,7 @@ impl Reading<'_> {
     /// Reads what the snapshots of all volumes refer to.
     pub(super) async fn snapshots(
         &mut self,
-        volumes: &BTreeMap<VolumeName, Volume>,
+        volumes: &Volumes,
         found: &mut References,
     ) -> Result<(), SweepError> {
         // Parts are shared by most snapshots of a volume. What was read for one whose writers are not trusted

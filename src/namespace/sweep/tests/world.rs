@@ -22,11 +22,14 @@ use crate::{
         volume::StackLayer,
     },
     namespace::{
+        catalog::{head::Head, read},
         change::{EntryBlob, PathChange},
         follow::SegmentKey,
+        publish::LATE_MILLIS,
         segment,
         snapshot::{self, SnapshotError, SnapshotOptions},
-        stack::VolumeJson,
+        stack::{self, ForkPoint},
+        view,
     },
     tier::{Body, Bucket, Etag, Object, ObjectMeta, Page, Put, SharedBucket, TierError, layout},
     upload::condemned::BucketTime,
@@ -43,15 +46,29 @@ pub struct World {
     state: Mutex<State>,
 }
 
+#[derive(Debug)]
+struct Stored {
+    bytes: Bytes,
+    modified: u64,
+    version: u64,
+}
+
 #[derive(Debug, Default)]
 struct State {
-    objects: BTreeMap<String, (Bytes, u64)>,
+    objects: BTreeMap<String, Stored>,
+    versions: u64,
+    /// Every change that was ever in the log, with the time in the key of its segment.
+    told: Vec<(u64, PathChange)>,
     /// Changes whose segment was acknowledged while its blobs were sure to be kept, with the object of the blob.
     acknowledged: HashSet<(Stamp, String)>,
+    /// The same of names, with the time in the key of the segment.
+    published: Vec<(u64, PathChange)>,
     /// The moments at which forks see the volume.
     moments: Vec<u64>,
     /// What snapshots show: what counted when they were made, by their tags.
     snapshots: BTreeMap<SnapshotTag, Winners>,
+    /// Segments and parts of catalogs that were deleted.
+    trimmed: u64,
     wrong: Option<String>,
 }
 
@@ -67,24 +84,10 @@ pub fn object_of(blob: &EntryBlob) -> String {
 }
 
 impl State {
-    /// Every change of the log with the time at which it was published, in the order of their segments.
-    fn log(&self) -> Vec<(u64, PathChange)> {
-        let segments = self.objects.iter().filter_map(|(key, (bytes, _))| {
-            let key = SegmentKey::parse(VOLUME, key)?;
-            Some((
-                key.millis,
-                segment::decode(bytes).expect("writers write segments"),
-            ))
-        });
-        let changes = segments
-            .flat_map(|(millis, decoded)| decoded.changes.into_iter().map(move |change| (millis, change)));
-        changes.collect()
-    }
-
     /// What counts of the changes up to `until`, with all that was published of each.
     fn winners(&self, until: u64) -> Winners {
         let mut winners = Winners::new();
-        for (millis, change) in self.log() {
+        for (millis, change) in self.told.iter().cloned() {
             if millis > until {
                 continue;
             }
@@ -107,6 +110,11 @@ impl State {
         moments.chain(snapshots).collect()
     }
 
+    /// The moments at which the log is seen.
+    fn moments(&self) -> Vec<u64> {
+        self.moments.iter().copied().chain([u64::MAX]).collect()
+    }
+
     fn check_deletion(&mut self, key: &str) {
         for (view, winners) in self.views() {
             for change in winners.into_values().flatten() {
@@ -121,6 +129,22 @@ impl State {
                 }
             }
         }
+    }
+
+    fn put(&mut self, key: &str, bytes: Bytes, now: u64) -> Put {
+        if let Some(key) = SegmentKey::parse(VOLUME, key) {
+            let decoded = segment::decode(&bytes).expect("writers write segments");
+            let told = decoded.changes.into_iter().map(|change| (key.millis, change));
+            self.told.extend(told);
+        }
+        self.versions += 1;
+        let stored = Stored {
+            bytes,
+            modified: now,
+            version: self.versions,
+        };
+        self.objects.insert(key.to_owned(), stored);
+        Put::Written(Etag(self.versions.to_string()))
     }
 }
 
@@ -154,35 +178,28 @@ impl World {
         self.state().wrong.clone()
     }
 
-    pub fn acknowledge(&self, change: &PathChange) {
+    /// Notes that a writer takes a change of a segment with `millis` in its key for published.
+    pub fn acknowledge(&self, millis: u64, change: &PathChange) {
+        let mut state = self.state();
         if let Some(blob) = change.entry.as_ref().and_then(|entry| entry.blob.as_ref()) {
-            self.state().acknowledged.insert((change.stamp, object_of(blob)));
+            state.acknowledged.insert((change.stamp, object_of(blob)));
         }
+        state.published.push((millis, change.clone()));
     }
 
     /// Makes a fork that sees the volume as it is now.
-    pub fn fork(&self) {
-        let now = self.now();
-        let mut state = self.state();
-        if state.log().is_empty() {
-            return;
+    pub async fn fork(self: &Arc<Self>) {
+        let name = format!("fork-{}", self.state().moments.len());
+        let (name, from) = (name.parse().unwrap(), VOLUME.parse().unwrap());
+        let door = Door::open(self);
+        match stack::create_fork(&door, &name, &from, ForkPoint::Now, false).await {
+            Ok(made) => {
+                let until = made.parent.unwrap().until_millis.unwrap();
+                self.state().moments.push(until);
+            }
+            Err(stack::StackError::NothingToFork { .. }) => {}
+            Err(err) => panic!("{err}"),
         }
-        let json = VolumeJson {
-            version: 1,
-            parent: Some(StackLayer {
-                until_millis: Some(now),
-                ..StackLayer::live(VOLUME.parse().unwrap())
-            }),
-            own_prefix: false,
-            created_millis: now,
-            deleted_millis: None,
-            presets: BTreeMap::new(),
-        };
-        let name = format!("fork-{}", state.moments.len());
-        state.moments.push(now);
-        state
-            .objects
-            .insert(layout::volume(&name), (json.encode().into(), now));
     }
 
     /// Makes a snapshot of the volume as it is now.
@@ -212,7 +229,26 @@ impl World {
     }
 
     pub fn segments(&self) -> usize {
-        self.state().log().len()
+        let state = self.state();
+        let keys = state.objects.keys();
+        keys.filter(|key| SegmentKey::parse(VOLUME, key).is_some())
+            .count()
+    }
+
+    /// Objects of catalogs.
+    pub fn catalogs(&self) -> usize {
+        let state = self.state();
+        let prefix = layout::catalogs_prefix(VOLUME);
+        state
+            .objects
+            .keys()
+            .filter(|key| key.starts_with(&prefix))
+            .count()
+    }
+
+    /// How many segments and objects of catalogs were deleted.
+    pub fn trimmed(&self) -> u64 {
+        self.state().trimmed
     }
 
     /// How many chunks and packs there are.
@@ -220,6 +256,16 @@ impl World {
         let state = self.state();
         let keys = state.objects.keys();
         keys.filter(|key| layout::object_digest(key).is_some()).count()
+    }
+
+    /// What is there by now, of names and their blobs; `None`: nothing.
+    pub fn truth(&self) -> BTreeMap<Vec<u8>, Option<Digest>> {
+        let winners = self.state().winners(u64::MAX);
+        let digest = |told: &Vec<PathChange>| Some(told[0].entry.as_ref()?.blob.as_ref()?.digest);
+        winners
+            .iter()
+            .map(|(path, told)| (path.clone(), digest(told)))
+            .collect()
     }
 
     /// Every name that was acknowledged has its bytes, where an entry says or under their own digest.
@@ -244,26 +290,121 @@ impl World {
         }
     }
 
-    /// Every object is one that a view refers to.
-    pub fn assert_nothing_unused(&self) {
+    /// Whoever reads the volume now, or as a fork of it sees it, finds every change that was acknowledged, or a
+    /// later one; and every part of the newest catalog is there.
+    pub async fn assert_all_visible(self: &Arc<Self>) {
+        let door: SharedBucket = Arc::new(Door::open(self));
+        let (published, views) = {
+            let state = self.state();
+            (state.published.clone(), state.moments())
+        };
+        for (number, until) in views.into_iter().enumerate() {
+            let layer = if until == u64::MAX {
+                StackLayer::live(VOLUME.parse().unwrap())
+            } else {
+                let fork = format!("fork-{number}").parse().unwrap();
+                let stack = stack::read(door.as_ref(), &fork).await.unwrap();
+                stack.layers()[1].clone()
+            };
+            let registers = view::registers(&door, &layer, &|_, _| {}).await.unwrap();
+            for (millis, change) in published.iter().filter(|(millis, _)| *millis <= until) {
+                let found = registers.get(&change.path).map(|register| register.stamp);
+                assert!(
+                    found.is_some_and(|stamp| stamp >= change.stamp),
+                    "{change:?} of a segment of {millis} is not seen at {until}: {found:?}"
+                );
+            }
+        }
+        self.assert_snapshots_whole(&door).await;
+        let opened = read::newest(door.as_ref(), VOLUME, None).await.unwrap();
+        if let Some(opened) = opened {
+            for object in read::objects_of(opened.digest, &opened.root) {
+                let key = layout::catalog(VOLUME, &object);
+                assert!(self.state().objects.contains_key(&key), "{key} is gone");
+            }
+        }
+    }
+
+    /// Every snapshot has what counted when it was made.
+    async fn assert_snapshots_whole(&self, door: &SharedBucket) {
+        let snapshots = self.state().snapshots.clone();
+        for (tag, winners) in snapshots {
+            let volume = VOLUME.parse().unwrap();
+            let named = snapshot::references::of(door.as_ref(), &volume, &tag).await;
+            let mut stamps = HashMap::new();
+            for catalog in named.unwrap().expect("it was made") {
+                let mut items = read::Items::of(door.as_ref(), VOLUME, &catalog.root);
+                while let Some(items) = items.next().await.unwrap() {
+                    let said = items
+                        .iter()
+                        .filter_map(|item| Some((item.path.clone(), item.said.as_ref()?.stamp)));
+                    stamps.extend(said);
+                }
+            }
+            for (path, told) in winners {
+                let newest = told.iter().max_by_key(|change| change.stamp).unwrap();
+                if newest.entry.is_some() {
+                    assert_eq!(
+                        stamps.get(&path),
+                        Some(&newest.stamp),
+                        "{path:?} of snapshot {tag}"
+                    );
+                }
+            }
+        }
+    }
+
+    /// Every object is one that a view refers to, or a catalog that a fork begins with.
+    pub async fn assert_nothing_unused(self: &Arc<Self>) {
+        let door: SharedBucket = Arc::new(Door::open(self));
+        let moments = self.state().moments.len();
+        let mut contents = HashSet::new();
+        for number in 0..moments {
+            let fork = format!("fork-{number}").parse().unwrap();
+            let stack = stack::read(door.as_ref(), &fork).await.unwrap();
+            let Some(opened) = read::of_layer(door.as_ref(), &stack.layers()[1]).await.unwrap() else {
+                continue;
+            };
+            let mut parts = read::Items::of(door.as_ref(), VOLUME, &opened.root);
+            while let Some(items) = parts.next().await.unwrap() {
+                let blobs = items.iter().filter_map(|item| item.entry()?.blob.as_ref());
+                contents.extend(blobs.map(|blob| blob.digest));
+            }
+        }
         let state = self.state();
-        let views = state.views().into_iter();
-        let blobs: Vec<EntryBlob> = views
-            .flat_map(|(_, winners)| winners.into_values().flatten())
-            .filter_map(|change| change.entry?.blob)
-            .collect();
-        let contents: HashSet<Digest> = blobs.iter().map(|blob| blob.digest).collect();
-        for (key, (bytes, _)) in &state.objects {
+        // What forks see from the catalog on that they begin with.
+        let last = state.moments.iter().copied().max().unwrap_or(0);
+        let seen = state.told.iter().filter(|(millis, _)| *millis <= last);
+        let seen = seen.map(|(_, change)| change.clone());
+        let counts = state
+            .views()
+            .into_iter()
+            .flat_map(|(_, winners)| winners.into_values().flatten());
+        let blobs = seen.chain(counts).filter_map(|change| change.entry?.blob);
+        contents.extend(blobs.map(|blob| blob.digest));
+        for (key, stored) in &state.objects {
             let Some(digest) = layout::object_digest(key) else {
                 continue;
             };
-            let members = crate::store::pack::read_names(bytes, &digest).unwrap_or(vec![digest]);
+            let members = crate::store::pack::read_names(&stored.bytes, &digest).unwrap_or(vec![digest]);
             assert!(
                 members.iter().any(|member| contents.contains(member)),
                 "{key} is left, and nothing refers to it"
             );
         }
     }
+
+    /// The newest catalog's watermark.
+    pub fn watermark(&self) -> Option<u64> {
+        let state = self.state();
+        let head = state.objects.get(&layout::head(VOLUME))?;
+        Some(Head::decode(VOLUME, &head.bytes).unwrap().watermark_millis)
+    }
+}
+
+/// Whether a segment that is acknowledged now, with this time in its key, counts as published.
+pub fn is_in_time(world: &World, millis: u64) -> bool {
+    world.now().abs_diff(millis) <= LATE_MILLIS
 }
 
 /// Makes a snapshot through a door.
@@ -329,6 +470,8 @@ impl Bucket for Door {
     }
 
     fn clock(&self) -> &ServerClock {
+        let local = local_millis();
+        self.clock.observe(local, local, self.world.now(), 0);
         &self.clock
     }
 
@@ -344,19 +487,19 @@ impl Bucket for Door {
     ) -> BoxFuture<'a, Result<Option<Object>, TierError>> {
         Box::pin(async move {
             self.pass().await;
-            let found = self.world.state().objects.get(key).cloned();
-            Ok(found.map(|(bytes, _)| {
+            let state = self.world.state();
+            Ok(state.objects.get(key).map(|stored| {
                 let bytes = match range {
                     Some(range) => {
-                        let end = range.end.min(bytes.len() as u64);
-                        bytes.slice(range.start as usize..end as usize)
+                        let end = range.end.min(stored.bytes.len() as u64);
+                        stored.bytes.slice(range.start as usize..end as usize)
                     }
-                    None => bytes,
+                    None => stored.bytes.clone(),
                 };
                 Object {
                     transferred_bytes: bytes.len() as u64,
                     bytes,
-                    etag: Etag(String::new()),
+                    etag: Etag(stored.version.to_string()),
                 }
             }))
         })
@@ -365,11 +508,11 @@ impl Bucket for Door {
     fn head<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<ObjectMeta>, TierError>> {
         Box::pin(async move {
             self.pass().await;
-            let found = self.world.state().objects.get(key).cloned();
-            Ok(found.map(|(bytes, modified_millis)| ObjectMeta {
+            let state = self.world.state();
+            Ok(state.objects.get(key).map(|stored| ObjectMeta {
                 key: key.to_owned(),
-                size: bytes.len() as u64,
-                modified_millis,
+                size: stored.bytes.len() as u64,
+                modified_millis: stored.modified,
             }))
         })
     }
@@ -382,18 +525,26 @@ impl Bucket for Door {
             if state.objects.contains_key(key) {
                 return Ok(Put::Refused);
             }
-            state.objects.insert(key.to_owned(), (body.bytes, now));
-            Ok(Put::Written(Etag(String::new())))
+            Ok(state.put(key, body.bytes, now))
         })
     }
 
     fn put_if<'a>(
         &'a self,
-        _key: &'a str,
-        _body: Body,
-        _etag: &'a Etag,
+        key: &'a str,
+        body: Body,
+        etag: &'a Etag,
     ) -> BoxFuture<'a, Result<Put, TierError>> {
-        unreachable!("the window is never changed here")
+        Box::pin(async move {
+            self.pass().await;
+            let now = self.world.now();
+            let mut state = self.world.state();
+            let version = state.objects.get(key).map(|stored| stored.version.to_string());
+            if version.as_ref() != Some(&etag.0) {
+                return Ok(Put::Refused);
+            }
+            Ok(state.put(key, body.bytes, now))
+        })
     }
 
     fn list<'a>(&'a self, prefix: &'a str, after: Option<&'a str>) -> BoxFuture<'a, Result<Page, TierError>> {
@@ -407,10 +558,10 @@ impl Bucket for Door {
             let objects: Vec<_> = found
                 .by_ref()
                 .take(PAGE)
-                .map(|(key, (bytes, modified_millis))| ObjectMeta {
+                .map(|(key, stored)| ObjectMeta {
                     key: key.clone(),
-                    size: bytes.len() as u64,
-                    modified_millis: *modified_millis,
+                    size: stored.bytes.len() as u64,
+                    modified_millis: stored.modified,
                 })
                 .collect();
             let more = found.next().is_some();
@@ -425,6 +576,7 @@ impl Bucket for Door {
             if layout::object_digest(key).is_some() {
                 state.check_deletion(key);
             }
+            state.trimmed += u64::from(key.starts_with(layout::VOLUMES_PREFIX));
             state.objects.remove(key);
             Ok(())
         })

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::world::{Door, VOLUME, World, object_of};
+use super::world::{Door, VOLUME, World, is_in_time, object_of};
 use crate::{
     base::{
         chunk::Chunk,
@@ -41,7 +41,17 @@ pub struct Writer {
     /// Looked at: may be sent, and acknowledged before that time.
     looked: Option<(Vec<PathChange>, u64)>,
     /// Sent, and not looked at since.
-    sent: Option<(Vec<PathChange>, u64)>,
+    sent: Option<Sent>,
+}
+
+/// A segment on its way.
+struct Sent {
+    changes: Vec<PathChange>,
+    until: u64,
+    /// The time in its key.
+    millis: u64,
+    /// Where it is to be written, when it has not landed yet.
+    flying: Option<(String, Body)>,
 }
 
 fn bytes_of(content: u8) -> [u8; 4] {
@@ -190,8 +200,8 @@ impl Writer {
         Some(place.confirmed)
     }
 
-    /// Writes the segment.
-    pub async fn send(&mut self) {
+    /// Writes the segment; a `slow` one lands when it is acknowledged, if the writer lives until then.
+    pub async fn send(&mut self, slow: bool) {
         let Some((changes, until)) = self.looked.take() else {
             return;
         };
@@ -207,20 +217,33 @@ impl Writer {
         let encoded: Vec<_> = changes.iter().map(encode).collect();
         let key = layout::segment(VOLUME, millis, self.id, self.seq);
         let body = Body::raw(segment::encode(&head, &encoded));
-        self.door.put_new(&key, body).await.unwrap();
-        self.sent = Some((changes, until));
+        let flying = if slow {
+            Some((key, body))
+        } else {
+            self.door.put_new(&key, body).await.unwrap();
+            None
+        };
+        self.sent = Some(Sent {
+            changes,
+            until,
+            millis,
+            flying,
+        });
     }
 
     /// Takes in the acknowledgement, which may have come long ago.
-    pub fn acknowledge(&mut self) {
-        let Some((changes, until)) = self.sent.take() else {
+    pub async fn acknowledge(&mut self) {
+        let Some(sent) = self.sent.take() else {
             return;
         };
-        if self.world.now() >= until {
+        if let Some((key, body)) = sent.flying {
+            self.door.put_new(&key, body).await.unwrap();
+        }
+        if self.world.now() >= sent.until || !is_in_time(&self.world, sent.millis) {
             return;
         }
-        for change in changes {
-            self.world.acknowledge(&change);
+        for change in sent.changes {
+            self.world.acknowledge(sent.millis, &change);
             let path = change.path[0] - b'a';
             if self
                 .pending
@@ -240,8 +263,8 @@ impl Writer {
             }
             self.upload().await;
             self.look().await;
-            self.send().await;
-            self.acknowledge();
+            self.send(false).await;
+            self.acknowledge().await;
         }
         assert!(self.pending.is_empty(), "{:?} waits for ever", self.pending);
     }

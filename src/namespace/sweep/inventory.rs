@@ -1,0 +1,203 @@
+//! Everything below `volumes/`: lists it, and knows every key, or stops.
+//!
+//! A new kind of object below `volumes/` gets a [`Kind`] here, and what it refers to is read in `references`; until
+//! then a sweep refuses the store.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{SweepError, asking::Asking};
+use crate::{
+    base::{
+        digest::Digest,
+        snapshot::SnapshotTag,
+        volume::{Base, VolumeName},
+    },
+    namespace::{
+        follow::SegmentKey,
+        stack::{self, StackError},
+    },
+    tier::layout,
+};
+
+/// What a listing says of an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Meta {
+    pub size: u64,
+    pub modified_millis: u64,
+}
+
+/// A moment at which a fork sees the volumes below it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment {
+    pub until_millis: u64,
+    /// `None`: it is not known with which catalog the view begins.
+    pub base: Option<Base>,
+}
+
+/// What a volume has in the bucket.
+#[derive(Debug, Default)]
+pub struct Volume {
+    pub has_json: bool,
+    /// It lies over another one, so its tombstones stay for ever.
+    pub is_fork: bool,
+    /// Nobody reads it any more.
+    pub is_deleted: bool,
+    /// It keeps its blobs apart, because its writers are trusted less: what they write must not end a sweep.
+    pub is_apart: bool,
+    /// It has blobs or packs of its own.
+    pub has_blobs: bool,
+    /// A key that nothing is known of.
+    unknown: Option<String>,
+    /// In the order of their keys.
+    pub segments: BTreeMap<SegmentKey, Meta>,
+    /// Roots and parts.
+    pub catalogs: BTreeMap<Digest, Meta>,
+    pub snapshots: BTreeSet<SnapshotTag>,
+    pub moments: Vec<Moment>,
+}
+
+pub type Volumes = BTreeMap<VolumeName, Volume>;
+
+/// What the sweep does with an object below `volumes/`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Kind {
+    /// It is read, and removed when a catalog has what it says.
+    Segment(SegmentKey),
+    /// It is read.
+    Json,
+    /// It is removed when nothing refers to it.
+    Catalog(Digest),
+    /// It is read.
+    Snapshot(SnapshotTag),
+    /// Of a volume that keeps its own. It is removed as those of all are.
+    Blob,
+    /// It is read where it matters, and stays.
+    Stays,
+}
+
+/// Knows every key of a volume; `None` for any other.
+fn kind(volume: &str, key: &str) -> Option<Kind> {
+    if key == layout::volume(volume) {
+        return Some(Kind::Json);
+    }
+    if let Some(segment) = SegmentKey::parse(volume, key) {
+        return Some(Kind::Segment(segment));
+    }
+    if let Some(tag) = layout::snapshot_tag(volume, key) {
+        return tag.parse().ok().map(Kind::Snapshot);
+    }
+    let rest = key.strip_prefix(layout::VOLUMES_PREFIX)?;
+    let rest = rest.strip_prefix(volume)?.strip_prefix('/')?;
+    if let Some(name) = rest.strip_prefix("catalogs/") {
+        return Some(name.parse().map_or(Kind::Stays, Kind::Catalog));
+    }
+    if rest.starts_with(layout::BLOBS_PREFIX) || rest.starts_with(layout::PACKS_PREFIX) {
+        return Some(Kind::Blob);
+    }
+    // What is used, says nothing of objects.
+    let folders = [layout::PROBE_PREFIX, "touched/"];
+    let stays =
+        ["head.json", "trim.json"].contains(&rest) || folders.iter().any(|folder| rest.starts_with(folder));
+    stays.then_some(Kind::Stays)
+}
+
+/// Lists everything below `volumes/`, and understands all of it.
+///
+/// It is listed twice, and what was there at either time counts: names can move from a volume that is listed
+/// late to one that was listed before, and their volume be deleted in between.
+pub async fn inventory(asking: &Asking) -> Result<Volumes, SweepError> {
+    let mut volumes = Volumes::new();
+    for _ in 0..2 {
+        add_listed(asking, &mut volumes).await?;
+    }
+    add_stacks(asking, &mut volumes).await?;
+    for volume in volumes.values() {
+        match &volume.unknown {
+            Some(key) if !volume.is_apart => return Err(SweepError::Unknown { key: key.clone() }),
+            Some(key) => tracing::warn!(key, "nothing is known of this object, and it counts for nothing"),
+            None => {}
+        }
+    }
+    Ok(volumes)
+}
+
+async fn add_listed(asking: &Asking, volumes: &mut Volumes) -> Result<(), SweepError> {
+    let mut after = None;
+    loop {
+        let (objects, more) = asking.page(layout::VOLUMES_PREFIX, &mut after).await?;
+        for object in objects {
+            let unknown = || SweepError::Unknown {
+                key: object.key.clone(),
+            };
+            let rest = object
+                .key
+                .strip_prefix(layout::VOLUMES_PREFIX)
+                .unwrap_or_default();
+            let (name, _) = rest.split_once('/').ok_or_else(unknown)?;
+            let name: VolumeName = name.parse().map_err(|_| unknown())?;
+            let kind = kind(name.as_str(), &object.key);
+            let volume = volumes.entry(name).or_default();
+            let Some(kind) = kind else {
+                volume.unknown.get_or_insert(object.key);
+                continue;
+            };
+            let meta = Meta {
+                size: object.size,
+                modified_millis: object.modified_millis,
+            };
+            match kind {
+                Kind::Segment(segment) => {
+                    volume.segments.insert(segment, meta);
+                }
+                Kind::Catalog(digest) => {
+                    volume.catalogs.insert(digest, meta);
+                }
+                Kind::Snapshot(tag) => {
+                    volume.snapshots.insert(tag);
+                }
+                Kind::Json => volume.has_json = true,
+                Kind::Blob => volume.has_blobs = true,
+                Kind::Stays => {}
+            }
+        }
+        if !more {
+            return Ok(());
+        }
+    }
+}
+
+/// Reads what lies over what, and from when on.
+async fn add_stacks(asking: &Asking, volumes: &mut Volumes) -> Result<(), SweepError> {
+    let with_json = volumes.iter().filter(|(_, volume)| volume.has_json);
+    let names: Vec<VolumeName> = with_json.map(|(name, _)| name.clone()).collect();
+    for name in names {
+        let stack = match stack::read(asking.bucket(), &name).await {
+            Ok(stack) => Some(stack),
+            Err(StackError::Bucket(err)) => return Err(err.into()),
+            // It sees nothing any more. What is left of its log is read all the same.
+            Err(StackError::Deleted { volume: gone }) if gone == name => None,
+            Err(source) => return Err(SweepError::Volume { source }),
+        };
+        let volume = volumes.entry(name).or_default();
+        let Some(stack) = stack else {
+            volume.is_deleted = true;
+            continue;
+        };
+        volume.is_apart = stack.layers()[0].own_prefix;
+        volume.is_fork = stack.layers().len() > 1;
+        for layer in &stack.layers()[1..] {
+            let Some(until_millis) = layer.until_millis else {
+                continue;
+            };
+            let moment = Moment {
+                until_millis,
+                base: layer.base,
+            };
+            let moments = &mut volumes.entry(layer.volume.clone()).or_default().moments;
+            if !moments.contains(&moment) {
+                moments.push(moment);
+            }
+        }
+    }
+    Ok(())
+}
