@@ -122,7 +122,6 @@ pub async fn read(
             reading.pinned(name, volume, opened, &mut found.marks).await?;
         }
     }
-    reading.snapshots(&volumes, &mut found).await?;
     reading.snapshots(volumes, &mut found).await?;
     found.lost_lists = reading.lists.values().filter(|list| list.is_none()).count() as u64;
     found.marks.sort();
