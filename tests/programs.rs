@@ -254,7 +254,10 @@ fn make_builds_a_c_library_in_parallel() {
         file(&dir.join("Makefile"), MAKEFILE.as_bytes());
         file(&dir.join("round.c"), ROUND.as_bytes());
         run(dir, &["-j4"]);
-        assert_eq!(wait::run_ok(&mut Command::new(dir.join("out/round")), SOON), "right\n");
+        assert_eq!(
+            wait::run_ok(&mut Command::new(dir.join("out/round")), SOON),
+            "right\n"
+        );
     }
     // The same bytes, object by object.
     let made = |dir: &Path| {
@@ -305,12 +308,29 @@ fn everything(dir: &Path) {
     for (name, mode) in [("empty", 0o4711), ("large", 0o640), ("empty-dir", 0o1777)] {
         fs::set_permissions(odd.join(name), fs::Permissions::from_mode(mode)).unwrap();
     }
-    for (name, value) in [("user.mime_type", &b"text/plain"[..]), ("user.bytes", b"\0\xff\n")] {
+    for (name, value) in [
+        ("user.mime_type", &b"text/plain"[..]),
+        ("user.bytes", b"\0\xff\n"),
+    ] {
         rustix::fs::setxattr(odd.join("large"), name, value, XattrFlags::CREATE).unwrap();
         rustix::fs::setxattr(odd.join("empty-dir"), name, value, XattrFlags::CREATE).unwrap();
     }
-    mknodat(CWD, odd.join("fifo"), FileType::Fifo, Mode::from_raw_mode(0o640), 0).unwrap();
-    mknodat(CWD, odd.join("socket"), FileType::Socket, Mode::from_raw_mode(0o600), 0).unwrap();
+    mknodat(
+        CWD,
+        odd.join("fifo"),
+        FileType::Fifo,
+        Mode::from_raw_mode(0o640),
+        0,
+    )
+    .unwrap();
+    mknodat(
+        CWD,
+        odd.join("socket"),
+        FileType::Socket,
+        Mode::from_raw_mode(0o600),
+        0,
+    )
+    .unwrap();
     if rustix::process::geteuid().is_root() {
         // The same as /dev/null.
         let null = rustix::fs::makedev(1, 3);

@@ -88,7 +88,10 @@ fn exercise(kind: StoreKind, args: &[&str], passthrough: bool, sealed_in_between
     if sealed_in_between {
         let source = file(&lab.dir().join("slow-close.c"), SLOW_CLOSE.as_bytes());
         let mut compile = programs::command(&cc, lab.dir());
-        compile.args(["-shared", "-fPIC", "-o"]).arg(&slow_close).arg(&source);
+        compile
+            .args(["-shared", "-fPIC", "-o"])
+            .arg(&slow_close)
+            .arg(&source);
         wait::run_ok(&mut compile, LIMIT);
     }
     let operations = if sealed_in_between {
@@ -142,8 +145,14 @@ fn exercise(kind: StoreKind, args: &[&str], passthrough: bool, sealed_in_between
 fn assert_completed(child: &mut Child) {
     let mut said = String::new();
     for pipe in [
-        child.stdout.take().map(|pipe| Box::new(pipe) as Box<dyn std::io::Read>),
-        child.stderr.take().map(|pipe| Box::new(pipe) as Box<dyn std::io::Read>),
+        child
+            .stdout
+            .take()
+            .map(|pipe| Box::new(pipe) as Box<dyn std::io::Read>),
+        child
+            .stderr
+            .take()
+            .map(|pipe| Box::new(pipe) as Box<dyn std::io::Read>),
     ] {
         let mut pipe = pipe.expect("it is piped");
         std::io::Read::read_to_string(&mut pipe, &mut said).expect("fsx writes text");
@@ -169,7 +178,12 @@ fn fsx_finds_no_fault_while_files_are_sealed_with_passthrough() {
 
 #[test]
 fn fsx_finds_no_fault_while_files_are_sealed_without_passthrough() {
-    exercise(StoreKind::File, &["--settle", "0s", "--no-passthrough"], false, true);
+    exercise(
+        StoreKind::File,
+        &["--settle", "0s", "--no-passthrough"],
+        false,
+        true,
+    );
 }
 
 /// Jobs of `fio` that write and then verify what they wrote, each in its own file unless it says otherwise.
@@ -298,7 +312,10 @@ fn sqlite_finds_its_database_whole_on_both_machines(kind: StoreKind) {
                         writer * 100 + step
                     );
                 }
-                let script = file(&lab.dir().join(format!("{mode}-{writer}.sql")), statements.as_bytes());
+                let script = file(
+                    &lab.dir().join(format!("{mode}-{writer}.sql")),
+                    statements.as_bytes(),
+                );
                 let mut command = Command::new(&sqlite);
                 command
                     .arg("-bail")
