@@ -33,7 +33,11 @@ const XATTR_VALUE_MAX: usize = 65_536;
 impl Vfs {
     pub fn attr(&self, ino: Ino) -> Result<Attr, VfsError> {
         let node = self.tree.node(ino)?.ok_or(VfsError::Gone)?;
-        Ok(self.attr_of(&node))
+        let mut attr = self.attr_of(&node);
+        if self.tree.is_removed(&node)? {
+            attr.nlink = 0;
+        }
+        Ok(attr)
     }
 
     /// The attributes of a node; of one that is being written, those of its staging file count.
@@ -225,6 +229,9 @@ impl Vfs {
         self.writable()?;
         if !name.starts_with(b"user.") {
             return Err(VfsError::NotSupported);
+        }
+        if name == b"user." {
+            return Err(VfsError::Invalid);
         }
         if name.len() > XATTR_NAME_MAX || value.len() > XATTR_VALUE_MAX {
             return Err(VfsError::TooLarge);

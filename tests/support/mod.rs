@@ -20,6 +20,7 @@ pub mod programs;
 pub mod rng;
 pub mod tempdir;
 pub mod tree;
+pub mod trial;
 pub mod wait;
 
 /// Ends a test early and says why, where this host cannot run it.

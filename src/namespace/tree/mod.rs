@@ -225,6 +225,16 @@ impl Tree {
         Ok(self.ledger.node(ino)?)
     }
 
+    /// Whether a directory was removed, and is only there for who has it open. Costs a row if it is empty.
+    pub fn is_removed(&self, node: &NodeRow) -> Result<bool, TreeError> {
+        let Some(dir) = &node.dir else { return Ok(false) };
+        if node.ino == Ino::ROOT || dir.visible_children > 0 || dir.unloaded.is_any() {
+            return Ok(false);
+        }
+        let row = self.ledger.name(dir.up, &dir.name)?;
+        Ok(row.is_none_or(|row| row.state != NameState::Live(node.ino)))
+    }
+
     /// What a user sees at a name; the cost is that of two rows.
     pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Option<Arc<NodeRow>>, TreeError> {
         check_name(name)?;
