@@ -52,9 +52,8 @@
 //! # Cost
 //!
 //! Of `n` objects and `s` segments: `(n + 2 s) / 1000` LISTs, `s` GETs for each 1.8 million names, one GET for the chunk
-//! list of each blob of over half a gigabyte, one for each 2,500 names that snapshots have (once for those that several
-//! share), one small GET for each unused pack, one DELETE request for a thousand
-//! objects. 10 million objects with as many names in 20,000 segments: 10,000 LISTs and 120,000 GETs, 10 cents.
+//! list of each blob of over half a gigabyte, one for each 2,500 names of snapshots (once for those that several share),
+//! one small GET for each unused pack, one DELETE request for a thousand objects. 10 million objects with as many names in 20,000 segments: 10,000 LISTs and 120,000 GETs, 10 cents.
 //! Memory: 8 bytes for each chunk and pack in use, 150 MB for the names of one reading, 8 bytes for each condemned
 //! object (at most 2 million of them in one pass; the rest is left to the next).
 
