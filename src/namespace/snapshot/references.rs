@@ -5,6 +5,10 @@
 //! registers in them, which refer to blobs.
 //!
 //! No segment is needed for a snapshot's sake: all of it is in its catalogs.
+//!
+//! Making a snapshot keeps parts of what is the newest catalog then, takes less than half a window of sweeps, and is taken
+//! back when one of them is gone at its end. So whoever deletes catalogs leaves those that were the newest less than a window
+//! ago, and reads the snapshots after it chose what to delete.
 
 use std::collections::HashSet;
 
