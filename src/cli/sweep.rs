@@ -18,7 +18,9 @@ use crate::{
     base::units::{format_moment, format_size},
     config::Dirs,
     daemon,
-    namespace::sweep::{Amount, Amounts, MIN_LOG_AGE, MIN_WINDOW, Progress, SHORT_WINDOW, SweepOptions, SweepReport},
+    namespace::sweep::{
+        Amount, Amounts, MIN_LOG_AGE, MIN_WINDOW, Progress, SHORT_WINDOW, SweepOptions, SweepReport,
+    },
     observe::render::count,
 };
 

@@ -515,7 +515,9 @@ async fn bases(bucket: &dyn Bucket, stack: &Stack) -> Result<BTreeMap<VolumeName
 async fn is_slow(bucket: &dyn Bucket, began: u64) -> Result<bool, TierError> {
     let took = bucket.clock().now_millis().saturating_sub(began);
     let window = sweeping::read_window(bucket).await?;
-    let window = window.map_or(DEFAULT_WINDOW.as_millis() as u64, |(window, _)| window.window_millis);
+    let window = window.map_or(DEFAULT_WINDOW.as_millis() as u64, |(window, _)| {
+        window.window_millis
+    });
     Ok(took > window / 2)
 }
 

@@ -13,12 +13,7 @@
 //!   watermark, so a segment that appeared late is folded the next time.
 //! - A segment that only a newer version can read ends it: what it says must not be left out for all.
 
-use std::{
-    collections::VecDeque,
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::VecDeque, path::PathBuf, sync::Arc, time::Duration};
 
 use super::{
     CatalogError,

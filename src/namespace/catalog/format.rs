@@ -234,7 +234,11 @@ pub fn encode_salted_part<'a>(mut items: impl Iterator<Item = &'a [u8]>, salt: u
         salted.extend_from_slice(&salt.to_le_bytes());
         salted
     });
-    let salted: Vec<u8> = salted.into_iter().chain(items.map(<[u8]>::to_vec)).flatten().collect();
+    let salted: Vec<u8> = salted
+        .into_iter()
+        .chain(items.map(<[u8]>::to_vec))
+        .flatten()
+        .collect();
     encode_part(std::iter::once(salted.as_slice()))
 }
 

@@ -32,17 +32,12 @@ use std::{collections::HashSet, sync::Arc};
 use super::{
     SweepError,
     asking::Asking,
-    inventory::{Meta, Moment, Volume},
+    inventory::{Meta, Moment, Standing, Volume},
 };
 use crate::{
     base::{digest::Digest, volume::Base},
     namespace::{
-        catalog::{
-            CatalogError,
-            compact::TOMBSTONE_MILLIS,
-            format::Root,
-            head, read,
-        },
+        catalog::{CatalogError, compact::TOMBSTONE_MILLIS, format::Root, head, read},
         follow::{SegmentKey, WINDOW_MILLIS},
         trim::{self, Kept, Trim},
     },
@@ -124,7 +119,7 @@ impl Log {
             log_millis: ages.log_millis,
             ..Self::default()
         };
-        if volume.is_deleted {
+        if volume.is_deleted() {
             return Ok(Self {
                 kept: Some(HashSet::new()),
                 ..log
@@ -143,24 +138,24 @@ impl Log {
             next = None;
         }
         let mut roots = RootSet::default();
-        roots.add(newest.clone());
-        for kept in next.iter().chain(&old).flat_map(|trim| &trim.kept) {
-            roots.add(catalogs.open(kept.catalog).await?);
+        roots.add(&newest);
+        for kept in next.as_ref().or(old.as_ref()).iter().flat_map(|trim| &trim.kept) {
+            roots.add(&catalogs.open(kept.catalog).await?);
         }
         let floor = match next.as_ref().or(old.as_ref()).and_then(Trim::floor) {
             Some(floor) => Some(catalogs.open(floor.catalog).await?),
             None => None,
         };
         for opened in catalogs.recent(&newest, ages).await? {
-            roots.add(opened);
+            roots.add(&opened);
         }
         let mut named = Vec::new();
         for catalog in pinned(volume) {
             match catalogs.try_open(catalog).await {
                 Ok(root) => {
                     let opened = Opened { catalog, root };
-                    named.push(opened.clone());
-                    roots.add(opened);
+                    roots.add(&opened);
+                    named.push(opened);
                 }
                 // Whoever begins with it cannot be helped, and must not keep all from being swept.
                 Err(CatalogError::Missing { key }) => {
@@ -171,12 +166,16 @@ impl Log {
         }
         let is_vague = volume.moments.iter().any(|moment| moment.base.is_none());
         let forgotten_millis = match &floor {
-            Some(floor) if !volume.is_fork => floor.root.watermark_millis.saturating_sub(TOMBSTONE_MILLIS),
+            Some(floor) if volume.standing != Standing::Fork => {
+                floor.root.watermark_millis.saturating_sub(TOMBSTONE_MILLIS)
+            }
             _ => 0,
         };
         Ok(Self {
             kept: (floor.is_some() && !is_vague).then_some(roots.objects),
-            next: next.filter(|next| old.as_ref() != Some(next)).map(|next| (next, etag)),
+            next: next
+                .filter(|next| old.as_ref() != Some(next))
+                .map(|next| (next, etag)),
             floor,
             pinned: named,
             forgotten_millis,
@@ -279,8 +278,9 @@ struct RootSet {
 }
 
 impl RootSet {
-    fn add(&mut self, opened: Opened) {
-        self.objects.extend(read::objects_of(opened.catalog, &opened.root));
+    fn add(&mut self, opened: &Opened) {
+        self.objects
+            .extend(read::objects_of(opened.catalog, &opened.root));
     }
 }
 
@@ -402,7 +402,11 @@ mod tests {
             ..Trim::default()
         });
         let next = next_trim(old.as_ref(), newest, ages)?;
-        assert!(next.kept.iter().all(|kept| kept.catalog == digest(kept.watermark_millis)));
+        assert!(
+            next.kept
+                .iter()
+                .all(|kept| kept.catalog == digest(kept.watermark_millis))
+        );
         Some(next.kept.iter().map(|kept| kept.watermark_millis).collect())
     }
 
@@ -413,9 +417,15 @@ mod tests {
         assert_eq!(next(None, &catalogs, 1699), None);
         assert_eq!(next(None, &catalogs, 1850), Some(vec![1000, 1100, 1850]));
         // From then on only what was kept counts.
-        assert_eq!(next(Some(&[1000, 1100, 1850]), &catalogs, 1950), Some(vec![1100, 1850]));
+        assert_eq!(
+            next(Some(&[1000, 1100, 1850]), &catalogs, 1950),
+            Some(vec![1100, 1850])
+        );
         let later = newest(1990, &[1900, 1850]);
-        assert_eq!(next(Some(&[1100, 1850]), &later, 2000), Some(vec![1100, 1850, 1990]));
+        assert_eq!(
+            next(Some(&[1100, 1850]), &later, 2000),
+            Some(vec![1100, 1850, 1990])
+        );
         assert_eq!(next(Some(&[1100, 1850, 1990]), &later, 3000), Some(vec![1990]));
         assert_eq!(next(Some(&[1990]), &later, 9000), Some(vec![1990]));
     }

@@ -71,7 +71,10 @@ pub async fn read(
         let log = Log::read(asking, name.as_str(), volume, ages).await?;
         found.logs.insert(name.clone(), log);
     }
-    let parts = found.logs.values().flat_map(|log| log.floor.iter().chain(&log.pinned));
+    let parts = found
+        .logs
+        .values()
+        .flat_map(|log| log.floor.iter().chain(&log.pinned));
     let parts: u64 = parts.map(|opened| opened.root.parts.len() as u64).sum();
     let from_millis = ages.began_millis.saturating_sub(ages.window_millis);
     let mut reading = Reading {
@@ -104,7 +107,10 @@ pub async fn read(
             uncovered: HashSet::new(),
         };
         found.names += reading.log(&mut source, &mut found.marks).await?;
-        let uncovered = source.uncovered.into_iter().map(|segment| (name.clone(), segment));
+        let uncovered = source
+            .uncovered
+            .into_iter()
+            .map(|segment| (name.clone(), segment));
         found.uncovered.extend(uncovered);
         for opened in &log.pinned {
             reading.pinned(name, volume, opened, &mut found.marks).await?;
@@ -166,13 +172,17 @@ impl Reading<'_> {
         part: Part,
         marks: &mut Marks,
     ) -> Result<Result<u64, TooMany>, SweepError> {
-        let Source { name, volume, log, .. } = *source;
+        let Source {
+            name, volume, log, ..
+        } = *source;
         let mut also = Vec::new();
         let views = source.views.clone();
         let mut winners = Winners::new(&views, part, marks);
         if let Some(floor) = &log.floor {
             for together in floor.root.parts.chunks(TOGETHER) {
-                for items in unless_apart(volume, read_parts(self.asking, name, together).await)?.unwrap_or_default() {
+                for items in
+                    unless_apart(volume, read_parts(self.asking, name, together).await)?.unwrap_or_default()
+                {
                     for change in items.into_iter().filter_map(Item::into_change) {
                         let held = self.held_by(&change, "a catalog", source).await?;
                         if let Err(too_many) = winners.begin(&change.path, change.stamp, held) {
@@ -237,7 +247,9 @@ impl Reading<'_> {
             uncovered: HashSet::new(),
         };
         for together in opened.root.parts.chunks(TOGETHER) {
-            for items in unless_apart(volume, read_parts(self.asking, name, together).await)?.unwrap_or_default() {
+            for items in
+                unless_apart(volume, read_parts(self.asking, name, together).await)?.unwrap_or_default()
+            {
                 for change in items.into_iter().filter_map(Item::into_change) {
                     let held = self.held_by(&change, "a catalog", &source).await?;
                     held.iter().flat_map(Held::marks).for_each(|mark| marks.add(mark));

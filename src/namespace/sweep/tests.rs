@@ -239,10 +239,7 @@ async fn play(actions: Vec<Action>) {
             }
             Action::Compact { compactor } => {
                 let slot = &mut compactors[compactor];
-                if slot
-                    .as_ref()
-                    .is_none_or(|compactor| compactor.task.is_finished())
-                {
+                if slot.as_ref().is_none_or(|compactor| compactor.task.is_finished()) {
                     *slot = Some(Compactor::begin(&world, compactor));
                 }
             }
@@ -329,11 +326,17 @@ async fn an_unused_object_goes_by_the_second_sweep_a_window_after_the_first() {
     assert_eq!(blobs(&sweep(&world).await.unwrap()).used.objects, 2);
     world.advance(WINDOW + 1);
     let report = sweep(&world).await.unwrap();
-    assert_eq!((blobs(&report).condemned.objects, blobs(&report).deleted.objects), (1, 0));
+    assert_eq!(
+        (blobs(&report).condemned.objects, blobs(&report).deleted.objects),
+        (1, 0)
+    );
     let due = report.next_due_millis.unwrap();
     world.advance(WINDOW - 1);
     let report = sweep(&world).await.unwrap();
-    assert_eq!((blobs(&report).waiting.objects, blobs(&report).condemned.objects), (1, 0));
+    assert_eq!(
+        (blobs(&report).waiting.objects, blobs(&report).condemned.objects),
+        (1, 0)
+    );
     world.advance(due - world.now());
     assert_eq!(blobs(&sweep(&world).await.unwrap()).deleted.objects, 1);
     world.assert_all_readable();

@@ -49,7 +49,11 @@ impl Sink for Home {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    fn fetch_list(&self, _list: (Digest, u64), _blob: (Digest, u64)) -> BoxFuture<'_, Result<(), StoreError>> {
+    fn fetch_list(
+        &self,
+        _list: (Digest, u64),
+        _blob: (Digest, u64),
+    ) -> BoxFuture<'_, Result<(), StoreError>> {
         unreachable!("blobs are small here")
     }
 
@@ -148,7 +152,10 @@ impl Follower {
                 }
             }
             // As the loader does.
-            let newer = read::of_layer(self.door.as_ref(), &layer()).await.unwrap().unwrap();
+            let newer = read::of_layer(self.door.as_ref(), &layer())
+                .await
+                .unwrap()
+                .unwrap();
             assert!(newer.root.watermark_millis > opened.root.watermark_millis);
             self.attached = Some(newer);
         }

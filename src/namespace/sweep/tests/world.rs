@@ -195,7 +195,11 @@ impl World {
     pub fn catalogs(&self) -> usize {
         let state = self.state();
         let prefix = layout::catalogs_prefix(VOLUME);
-        state.objects.keys().filter(|key| key.starts_with(&prefix)).count()
+        state
+            .objects
+            .keys()
+            .filter(|key| key.starts_with(&prefix))
+            .count()
     }
 
     /// How many segments and objects of catalogs were deleted.
