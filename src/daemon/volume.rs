@@ -61,9 +61,10 @@ pub async fn log(
     must_exist(settings, &bucket, volume).await?;
     let told = async {
         let newest = history::newest(&bucket, volume, limit).await?;
-        let before = match newest.len() < limit {
-            true => history::before(&bucket, volume).await?,
-            false => None,
+        let before = if newest.len() < limit {
+            history::before(&bucket, volume).await?
+        } else {
+            None
         };
         Ok((newest, before))
     };

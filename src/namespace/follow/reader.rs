@@ -82,8 +82,7 @@ pub enum FollowError {
     Bucket(#[from] TierError),
     /// Going on could bring back what others removed long ago.
     #[error(
-        "this machine saw nothing of volume {volume} for longer than deletions are remembered: unmount it and \
-         mount it again"
+        "this machine saw nothing of volume {volume} for longer than its log is kept: unmount it and mount it again"
     )]
     AwayTooLong { volume: String },
     #[error("cannot read which catalog is the newest, and what of the log is gone")]
@@ -181,7 +180,9 @@ impl<S: Sink> Reader<S> {
         if self.is_settled() {
             return Ok(());
         }
-        self.check_away().await?;
+        if self.cursor.reached_millis().is_some() {
+            self.check_away().await?;
+        }
         let mut listing = self.list(full).await?;
         if listing.resumed {
             // Segments can have come behind the place where it was resumed.

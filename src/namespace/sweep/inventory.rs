@@ -34,14 +34,22 @@ pub struct Moment {
     pub base: Option<Base>,
 }
 
+/// What a volume is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Standing {
+    #[default]
+    Plain,
+    /// It lies over another one, so its tombstones stay for ever.
+    Fork,
+    /// Nobody reads it any more.
+    Deleted,
+}
+
 /// What a volume has in the bucket.
 #[derive(Debug, Default)]
 pub struct Volume {
-    pub has_json: bool,
-    /// It lies over another one, so its tombstones stay for ever.
-    pub is_fork: bool,
-    /// Nobody reads it any more.
-    pub is_deleted: bool,
+    has_json: bool,
+    pub standing: Standing,
     /// It keeps its blobs apart, because its writers are trusted less: what they write must not end a sweep.
     pub is_apart: bool,
     /// It has blobs or packs of its own.
@@ -54,6 +62,12 @@ pub struct Volume {
     pub catalogs: BTreeMap<Digest, Meta>,
     pub snapshots: BTreeSet<SnapshotTag>,
     pub moments: Vec<Moment>,
+}
+
+impl Volume {
+    pub fn is_deleted(&self) -> bool {
+        self.standing == Standing::Deleted
+    }
 }
 
 pub type Volumes = BTreeMap<VolumeName, Volume>;
@@ -180,11 +194,13 @@ async fn add_stacks(asking: &Asking, volumes: &mut Volumes) -> Result<(), SweepE
         };
         let volume = volumes.entry(name).or_default();
         let Some(stack) = stack else {
-            volume.is_deleted = true;
+            volume.standing = Standing::Deleted;
             continue;
         };
         volume.is_apart = stack.layers()[0].own_prefix;
-        volume.is_fork = stack.layers().len() > 1;
+        if stack.layers().len() > 1 {
+            volume.standing = Standing::Fork;
+        }
         for layer in &stack.layers()[1..] {
             let Some(until_millis) = layer.until_millis else {
                 continue;

@@ -32,7 +32,7 @@ use std::{collections::HashSet, sync::Arc};
 use super::{
     SweepError,
     asking::Asking,
-    inventory::{Meta, Moment, Volume},
+    inventory::{Meta, Moment, Standing, Volume},
 };
 use crate::{
     base::{digest::Digest, volume::Base},
@@ -119,7 +119,7 @@ impl Log {
             log_millis: ages.log_millis,
             ..Self::default()
         };
-        if volume.is_deleted {
+        if volume.is_deleted() {
             return Ok(Self {
                 kept: Some(HashSet::new()),
                 ..log
@@ -138,24 +138,24 @@ impl Log {
             next = None;
         }
         let mut roots = RootSet::default();
-        roots.add(newest.clone());
-        for kept in next.iter().chain(&old).flat_map(|trim| &trim.kept) {
-            roots.add(catalogs.open(kept.catalog).await?);
+        roots.add(&newest);
+        for kept in next.as_ref().or(old.as_ref()).iter().flat_map(|trim| &trim.kept) {
+            roots.add(&catalogs.open(kept.catalog).await?);
         }
         let floor = match next.as_ref().or(old.as_ref()).and_then(Trim::floor) {
             Some(floor) => Some(catalogs.open(floor.catalog).await?),
             None => None,
         };
         for opened in catalogs.recent(&newest, ages).await? {
-            roots.add(opened);
+            roots.add(&opened);
         }
         let mut named = Vec::new();
         for catalog in pinned(volume) {
             match catalogs.try_open(catalog).await {
                 Ok(root) => {
                     let opened = Opened { catalog, root };
-                    named.push(opened.clone());
-                    roots.add(opened);
+                    roots.add(&opened);
+                    named.push(opened);
                 }
                 // Whoever begins with it cannot be helped, and must not keep all from being swept.
                 Err(CatalogError::Missing { key }) => {
@@ -166,7 +166,9 @@ impl Log {
         }
         let is_vague = volume.moments.iter().any(|moment| moment.base.is_none());
         let forgotten_millis = match &floor {
-            Some(floor) if !volume.is_fork => floor.root.watermark_millis.saturating_sub(TOMBSTONE_MILLIS),
+            Some(floor) if volume.standing != Standing::Fork => {
+                floor.root.watermark_millis.saturating_sub(TOMBSTONE_MILLIS)
+            }
             _ => 0,
         };
         Ok(Self {
@@ -276,7 +278,7 @@ struct RootSet {
 }
 
 impl RootSet {
-    fn add(&mut self, opened: Opened) {
+    fn add(&mut self, opened: &Opened) {
         self.objects
             .extend(read::objects_of(opened.catalog, &opened.root));
     }

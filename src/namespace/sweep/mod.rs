@@ -249,11 +249,15 @@ async fn pass(
 /// Lets no compaction end that began before catalogs are deleted, of the volumes in which some are to be.
 async fn fence_all(asking: &Asking, volumes: &Volumes, state: &State) -> Result<(), SweepError> {
     let is_due = |mark: u64| state.due.iter().any(|(_, list)| list.has_mark(mark));
-    for (name, volume) in volumes.iter().filter(|(_, volume)| !volume.is_deleted) {
+    for (name, volume) in volumes.iter().filter(|(_, volume)| !volume.is_deleted()) {
         let keys = volume.catalogs.keys();
         let mut keys = keys.map(|digest| layout::catalog(name.as_str(), digest));
         if keys.any(|key| is_due(mark_of_key(&key))) {
-            fence(asking, name.as_str()).await?;
+            match fence(asking, name.as_str()).await {
+                // All of its catalogs are kept then.
+                Err(SweepError::Catalog { .. }) if volume.is_apart => {}
+                fenced => fenced?,
+            }
         }
     }
     Ok(())
