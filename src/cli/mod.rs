@@ -19,6 +19,7 @@ pub mod ls;
 pub mod mount;
 pub mod output;
 pub mod preset;
+mod retention;
 pub mod status;
 pub mod sweep;
 pub mod unmount;

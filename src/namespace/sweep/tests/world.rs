@@ -287,6 +287,7 @@ impl Bucket for Door {
                     None => bytes,
                 };
                 Object {
+                    modified_millis: 0,
                     transferred_bytes: bytes.len() as u64,
                     bytes,
                     etag: Etag(String::new()),
@@ -349,6 +350,10 @@ impl Bucket for Door {
             let more = found.next().is_some();
             Ok(Page { objects, more })
         })
+    }
+
+    fn refresh<'a>(&'a self, _key: &'a str) -> BoxFuture<'a, Result<bool, TierError>> {
+        unreachable!("nothing has a lifetime here")
     }
 
     fn delete<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<(), TierError>> {
