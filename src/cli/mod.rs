@@ -20,6 +20,7 @@ pub mod ls;
 pub mod mount;
 pub mod output;
 pub mod preset;
+mod retention;
 pub mod snapshot;
 pub mod status;
 pub mod sweep;

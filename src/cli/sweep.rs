@@ -13,6 +13,7 @@ use super::{
     args::{self, BucketArgs},
     failure::Failure,
     output::{self, ProgressLine},
+    retention::{self, Retention},
 };
 use crate::{
     base::units::{format_moment, format_size},
@@ -45,7 +46,8 @@ Examples:
   casmount sweep --store s3://my-bucket/ci --window 3d --wait
   casmount sweep --store s3://my-bucket/ci --expire 30d    once a day; names unused for 30 days go
   casmount sweep --store s3://my-bucket/ci --expire 30d --volume main --volume nightly
-  casmount sweep --store s3://my-bucket/ci --expire 30d --dry-run    what would go")]
+  casmount sweep --store s3://my-bucket/ci --expire 30d --dry-run    what would go
+  casmount sweep --store s3://my-bucket/ci --retention lifecycle=30d    no sweeps any more")]
 pub struct SweepArgs {
     #[command(flatten)]
     bucket: BucketArgs,
@@ -62,6 +64,10 @@ pub struct SweepArgs {
     /// The volumes whose names expire [default: all but forks]
     #[arg(long, value_name = "NAME", requires = "expire")]
     volume: Vec<VolumeName>,
+    /// Who deletes from the store what nobody uses, for all machines: `sweep`, or `lifecycle=30d`, a lifecycle rule of its
+    /// bucket. Only says so in the store, and prints the rule; while nothing is mounted
+    #[arg(long, value_name = "WHO", conflicts_with_all = ["expire", "window", "wait", "dry_run"])]
+    retention: Option<Retention>,
     /// Stay until what is condemned now may be deleted, and delete it: takes as long as the window
     #[arg(long)]
     wait: bool,
@@ -109,6 +115,10 @@ pub fn run(args: &SweepArgs) -> Result<(), Failure> {
     }
     let dirs = Dirs::of_this_process();
     let settings = args::settings(args.bucket.layer(), args.bucket.config.as_deref(), &dirs)?;
+    if let Some(retention) = args.retention {
+        args::block_on(daemon::retention::set(&settings, retention.lifetime()))??;
+        return output::print(&retention::text(&settings, retention));
+    }
     let options = SweepOptions {
         window: args.window,
         dry_run: args.dry_run,
@@ -136,8 +146,19 @@ pub fn run(args: &SweepArgs) -> Result<(), Failure> {
             expired
         })
         .transpose()?;
-    if let Some(expiry) = expiry.as_ref().filter(|_| !args.json) {
+    if let Some((expiry, _)) = expiry.as_ref().filter(|_| !args.json) {
         output::print(&expiry_text(expiry, args.dry_run))?;
+    }
+    let (expiry, is_swept) = match expiry {
+        Some((expiry, is_swept)) => (Some(expiry), is_swept),
+        None => (None, true),
+    };
+    if !is_swept {
+        return if args.json {
+            output::print_json(&serde_json::json!({ "expiry": expiry }))
+        } else {
+            Ok(())
+        };
     }
     let swept = runtime.block_on(daemon::sweep::run(&settings, &options, &mut |progress| {
         shown.show(progress);

@@ -11,6 +11,7 @@ use crate::{
         domain::DomainBucket,
         layout,
         probe::{self, IfAbsent},
+        retaining::RetainingBucket,
         url::{self, ConnectOptions, StoreUrl},
     },
 };
@@ -38,12 +39,13 @@ pub async fn connect(settings: &Settings) -> Result<SharedBucket, StartError> {
 /// How long a store may take to say who it is.
 const OPEN_WITHIN: Duration = Duration::from_secs(30);
 
-/// Connects to a store that must be there; its clock is known from here on.
+/// Connects to a store that must be there; its clock is known from here on, and what is named of its blobs is kept
+/// young if they have a lifetime.
 pub async fn open(settings: &Settings) -> Result<SharedBucket, StartError> {
     let bucket = connect(settings).await?;
     let answer = probe::open_store(bucket.as_ref(), IfAbsent::Refuse);
     match tokio::time::timeout(OPEN_WITHIN, answer).await {
-        Ok(Ok(_)) => Ok(bucket),
+        Ok(Ok(facts)) => Ok(Arc::new(RetainingBucket::new(bucket, Some(facts.lifetime)))),
         Ok(Err(cause)) => Err(failed(settings, cause)),
         Err(_) => Err(failed(settings, no_answer(layout::STORE, OPEN_WITHIN))),
     }

@@ -7,18 +7,22 @@ use crate::{
         expire::{self, ExpireError, ExpireOptions, VolumeExpiry},
         sweep::Progress,
     },
+    tier::probe,
 };
 
-/// Lets names expire in the volumes of the store of `settings`.
+/// Lets names expire in the volumes of the store of `settings`. False: what they named is not a sweep's to delete, but goes
+/// by a lifecycle rule.
 pub async fn run(
     settings: &Settings,
     options: &ExpireOptions,
     tell: &mut (dyn FnMut(&Progress) + Send),
-) -> Result<Vec<VolumeExpiry>, StartError> {
+) -> Result<(Vec<VolumeExpiry>, bool), StartError> {
     let bucket = bucket::open(settings).await?;
-    let expired = expire::expire(&bucket, options, tell).await;
-    expired.map_err(|err| match err {
-        ExpireError::Bucket(cause) => bucket::failed(settings, cause),
-        source => StartError::Expire { source },
-    })
+    let lifetime = probe::read_lifetime(bucket.as_ref()).await;
+    let lifetime = lifetime.map_err(|cause| bucket::failed(settings, cause))?;
+    match expire::expire(&bucket, options, tell).await {
+        Ok(expired) => Ok((expired, lifetime.is_none())),
+        Err(ExpireError::Bucket(cause)) => Err(bucket::failed(settings, cause)),
+        Err(source) => Err(StartError::Expire { source }),
+    }
 }

@@ -20,7 +20,7 @@ use crate::{
         follow::{self, StackFollowerHandle},
         preset::volume::Kept,
         publish::{self, PublisherHandle},
-        touch::tell::{self, TellerHandle},
+        touch::tell::{self, Refresh, TellerHandle},
         tree::{TellKernel, Tree},
     },
     store::{Store, StoreOptions},
@@ -67,7 +67,7 @@ impl Layers {
         store_id: StoreId,
         (stack, catalogs): (&Stack, &[Option<Opened>]),
         volume_presets: Option<Kept>,
-        bucket: &SharedBucket,
+        (bucket, lifetime): (&SharedBucket, Option<Duration>),
         tell_kernel: &TellKernel,
         runtime: &Handle,
     ) -> Result<Self, StartError> {
@@ -148,7 +148,15 @@ impl Layers {
                 follower.used();
             }
         }));
-        let teller = (!settings.read_only).then(|| tell::spawn(runtime, stack, &tree, bucket, store.machine));
+        let teller = (!settings.read_only).then(|| {
+            // Who writes his blobs elsewhere cannot keep those of all.
+            let lifetime = lifetime.filter(|_| !stack.layers()[0].own_prefix);
+            let refresh = lifetime.map(|lifetime| Refresh {
+                lifetime,
+                voucher: uploader.voucher(Arc::clone(&store.fetcher)),
+            });
+            tell::spawn(runtime, stack, &tree, bucket, store.machine, refresh)
+        });
         let publisher = publish::spawn(
             runtime,
             stack.volume().to_string(),

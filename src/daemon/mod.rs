@@ -40,6 +40,7 @@ pub mod notify;
 pub mod presets;
 pub mod process;
 pub mod readahead;
+pub mod retention;
 pub mod root_check;
 pub mod run;
 pub mod serving;

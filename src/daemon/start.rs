@@ -26,6 +26,7 @@ use crate::{
     tier::{
         SharedBucket, TierError, layout,
         probe::{self, IfAbsent, ProbeMode, ProbeReport},
+        retaining::RetainingBucket,
     },
 };
 
@@ -63,7 +64,14 @@ pub async fn start(plan: &Plan, announcer: &Announcer) -> Result<Serving, StartE
     let known = binding.as_ref().map(|binding| binding.store);
     announcer.step("asking the store");
     let bucket = bucket::connect(settings).await?;
-    let (store_id, reachable) = identify(settings, &bucket, known).await?;
+    let (store_id, lifetime) = identify(settings, &bucket, known).await?;
+    let reachable = lifetime.is_some();
+    // Who only reads keeps nothing young: it writes nothing.
+    let bucket: SharedBucket = if settings.read_only {
+        bucket
+    } else {
+        Arc::new(RetainingBucket::new(bucket, lifetime))
+    };
     if known.is_none() && reachable {
         // Whether what is absent is told from what is forbidden, before absence counts.
         refuse(
@@ -112,7 +120,7 @@ pub async fn start(plan: &Plan, announcer: &Announcer) -> Result<Serving, StartE
         store_id,
         (&stack, &catalogs),
         volume_presets,
-        &bucket,
+        (&bucket, lifetime.flatten()),
         &gate.teller(),
         &Handle::current(),
     )?;
@@ -205,12 +213,12 @@ fn make_room_for_default_store(settings: &Settings) {
 /// Asks the store who it is. While it is away, a cache directory that was
 /// used before knows, and what is on it can be served.
 ///
-/// Returns also whether the store answered.
+/// Returns also how old blobs become in it; `None`: it did not answer.
 async fn identify(
     settings: &Settings,
     bucket: &SharedBucket,
     known: Option<StoreId>,
-) -> Result<(StoreId, bool), StartError> {
+) -> Result<(StoreId, Option<Option<Duration>>), StartError> {
     // Who only reads makes nothing; who was here before expects what was here.
     let if_absent = if settings.read_only || known.is_some() {
         IfAbsent::Refuse
@@ -231,7 +239,7 @@ async fn identify(
             for warning in facts.warnings {
                 tracing::warn!("{warning}");
             }
-            Ok((facts.id, true))
+            Ok((facts.id, Some(facts.lifetime)))
         }
         // A directory that was there before may be on a disk that is not mounted yet.
         (Err(err), Some(known))
@@ -243,7 +251,7 @@ async fn identify(
                 err,
                 "the store is away: serving what is on this disk until it is back"
             );
-            Ok((known, false))
+            Ok((known, None))
         }
         (Err(err), _) => Err(bucket::failed(settings, err)),
     }

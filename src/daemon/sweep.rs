@@ -25,6 +25,16 @@ pub async fn run(
     let facts = probe::open_store(bucket.as_ref(), if_absent)
         .await
         .map_err(failed)?;
+    if let Some(lifetime) = facts.lifetime {
+        return Err(StartError::Usage {
+            why: format!(
+                "the store {} is kept by a lifecycle rule of its bucket, which deletes what nobody used for {} s: no sweep is \
+                 needed; casmount sweep --retention sweep ends that",
+                settings.store,
+                lifetime.as_secs()
+            ),
+        });
+    }
     let swept = async {
         if facts.created
             && let Some(window) = new_window

@@ -351,7 +351,7 @@ fn blob_of(pending: &Pending) -> Option<&EntryBlob> {
 }
 
 /// What the bucket must have of a blob; nothing of an empty one.
-fn named(blob: &EntryBlob) -> Option<Named> {
+pub(super) fn named(blob: &EntryBlob) -> Option<Named> {
     let chunks = match &blob.chunks {
         EntryChunks::Single if blob.size == 0 => return None,
         EntryChunks::Single => {

@@ -271,6 +271,7 @@ impl Bucket for MemoryBucket {
                 });
             }
             Ok(Some(Object {
+                modified_millis: 0,
                 transferred_bytes: bytes.len() as u64,
                 bytes,
                 etag: Etag(String::new()),
@@ -326,6 +327,10 @@ impl Bucket for MemoryBucket {
             more: false,
         };
         Box::pin(std::future::ready(Ok(page)))
+    }
+
+    fn refresh<'a>(&'a self, _key: &'a str) -> BoxFuture<'a, Result<bool, TierError>> {
+        unreachable!("nothing has a lifetime here")
     }
 
     fn delete<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<(), TierError>> {

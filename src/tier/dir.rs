@@ -198,6 +198,7 @@ impl State {
             transferred_bytes: bytes.len() as u64,
             bytes: bytes.into(),
             etag,
+            modified_millis: mtime_millis(&meta),
         }))
     }
 
@@ -319,6 +320,10 @@ impl Bucket for DirBucket {
         Box::pin(self.run("list", prefix, move |state, prefix| {
             state.list(prefix, after.as_deref())
         }))
+    }
+
+    fn refresh<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<bool, TierError>> {
+        Box::pin(self.run("refresh", key, State::refresh))
     }
 
     fn delete<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<(), TierError>> {

@@ -130,6 +130,10 @@ impl Bucket for DomainBucket {
         self.inner.list(prefix, after)
     }
 
+    fn refresh<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<bool, TierError>> {
+        Box::pin(async move { self.inner.refresh(&self.written(key)).await })
+    }
+
     fn delete<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<(), TierError>> {
         Box::pin(async move { self.inner.delete(&self.written(key)).await })
     }

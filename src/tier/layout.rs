@@ -33,6 +33,10 @@ use crate::base::{digest::Digest, id::MachineId, units::civil_date};
 /// The version of everything that is written to a bucket.
 pub const FORMAT_VERSION: u32 = 1;
 
+/// The version of a store whose blobs and packs a lifecycle rule of its bucket deletes by their age. Whoever does not know
+/// of that would name what is about to go.
+pub const LIFECYCLE_FORMAT_VERSION: u32 = 2;
+
 /// The settings of a store.
 pub const STORE: &str = "casmount.json";
 

@@ -13,6 +13,7 @@ pub mod domain;
 pub mod error;
 pub mod layout;
 pub mod probe;
+pub mod retaining;
 pub mod s3;
 pub mod sweeping;
 pub mod url;
@@ -60,6 +61,8 @@ pub struct Object {
     pub etag: Etag,
     /// Bytes that crossed the network, which compression makes fewer.
     pub transferred_bytes: u64,
+    /// When it was last written: milliseconds since 1970 of the bucket's clock; 0 when that was not told.
+    pub modified_millis: u64,
 }
 
 /// What is known of an object without reading it.
@@ -141,6 +144,9 @@ pub trait Bucket: Send + Sync + std::fmt::Debug {
 
     /// Removes an object; absent already is success.
     fn delete<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<(), TierError>>;
+
+    /// Writes an object onto itself, so that its age begins anew; false when there is none.
+    fn refresh<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<bool, TierError>>;
 
     /// Removes up to [`DELETE_BATCH`] objects; absent already is success.
     ///

@@ -8,10 +8,14 @@
 //! chunking     how blobs are cut: algorithm, normalization, seed and the
 //!              minimum, average and maximum of a chunk in bytes
 //! created_by   the program and version that made it; for people
+//! lifetime_millis   optional: the bucket's lifecycle rule deletes blobs and packs that were written so long ago, and
+//!              what is in use is kept young, see [`super::retaining`]. The format is then
+//!              [`layout::LIFECYCLE_FORMAT_VERSION`]
 //! ```
 //!
 //! `format` is read first and alone, so that a newer format can change all the
-//! rest. Members that are not known are ignored. The object is never replaced.
+//! rest. Members that are not known are ignored. The object is replaced only to change the lifetime, with
+//! the condition that it is the version that was read.
 //! `tests/tier.rs` pins its bytes.
 //!
 //! # Policy
@@ -73,6 +77,8 @@ pub struct StoreJson {
     pub store: StoreId,
     pub chunking: Chunking,
     pub created_by: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lifetime_millis: Option<u64>,
 }
 
 impl StoreJson {
@@ -84,7 +90,14 @@ impl StoreJson {
             store,
             chunking: Chunking::ours(),
             created_by: concat!("casmount ", env!("CARGO_PKG_VERSION")).to_owned(),
+            lifetime_millis: None,
         }
+    }
+
+    /// See [`StoreFacts::lifetime`].
+    #[must_use]
+    pub fn lifetime(&self) -> Option<Duration> {
+        self.lifetime_millis.map(Duration::from_millis)
     }
 
     /// The bytes of the object.
@@ -111,8 +124,8 @@ impl StoreJson {
             why: error.to_string(),
         };
         let FormatOnly { format } = serde_json::from_slice(bytes).map_err(malformed)?;
-        if format > layout::FORMAT_VERSION {
-            let known = layout::FORMAT_VERSION;
+        if format > layout::LIFECYCLE_FORMAT_VERSION {
+            let known = layout::LIFECYCLE_FORMAT_VERSION;
             return Err(TierError::Unsupported {
                 why: format!(
                     "the store {url} has format {format}, this casmount knows formats up to {known}: a newer casmount is needed"
@@ -139,6 +152,8 @@ pub struct StoreFacts {
     pub id: StoreId,
     /// The store was made by this call.
     pub created: bool,
+    /// How old blobs and packs become before the bucket's lifecycle rule deletes them; `None`: there is none.
+    pub lifetime: Option<Duration>,
     /// What an operator should know, one sentence each.
     pub warnings: Vec<String>,
 }
@@ -183,6 +198,7 @@ pub async fn open_store(bucket: &dyn Bucket, if_absent: IfAbsent) -> Result<Stor
         return Ok(StoreFacts {
             id: store.store,
             created: false,
+            lifetime: store.lifetime(),
             warnings: Vec::new(),
         });
     }
@@ -199,6 +215,45 @@ async fn read_store(bucket: &dyn Bucket) -> Result<Option<StoreJson>, TierError>
     object
         .map(|object| StoreJson::decode(&object.bytes, &bucket.url()))
         .transpose()
+}
+
+/// How old blobs and packs of a store become; one request.
+pub async fn read_lifetime(bucket: &dyn Bucket) -> Result<Option<Duration>, TierError> {
+    Ok(read_store(bucket).await?.and_then(|store| store.lifetime()))
+}
+
+/// Says how old blobs and packs of a store become before the bucket's lifecycle rule deletes them.
+///
+/// Machines learn it when they start: none may have the store mounted.
+pub async fn set_lifetime(bucket: &dyn Bucket, lifetime: Option<Duration>) -> Result<(), TierError> {
+    let Some(object) = bucket.get(layout::STORE, None, MAX_BYTES).await? else {
+        return Err(TierError::Unsupported {
+            why: format!("{} is no casmount store yet", bucket.url()),
+        });
+    };
+    let stored = StoreJson::decode(&object.bytes, &bucket.url())?;
+    let changed = StoreJson {
+        format: match lifetime {
+            Some(_) => layout::LIFECYCLE_FORMAT_VERSION,
+            None => layout::FORMAT_VERSION,
+        },
+        lifetime_millis: lifetime.map(|lifetime| lifetime.as_millis() as u64),
+        ..stored.clone()
+    };
+    if changed == stored {
+        return Ok(());
+    }
+    match bucket
+        .put_if(layout::STORE, Body::raw(changed.encode()), &object.etag)
+        .await?
+    {
+        Put::Written(_) => Ok(()),
+        Put::Refused => Err(TierError::Unavailable {
+            verb: "change",
+            key: layout::STORE.to_owned(),
+            source: "it was changed by others at the same time".into(),
+        }),
+    }
 }
 
 async fn create_store(bucket: &dyn Bucket) -> Result<StoreFacts, TierError> {
@@ -221,6 +276,7 @@ async fn create_store(bucket: &dyn Bucket) -> Result<StoreFacts, TierError> {
     Ok(StoreFacts {
         id: store.store,
         created: store.store == ours.store,
+        lifetime: store.lifetime(),
         warnings,
     })
 }

@@ -17,6 +17,7 @@
 mod batch;
 mod clock;
 mod connect;
+mod refresh;
 mod reply;
 
 use std::{fmt::Write, ops::Range, sync::Arc, time::Duration};
@@ -121,6 +122,7 @@ impl S3Bucket {
             None => max_bytes,
         };
         let etag = Etag(reply.e_tag().unwrap_or_default().to_owned());
+        let modified_millis = millis(reply.last_modified());
         let packed = range.is_none() && reply.content_encoding().is_some_and(names_zstd);
         let bytes = match tokio::time::timeout(self.body_timeout, read_body(reply, limit, &ask)).await {
             Ok(read) => read?,
@@ -139,6 +141,7 @@ impl S3Bucket {
             bytes,
             etag,
             transferred_bytes,
+            modified_millis,
         }))
     }
 
@@ -322,6 +325,10 @@ impl Bucket for S3Bucket {
 
     fn delete_many<'a>(&'a self, keys: &'a [String]) -> BoxFuture<'a, Result<(), TierError>> {
         Box::pin(self.delete_batch(keys))
+    }
+
+    fn refresh<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<bool, TierError>> {
+        Box::pin(self.copy_onto_itself(key))
     }
 }
 

@@ -13,7 +13,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::{Bytes, BytesMut};
@@ -127,6 +127,24 @@ impl Backend {
             Some(entry) => objects.insert(key.to_owned(), entry),
             None => objects.remove(key),
         };
+    }
+
+    /// Makes the objects of a prefix older than they are.
+    pub(super) fn age(&self, prefix: &str, by: Duration) {
+        let mut objects = self.objects.lock().unwrap();
+        for (_, entry) in objects.iter_mut().filter(|(key, _)| key.starts_with(prefix)) {
+            entry.modified -= by;
+        }
+    }
+
+    /// Does what a lifecycle rule does: removes the objects of a prefix that were written so long ago.
+    pub(super) fn expire(&self, prefix: &str, lifetime: Duration) {
+        let now = SystemTime::now();
+        let mut objects = self.objects.lock().unwrap();
+        objects.retain(|key, entry| {
+            let age = now.duration_since(entry.modified).unwrap_or_default();
+            !key.starts_with(prefix) || age < lifetime
+        });
     }
 
     fn faults(&self) -> Faults {
@@ -316,6 +334,56 @@ impl S3 for Backend {
         Ok(S3Response::new(dto::PutObjectOutput {
             e_tag: Some(dto::ETag::Strong(etag)),
             checksum_sha256: Some(sha256),
+            ..Default::default()
+        }))
+    }
+
+    async fn copy_object(
+        &self,
+        request: S3Request<dto::CopyObjectInput>,
+    ) -> S3Result<S3Response<dto::CopyObjectOutput>> {
+        let input = request.input;
+        let dto::CopySource::Bucket { bucket, key, .. } = &input.copy_source else {
+            return Err(s3_error!(NotImplemented));
+        };
+        self.check_bucket(&input.bucket)?;
+        let source = self.entry(bucket, key)?;
+        let replaces = input
+            .metadata_directive
+            .as_ref()
+            .is_some_and(|directive| directive.as_str() == dto::MetadataDirective::REPLACE);
+        if !replaces && **key == *input.key {
+            // As S3 has it: a copy onto itself must change something.
+            return Err(s3_error!(InvalidRequest));
+        }
+        let mut objects = self.objects.lock().unwrap();
+        if let Some(condition) = &input.copy_source_if_match {
+            let is_same = condition.as_etag().is_none_or(|etag| etag.value() == source.etag);
+            if !is_same {
+                return Err(s3_error!(PreconditionFailed));
+            }
+        }
+        let copy = if replaces {
+            Entry {
+                content_encoding: input.content_encoding,
+                content_type: input.content_type,
+                modified: SystemTime::now(),
+                ..source
+            }
+        } else {
+            Entry {
+                modified: SystemTime::now(),
+                ..source
+            }
+        };
+        let result = dto::CopyObjectResult {
+            e_tag: Some(dto::ETag::Strong(copy.etag.clone())),
+            last_modified: Some(copy.modified.into()),
+            ..Default::default()
+        };
+        objects.insert(input.key, copy);
+        Ok(S3Response::new(dto::CopyObjectOutput {
+            copy_object_result: Some(result),
             ..Default::default()
         }))
     }

@@ -103,7 +103,7 @@ impl Faults {
             return None;
         }
         let writes = operation == "PutObject";
-        let changes = writes || operation == "DeleteObject" || operation == "DeleteObjects";
+        let changes = writes || ["CopyObject", "DeleteObject", "DeleteObjects"].contains(&operation);
         let reads = operation == "GetObject";
         // One draw on a line of all shares, so that they do not shadow each other.
         let mut draw = unit(self.seed, number);

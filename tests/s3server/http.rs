@@ -288,6 +288,7 @@ fn operation(request: &Request<Incoming>) -> &'static str {
     match (request.method().as_str(), has_key) {
         ("GET", true) => "GetObject",
         ("HEAD", true) => "HeadObject",
+        ("PUT", true) if request.headers().contains_key("x-amz-copy-source") => "CopyObject",
         ("PUT", true) => "PutObject",
         ("DELETE", true) => "DeleteObject",
         ("GET", false) if lists => "ListObjectsV2",

@@ -36,6 +36,7 @@ use std::{
     path::PathBuf,
     sync::Arc,
     thread::JoinHandle,
+    time::Duration,
 };
 
 use tokio::sync::oneshot;
@@ -181,6 +182,16 @@ impl TestServer {
     /// Puts other bytes under a key behind everyone's back; `None` removes it.
     pub fn tamper(&self, key: &str, bytes: Option<Vec<u8>>) {
         self.state.backend.tamper(key, bytes);
+    }
+
+    /// Makes the objects of a prefix older than they are.
+    pub fn age(&self, prefix: &str, by: Duration) {
+        self.state.backend.age(prefix, by);
+    }
+
+    /// Does what a lifecycle rule of the bucket does, now.
+    pub fn expire(&self, prefix: &str, lifetime: Duration) {
+        self.state.backend.expire(prefix, lifetime);
     }
 }
 

@@ -58,7 +58,8 @@ impl Policy {
     pub fn permits(&self, operation: &str, bucket: &str, key: Option<&str>) -> bool {
         let action = match operation {
             "GetObject" | "HeadObject" => "s3:GetObject",
-            "PutObject" => "s3:PutObject",
+            // Of what may be written, all may be read.
+            "PutObject" | "CopyObject" => "s3:PutObject",
             "DeleteObject" => "s3:DeleteObject",
             "ListObjectsV2" | "HeadBucket" => "s3:ListBucket",
             _ => return false,

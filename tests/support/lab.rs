@@ -8,6 +8,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    time::{Duration, SystemTime},
 };
 
 use casmount::{
@@ -236,6 +237,39 @@ impl Lab {
         }
     }
 
+    /// Makes blobs and packs older than they are.
+    pub fn age_blobs(&self, by: Duration) {
+        for prefix in ["blobs/", "packs/"] {
+            match &self.store {
+                Store::S3(server) => server.age(prefix, by),
+                Store::File(root) => {
+                    for (path, age) in aged_files(&root.join(prefix)) {
+                        let file = fs::File::options().write(true).open(path);
+                        let older = SystemTime::now() - age - by;
+                        file.and_then(|file| file.set_modified(older))
+                            .expect("files can be made older");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Does what the bucket's lifecycle rule does: removes blobs and packs that were written so long ago.
+    pub fn expire_blobs(&self, lifetime: Duration) {
+        for prefix in ["blobs/", "packs/"] {
+            match &self.store {
+                Store::S3(server) => server.expire(prefix, lifetime),
+                Store::File(root) => {
+                    for (path, age) in aged_files(&root.join(prefix)) {
+                        if age >= lifetime {
+                            fs::remove_file(path).expect("a file can be removed");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
     /// Asserts that every blob of the store, in a pack or by itself, has the bytes that its name promises.
     ///
     /// Returns how many there are, so that a caller can demand some.
@@ -279,6 +313,28 @@ impl Lab {
         let keys = self.objects().into_iter().map(|object| object.key);
         keys.filter(|key| key.starts_with("blobs/")).collect()
     }
+}
+
+/// The files below a directory with their ages.
+fn aged_files(root: &Path) -> Vec<(PathBuf, Duration)> {
+    let mut files = Vec::new();
+    let mut pending = vec![root.to_owned()];
+    while let Some(dir) = pending.pop() {
+        for entry in fs::read_dir(&dir).into_iter().flatten() {
+            let path = entry.expect("the store can be listed").path();
+            let Ok(meta) = fs::metadata(&path) else { continue };
+            if meta.is_dir() {
+                pending.push(path);
+            } else {
+                let modified = meta.modified().expect("files have times");
+                files.push((
+                    path,
+                    SystemTime::now().duration_since(modified).unwrap_or_default(),
+                ));
+            }
+        }
+    }
+    files
 }
 
 fn is_frame_of(packed: &[u8], name: &str) -> bool {

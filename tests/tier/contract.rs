@@ -250,6 +250,35 @@ async fn what_was_deleted_is_gone_and_can_be_made_again(bucket: SharedBucket) {
     assert_eq!(read(&*bucket, "x/y/z").await.unwrap(), "2");
 }
 
+async fn a_refreshed_object_is_the_same_and_young(bucket: SharedBucket) {
+    let raw = Bytes::from(b"all work and no play ".repeat(2000));
+    let key = "a b/+ü/packed";
+    bucket
+        .put_new(key, body::encode(raw.clone(), true))
+        .await
+        .unwrap();
+    let written = bucket.head(key).await.unwrap().unwrap();
+    let mut refreshed = written.clone();
+    // Times of S3 have whole seconds.
+    for _ in 0..400 {
+        assert!(bucket.refresh(key).await.unwrap());
+        refreshed = bucket.head(key).await.unwrap().unwrap();
+        if refreshed.modified_millis > written.modified_millis {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    assert!(refreshed.modified_millis > written.modified_millis);
+    assert_eq!(refreshed.size, written.size);
+    let object = bucket.get(key, None, MAX).await.unwrap().unwrap();
+    assert_eq!(
+        (object.bytes, object.modified_millis),
+        (raw, refreshed.modified_millis)
+    );
+    assert!(!bucket.refresh("absent").await.unwrap());
+    assert!(bucket.head("absent").await.unwrap().is_none());
+}
+
 async fn many_are_deleted_at_once(bucket: SharedBucket) {
     let names: Vec<_> = (0..30).map(|n| format!("x/{:02}/{n}", n % 7)).collect();
     for name in &names {
@@ -322,6 +351,7 @@ on_every_bucket! {
     a_long_listing_comes_in_pages
     what_was_deleted_is_gone_and_can_be_made_again
     many_are_deleted_at_once
+    a_refreshed_object_is_the_same_and_young
     a_packed_body_is_read_unpacked_and_within_its_bound
     the_clock_is_known_after_a_write
 }

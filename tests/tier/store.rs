@@ -1,10 +1,12 @@
 //! What a store is asked when it is first used.
 
+use std::time::Duration;
+
 use casmount::{
     base::id::{MachineId, StoreId},
     tier::{
         Body, TierError, layout,
-        probe::{IfAbsent, ProbeMode, StoreJson, open_store, probe},
+        probe::{IfAbsent, ProbeMode, StoreJson, open_store, probe, read_lifetime, set_lifetime},
         url::{ConnectOptions, connect},
     },
 };
@@ -38,6 +40,48 @@ fn casmount_json_is_written_as_it_always_was() {
 }
 
 #[test]
+fn a_store_whose_blobs_have_a_lifetime_is_of_a_format_of_its_own() {
+    let text = GOLDEN
+        .replace("\"format\": 1", "\"format\": 2")
+        .replace("0.1.0\"\n}", "0.1.0\",\n  \"lifetime_millis\": 2592000000\n}");
+    let store = StoreJson::decode(text.as_bytes(), "s3://b").unwrap();
+    assert_eq!(store.lifetime(), Some(Duration::from_secs(30 * 24 * 3600)));
+    assert_eq!(String::from_utf8(store.encode()).unwrap(), text);
+    assert_eq!(
+        StoreJson::decode(GOLDEN.as_bytes(), "s3://b").unwrap().lifetime(),
+        None
+    );
+}
+
+#[tokio::test]
+async fn a_lifetime_is_set_and_taken_back() {
+    for fixture in [Fixture::s3().await, Fixture::dir().await] {
+        let bucket = &*fixture.bucket;
+        let first = open_store(bucket, IfAbsent::Create).await.unwrap();
+        let before = bucket
+            .get(layout::STORE, None, 10_000)
+            .await
+            .unwrap()
+            .unwrap()
+            .bytes;
+        let month = Some(Duration::from_secs(30 * 24 * 3600));
+        for lifetime in [month, month, None] {
+            set_lifetime(bucket, lifetime).await.unwrap();
+            assert_eq!(read_lifetime(bucket).await.unwrap(), lifetime);
+            let opened = open_store(bucket, IfAbsent::Refuse).await.unwrap();
+            assert_eq!((opened.id, opened.lifetime), (first.id, lifetime));
+        }
+        let after = bucket
+            .get(layout::STORE, None, 10_000)
+            .await
+            .unwrap()
+            .unwrap()
+            .bytes;
+        assert_eq!(after, before);
+    }
+}
+
+#[test]
 fn members_that_are_not_known_are_ignored() {
     let text = GOLDEN.replace("\"format\": 1,", "\"format\": 1, \"packs\": true,");
     assert_eq!(StoreJson::decode(text.as_bytes(), "s3://b").unwrap().store, ID);
@@ -45,7 +89,7 @@ fn members_that_are_not_known_are_ignored() {
 
 #[test]
 fn other_stores_are_refused_with_a_clear_line() {
-    let newer = "{\"format\": 2, \"store\": [\"another\", \"form\"]}".to_owned();
+    let newer = "{\"format\": 3, \"store\": [\"another\", \"form\"]}".to_owned();
     let other_chunks = GOLDEN.replace("524288", "1048576");
     for (text, reason) in [
         (newer, "a newer casmount is needed"),

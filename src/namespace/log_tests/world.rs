@@ -217,6 +217,7 @@ impl Bucket for World {
             }
             let found = self.state().objects.get(key).cloned();
             Ok(found.map(|bytes| Object {
+                modified_millis: 0,
                 transferred_bytes: bytes.len() as u64,
                 bytes,
                 etag: Etag(String::new()),
@@ -285,6 +286,10 @@ impl Bucket for World {
             let more = found.next().is_some();
             Ok(Page { objects, more })
         })
+    }
+
+    fn refresh<'a>(&'a self, _key: &'a str) -> BoxFuture<'a, Result<bool, TierError>> {
+        unreachable!("nothing has a lifetime here")
     }
 
     fn delete<'a>(&'a self, _key: &'a str) -> BoxFuture<'a, Result<(), TierError>> {

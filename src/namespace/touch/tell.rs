@@ -1,12 +1,16 @@
-//! Tells the bucket, now and then, which names are used here.
+//! Tells the bucket, now and then, which names are used here, and keeps young what they name.
 //!
 //! # Policy
 //!
 //! - Nobody wants to know before a sweep was run with `--expire`: a daemon looks for [`ExpiryJson`] at its start and every
 //!   [`LOOK`], one GET each. Until the first answer uses are noted, so that none at the beginning is lost.
-//! - What was used is told in one object after [`FIRST`], and then in growing steps up to [`Pace::pause`], and at the
+//! - What was used is told in one object after five minutes at most, and then in growing steps up to [`Pace::pause`], and at the
 //!   end; nothing is written when nothing new was used. A name is told again when it is used [`Pace::again`] later.
 //! - Names are looked up a few at a time, three quarters of the time are left to others.
+//! - In a store whose blobs have a lifetime ([`crate::tier::retaining`]) the blobs of what was used are looked at, at the
+//!   same times: those that this machine has not seen for a while are asked for, and one that is too old is refreshed by
+//!   that. It is what is done before a name is published ([`crate::upload::vouch`]), so what is gone and is here
+//!   is uploaded again.
 //! - What cannot be written is told later. Where the credentials do not permit it, a fork tells below its own prefix;
 //!   else nothing is told, and that is said once.
 
@@ -30,10 +34,12 @@ use crate::{
     namespace::{
         TreeError,
         background::{blocking, words},
+        publish::named,
         tree::Tree,
     },
     store::rows::{Ino, TreeLayer},
     tier::{Body, Bucket, Etag, SharedBucket, TierError, layout},
+    upload::{UploadError, vouch::Voucher},
 };
 
 /// How often a daemon looks whether somebody wants to know what is used.
@@ -67,6 +73,13 @@ pub async fn read_expiry(
     }
 }
 
+/// Keeps young what is used, in a store whose blobs have a lifetime.
+#[derive(Debug)]
+pub struct Refresh {
+    pub lifetime: Duration,
+    pub voucher: Voucher,
+}
+
 #[derive(Debug)]
 pub struct TellerHandle {
     stop: watch::Sender<bool>,
@@ -90,6 +103,7 @@ pub fn spawn(
     tree: &Arc<Tree>,
     bucket: &SharedBucket,
     machine: MachineId,
+    refresh: Option<Refresh>,
 ) -> TellerHandle {
     let layers = stack.layers();
     let lowest = layers.last().map_or(stack.volume(), |layer| &layer.volume);
@@ -102,6 +116,7 @@ pub fn spawn(
         tree: Arc::clone(tree),
         bucket: Arc::clone(bucket),
         machine,
+        refresh,
         below_own: false,
         last_error: None,
         taken: None,
@@ -120,6 +135,7 @@ struct Teller {
     tree: Arc<Tree>,
     bucket: SharedBucket,
     machine: MachineId,
+    refresh: Option<Refresh>,
     /// Told below the fork's prefix, because more is not permitted.
     below_own: bool,
     last_error: Option<String>,
@@ -133,6 +149,8 @@ enum TellError {
     Bucket(#[from] TierError),
     #[error(transparent)]
     Tree(#[from] TreeError),
+    #[error(transparent)]
+    Refresh(#[from] UploadError),
 }
 
 impl TellError {
@@ -144,7 +162,8 @@ impl TellError {
 impl Teller {
     async fn run(mut self, mut stop: watch::Receiver<bool>) {
         let mut looked: Option<Instant> = None;
-        let mut pace: Option<Pace> = None;
+        let mut expiry: Option<Pace> = None;
+        let lifetime = self.refresh.as_ref().map(|refresh| Pace::of(refresh.lifetime));
         let mut wait = FIRST;
         let mut turned_millis = self.now_millis();
         loop {
@@ -153,9 +172,9 @@ impl Teller {
                     && let Some(found) = self.look().await
                 {
                     looked = Some(Instant::now());
-                    pace = found;
+                    expiry = found;
                 }
-                let Some(pace) = pace else {
+                let Some(pace) = both(expiry, lifetime) else {
                     sleep(if looked.is_some() { LOOK } else { RETRY }).await;
                     return;
                 };
@@ -172,9 +191,11 @@ impl Teller {
                 () = step => {}
                 _ = stop.changed() => break,
             }
-            let Some(known) = pace else { continue };
+            if both(expiry, lifetime).is_none() {
+                continue;
+            }
             tokio::select! {
-                is_of_use = self.tell(known, false) => pace = pace.filter(|_| is_of_use),
+                is_of_use = self.tell(expiry, false) => expiry = expiry.filter(|_| is_of_use),
                 _ = stop.changed() => break,
             }
         }
@@ -185,10 +206,10 @@ impl Teller {
         let last = async {
             // It was too short a life to have heard.
             if looked.is_none() && self.tree.touched().is_waiting() {
-                pace = self.look().await.flatten();
+                expiry = self.look().await.flatten();
             }
-            if let Some(pace) = pace {
-                self.tell(pace, true).await;
+            if both(expiry, lifetime).is_some() {
+                self.tell(expiry, true).await;
             }
         };
         if timeout(LAST_WITHIN, last).await.is_err() {
@@ -208,13 +229,20 @@ impl Teller {
                 Some(Some(Pace::of(Duration::from_millis(expiry.expire_millis))))
             }
             Ok(None) => {
-                self.tree.touched().turn_off();
+                self.turn_off();
                 Some(None)
             }
             Err(err) => {
                 self.failed(&err.into());
                 None
             }
+        }
+    }
+
+    /// Nobody wants to know names any more.
+    fn turn_off(&self) {
+        if self.refresh.is_none() {
+            self.tree.touched().turn_off();
         }
     }
 
@@ -227,16 +255,17 @@ impl Teller {
     }
 
     /// Tells what was used since the last time; false when that is no use any more, for a while.
-    async fn tell(&mut self, pace: Pace, hasty: bool) -> bool {
+    async fn tell(&mut self, expiry: Option<Pace>, hasty: bool) -> bool {
         let fresh = self.tree.touched().take();
         if fresh.is_empty() {
             return true;
         }
         self.taken = Some(fresh.clone());
-        let mut result = self.try_tell(&fresh, pace, hasty).await;
+        let inos: Vec<Ino> = fresh.iter().collect();
+        let mut result = self.try_tell(&inos, expiry, hasty).await;
         if matches!(&result, Err(err) if err.is_denied()) && !self.below_own && self.own.is_some() {
             self.below_own = true;
-            result = self.try_tell(&fresh, pace, hasty).await;
+            result = self.try_tell(&inos, expiry, hasty).await;
         }
         self.taken = None;
         match result {
@@ -244,7 +273,7 @@ impl Teller {
             Err(err) => {
                 self.failed(&err);
                 if err.is_denied() {
-                    self.tree.touched().turn_off();
+                    self.turn_off();
                     return false;
                 }
                 self.tree.touched().give_back(&fresh);
@@ -253,8 +282,17 @@ impl Teller {
         true
     }
 
-    async fn try_tell(&self, fresh: &Inos, pace: Pace, hasty: bool) -> Result<(), TellError> {
-        let inos: Vec<Ino> = fresh.iter().collect();
+    async fn try_tell(&self, inos: &[Ino], expiry: Option<Pace>, hasty: bool) -> Result<(), TellError> {
+        if let Some(pace) = expiry {
+            self.tell_names(inos, pace, hasty).await?;
+        }
+        if let Some(refresh) = &self.refresh {
+            self.keep_young(refresh, inos, hasty).await?;
+        }
+        Ok(())
+    }
+
+    async fn tell_names(&self, inos: &[Ino], pace: Pace, hasty: bool) -> Result<(), TellError> {
         let mut marks = Vec::with_capacity(inos.len());
         for together in inos.chunks(TOGETHER) {
             let began = Instant::now();
@@ -279,10 +317,32 @@ impl Teller {
         }
         Ok(())
     }
+
+    /// Has every blob of what was used be younger than half its lifetime.
+    async fn keep_young(&self, refresh: &Refresh, inos: &[Ino], hasty: bool) -> Result<(), TellError> {
+        for together in inos.chunks(TOGETHER) {
+            let began = Instant::now();
+            let (tree, together) = (Arc::clone(&self.tree), together.to_vec());
+            let blobs = blocking(move || tree.blobs_of(&together)).await?;
+            let named = blobs.iter().filter_map(named).collect();
+            // What is nowhere any more reads as "no such file" when it is wanted.
+            let vouched = refresh.voucher.vouch(named).await?;
+            tracing::debug!(?vouched, "looked at blobs that are used");
+            if !hasty {
+                sleep(began.elapsed() * REST_SHARE).await;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The one that is quicker.
+fn both(one: Option<Pace>, other: Option<Pace>) -> Option<Pace> {
+    one.into_iter().chain(other).min_by_key(|pace| pace.pause)
 }
 
 /// Up to a quarter less, so that machines that were started together do not all tell at once.
 fn spread(wait: Duration) -> Duration {
     let [share] = random_bytes::<1>();
-    wait - wait * u32::from(share) / 1024
+    wait.mul_f64(1.0 - f64::from(share) / 1024.0)
 }

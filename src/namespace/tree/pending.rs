@@ -104,7 +104,7 @@ impl Tree {
     }
 
     /// What an entry says of a blob that the bucket has; `None` when its chunks are not known.
-    fn blob_of(&self, digest: Digest, node: &NodeRow) -> Result<Option<EntryBlob>, TreeError> {
+    pub(super) fn blob_of(&self, digest: Digest, node: &NodeRow) -> Result<Option<EntryBlob>, TreeError> {
         let size = node.size;
         let Some(list) = self.ledger.manifest(&digest, size)? else {
             return Ok(None);

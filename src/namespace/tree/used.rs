@@ -7,9 +7,10 @@ use crate::{
     base::clock::Stamp,
     namespace::{
         TreeError,
+        change::EntryBlob,
         touch::{Touched, format::mark},
     },
-    store::rows::{Content, Ino, NameRow, NameState, TreeLayer},
+    store::rows::{Content, Durability, Ino, NameRow, NameState, TreeLayer},
 };
 
 impl Tree {
@@ -53,6 +54,26 @@ impl Tree {
             }
         }
         Ok(marks)
+    }
+}
+
+impl Tree {
+    /// The blobs of files that the bucket has, as far as it is known what they consist of.
+    pub fn blobs_of(&self, inos: &[Ino]) -> Result<Vec<EntryBlob>, TreeError> {
+        let mut blobs = Vec::with_capacity(inos.len());
+        for ino in inos {
+            let Some(node) = self.ledger.node(*ino)? else {
+                continue;
+            };
+            let Content::Blob(digest) = node.content else {
+                continue;
+            };
+            match self.ledger.blob(&digest)?.map(|row| row.durability) {
+                Some(Durability::Dirty | Durability::Quarantined) => {}
+                Some(Durability::Durable { .. }) | None => blobs.extend(self.blob_of(digest, &node)?),
+            }
+        }
+        Ok(blobs)
     }
 }
 

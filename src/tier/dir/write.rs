@@ -9,7 +9,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{CWD, FlockOperation, RenameFlags},
+    fs::{AtFlags, CWD, FlockOperation, RenameFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT},
     io::Errno,
 };
 
@@ -96,6 +96,21 @@ impl State {
         }
         fs::rename(&temp.path, &path).map_err(|error| failed("write", &path, error))?;
         self.settle(&path, &temp)
+    }
+
+    /// Gives the file of an object the time of now.
+    pub(super) fn refresh(&self, key: &str) -> Result<bool, TierError> {
+        let path = self.path(key)?;
+        let spec = |tv_nsec| Timespec { tv_sec: 0, tv_nsec };
+        let now = Timestamps {
+            last_access: spec(UTIME_OMIT),
+            last_modification: spec(UTIME_NOW),
+        };
+        match rustix::fs::utimensat(CWD, &path, &now, AtFlags::empty()) {
+            Ok(()) => Ok(true),
+            Err(Errno::NOENT | Errno::NOTDIR) => self.check_root(&path).map(|()| false),
+            Err(errno) => Err(failed("refresh", &path, errno.into())),
+        }
     }
 
     pub(super) fn delete(&self, key: &str) -> Result<(), TierError> {

@@ -1,0 +1,196 @@
+//! Stores whose blobs a lifecycle rule deletes by their age: what is used stays, what is not used reads as a miss.
+
+#[path = "support/lab.rs"]
+mod lab;
+mod s3server;
+mod support;
+
+use std::{
+    fs::{self, File},
+    process::Output,
+    time::Duration,
+};
+
+use lab::{Lab, StoreKind};
+use support::{
+    machine::Machine,
+    posix::{content, file},
+    rng::Rng,
+    wait,
+};
+
+on_both_stores!(
+    what_is_used_outlives_the_rule_and_the_rest_reads_as_a_miss_and_can_be_made_again,
+    what_exists_already_is_young_before_a_name_says_so,
+    a_store_with_a_rule_is_not_swept_and_may_be_swept_again,
+);
+
+const LIFETIME: Duration = Duration::from_secs(40);
+const SOON: Duration = Duration::from_secs(180);
+
+fn sweep(lab: &Lab, args: &[&str]) -> Output {
+    let spec = lab.spec("sweeper");
+    let mut command = spec.command();
+    command.arg("sweep").args(args).args(&spec.args);
+    wait::run(&mut command, SOON)
+}
+
+#[track_caller]
+fn sweep_says(lab: &Lab, args: &[&str], code: i32, words: &[&str]) {
+    let output = sweep(lab, args);
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    for word in words {
+        assert!(text.contains(word), "{word:?} is not in {text}");
+    }
+}
+
+fn write_files(machine: &Machine, below: &str, count: usize, rng: &mut Rng) -> Vec<Vec<u8>> {
+    fs::create_dir_all(machine.path(below)).unwrap();
+    // Large ones, ones of an object of their own, and small ones that share a pack.
+    let sizes = [3_000_000, 100_000, 2000];
+    let contents: Vec<_> = (0..count)
+        .map(|number| rng.bytes(sizes[number % sizes.len()] + number))
+        .collect();
+    for (number, bytes) in contents.iter().enumerate() {
+        file(&machine.path(format!("{below}/{number}")), bytes);
+    }
+    machine.flush();
+    contents
+}
+
+/// A store with a rule, and what a first machine wrote into it.
+fn lab_with(kind: StoreKind, write: impl FnOnce(&Machine)) -> Lab {
+    let lab = Lab::new(kind);
+    sweep_says(&lab, &["--window", "4s"], 0, &[]);
+    let mut first = lab.machine("first");
+    write(&first);
+    first.unmount();
+    let words = match kind {
+        StoreKind::S3 => [
+            "put-bucket-lifecycle-configuration",
+            "\"Prefix\": \"blobs/\"",
+            "\"Days\": 1",
+        ],
+        StoreKind::File => ["find /", "/packs -type f", "-mtime +1 -delete"],
+    };
+    sweep_says(&lab, &["--retention", "lifecycle=40s"], 0, &words);
+    lab
+}
+
+fn blob_count(lab: &Lab) -> usize {
+    let all = lab.objects().into_iter();
+    all.filter(|object| object.key.starts_with("blobs/") || object.key.starts_with("packs/"))
+        .count()
+}
+
+fn what_is_used_outlives_the_rule_and_the_rest_reads_as_a_miss_and_can_be_made_again(kind: StoreKind) {
+    const FILES: usize = 12;
+    let mut rng = Rng::seeded(1);
+    let (mut used, mut unused) = (Vec::new(), Vec::new());
+    let lab = lab_with(kind, |first| {
+        used = write_files(first, "used", FILES, &mut rng);
+        unused = write_files(first, "unused", FILES, &mut rng);
+    });
+    let before = blob_count(&lab);
+    lab.age_blobs(LIFETIME / 4);
+    let b = lab.machine("b");
+    for (number, bytes) in used.iter().enumerate() {
+        b.until_content(&format!("used/{number}"), bytes);
+    }
+    // Some are read again and again, others touched as Bazel does when it has a hit: none is fetched again.
+    let began = std::time::Instant::now();
+    wait::until("what nobody uses is gone", SOON, || {
+        for number in 0..FILES {
+            let used = File::open(b.path(format!("used/{number}"))).unwrap();
+            if number % 2 == 1 {
+                used.set_modified(std::time::SystemTime::now()).unwrap();
+            }
+        }
+        lab.expire_blobs(LIFETIME);
+        // Long enough for everything that is not refreshed.
+        (began.elapsed() > LIFETIME && blob_count(&lab) < before).then_some(())
+    });
+    let c = lab.machine("c");
+    for (number, bytes) in used.iter().enumerate() {
+        assert!(content(&c.path(format!("used/{number}"))) == *bytes, "{number}");
+    }
+    for number in 0..FILES {
+        let path = c.path(format!("unused/{number}"));
+        let read = fs::read(&path);
+        let errno = read.as_ref().err().and_then(std::io::Error::raw_os_error);
+        assert!(
+            matches!(errno, Some(libc::ENOENT | libc::ESTALE)),
+            "{number}: {read:?}"
+        );
+    }
+    if kind == StoreKind::S3 {
+        assert!(lab.server().counts().of("CopyObject") > 0);
+    }
+    file(&c.path("unused/0"), &unused[0]);
+    c.flush();
+    b.until_content("unused/0", &unused[0]);
+    lab.assert_blobs_match_their_names();
+}
+
+fn what_exists_already_is_young_before_a_name_says_so(kind: StoreKind) {
+    let mut rng = Rng::seeded(2);
+    let mut contents = Vec::new();
+    let lab = lab_with(kind, |first| {
+        contents = write_files(first, "first", 6, &mut rng);
+        fs::remove_dir_all(first.path("first")).unwrap();
+        first.flush();
+    });
+    // Nobody names it any more, and it is nearly due.
+    lab.age_blobs(LIFETIME * 3 / 4);
+    let a = lab.machine("a");
+    fs::create_dir(a.path("again")).unwrap();
+    for (number, bytes) in contents.iter().enumerate() {
+        file(&a.path(format!("again/{number}")), bytes);
+    }
+    a.flush();
+    // What was refreshed or uploaded is younger than half of the lifetime now.
+    lab.expire_blobs(LIFETIME / 2);
+    let late = lab.machine("late");
+    for (number, bytes) in contents.iter().enumerate() {
+        assert!(
+            content(&late.path(format!("again/{number}"))) == *bytes,
+            "{number}"
+        );
+    }
+}
+
+fn a_store_with_a_rule_is_not_swept_and_may_be_swept_again(kind: StoreKind) {
+    let lab = lab_with(kind, |first| {
+        write_files(first, "d", 1, &mut Rng::seeded(3));
+    });
+    sweep_says(
+        &lab,
+        &[],
+        2,
+        &["lifecycle rule", "no sweep is needed", "--retention sweep"],
+    );
+    sweep_says(
+        &lab,
+        &["--expire", "30d"],
+        0,
+        &["volume main: nothing expires before"],
+    );
+    sweep_says(
+        &lab,
+        &["--retention", "lifecycle=7s"],
+        2,
+        &["at least two windows"],
+    );
+    sweep_says(&lab, &["--retention", "never"], 2, &["lifecycle=30d for example"]);
+    sweep_says(
+        &lab,
+        &["--retention", "sweep", "--expire", "30d"],
+        2,
+        &["cannot be used with"],
+    );
+    let a = lab.machine("a");
+    assert_eq!(fs::read_dir(a.path("d")).unwrap().count(), 1);
+    sweep_says(&lab, &["--retention", "sweep"], 0, &["kept by sweeps"]);
+    sweep_says(&lab, &[], 0, &["deleted 0 objects"]);
+}
