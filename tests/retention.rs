@@ -23,6 +23,7 @@ on_both_stores!(
     what_is_used_outlives_the_rule_and_the_rest_reads_as_a_miss_and_can_be_made_again,
     what_exists_already_is_young_before_a_name_says_so,
     a_store_with_a_rule_is_not_swept_and_may_be_swept_again,
+    a_rule_and_a_snapshot_refuse_each_other,
 );
 
 const LIFETIME: Duration = Duration::from_secs(40);
@@ -193,4 +194,26 @@ fn a_store_with_a_rule_is_not_swept_and_may_be_swept_again(kind: StoreKind) {
     assert_eq!(fs::read_dir(a.path("d")).unwrap().count(), 1);
     sweep_says(&lab, &["--retention", "sweep"], 0, &["kept by sweeps"]);
     sweep_says(&lab, &[], 0, &["deleted 0 objects"]);
+}
+
+fn a_rule_and_a_snapshot_refuse_each_other(kind: StoreKind) {
+    let lab = lab_with(kind, |first| {
+        write_files(first, "e", 1, &mut Rng::seeded(4));
+    });
+    let snapshot = |args: &[&str]| {
+        let spec = lab.spec("keeper");
+        let mut program = spec.command();
+        program.arg("snapshot").args(args).args(&spec.args);
+        wait::run(&mut program, SOON)
+    };
+    let refused = snapshot(&["create", "--tag", "one"]);
+    assert_eq!(refused.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(said.contains("kept by a lifecycle rule"), "{said}");
+    sweep_says(&lab, &["--retention", "sweep"], 0, &[]);
+    let made = snapshot(&["create", "--tag", "one"]);
+    assert!(made.status.success(), "{made:?}");
+    sweep_says(&lab, &["--retention", "lifecycle=40s"], 2, &["one of volume main"]);
+    assert!(snapshot(&["delete", "one", "--yes"]).status.success());
+    sweep_says(&lab, &["--retention", "lifecycle=40s"], 0, &[]);
 }

@@ -5,8 +5,9 @@ use std::time::Duration;
 use super::{bucket, error::StartError};
 use crate::{
     config::Settings,
+    namespace::snapshot,
     tier::{
-        probe,
+        SharedBucket, probe,
         sweeping::{self, DEFAULT_WINDOW},
     },
 };
@@ -19,6 +20,7 @@ pub async fn set(settings: &Settings, lifetime: Option<Duration>) -> Result<(), 
     let bucket = bucket::open(settings).await?;
     let failed = |cause| bucket::failed(settings, cause);
     if let Some(lifetime) = lifetime {
+        must_have_no_snapshot(&bucket).await?;
         let stored = sweeping::read_window(bucket.as_ref()).await.map_err(failed)?;
         let now = bucket.clock().now_millis();
         let window = stored.map_or(DEFAULT_WINDOW.as_millis() as u64, |(window, _)| {
@@ -35,5 +37,28 @@ pub async fn set(settings: &Settings, lifetime: Option<Duration>) -> Result<(), 
     }
     probe::set_lifetime(bucket.as_ref(), lifetime)
         .await
-        .map_err(failed)
+        .map_err(failed)?;
+    // Who makes a snapshot looks at the lifetime after it is there: one of both sees the other.
+    if lifetime.is_some()
+        && let Err(err) = must_have_no_snapshot(&bucket).await
+    {
+        probe::set_lifetime(bucket.as_ref(), None).await.map_err(failed)?;
+        return Err(err);
+    }
+    Ok(())
+}
+
+async fn must_have_no_snapshot(bucket: &SharedBucket) -> Result<(), StartError> {
+    let snapshots = snapshot::list(bucket, None).await;
+    let snapshots = snapshots.map_err(|source| StartError::Snapshot { source })?;
+    match snapshots.first() {
+        None => Ok(()),
+        Some(first) => Err(StartError::Usage {
+            why: format!(
+                "a lifecycle rule would delete what snapshots name, for example {} of volume {}: delete them first, or \
+                 let sweeps keep the store",
+                first.tag, first.volume
+            ),
+        }),
+    }
 }

@@ -5,7 +5,8 @@
 //! What the catalogs name was in use when the command began, so a sweep keeps it for a window at least (rule 2 of
 //! [`super::super::sweep`]), and after the object is there for its sake. A command that needs longer than half a
 //! window takes its object back. Who deletes a volume looks for snapshots after it said so, and who makes one
-//! looks at the volume after the object is there: one of both sees the other.
+//! looks at the volume after the object is there: one of both sees the other. So it is with a store that gets a
+//! lifecycle rule.
 
 use std::path::PathBuf;
 
@@ -83,6 +84,7 @@ pub async fn create(
     if !probe::honours_conditions(bucket.as_ref()).await? {
         return Err(SnapshotError::NoConditions { url: bucket.url() });
     }
+    must_keep(bucket.as_ref()).await?;
     let stack = stack::read(bucket.as_ref(), volume).await?;
     let as_of_millis = stack::newest(bucket.as_ref(), &stack, began).await?;
     let presets = preset::volume::read(bucket.as_ref(), &stack).await?;
@@ -130,6 +132,13 @@ async fn must_be_there(bucket: &dyn Bucket, volume: &VolumeName) -> Result<(), S
     }
 }
 
+async fn must_keep(bucket: &dyn Bucket) -> Result<(), SnapshotError> {
+    match patiently(|| probe::read_lifetime(bucket)).await? {
+        Some(_) => Err(SnapshotError::AgesOut),
+        None => Ok(()),
+    }
+}
+
 /// A catalog of each layer. The upper ones first: what is promoted meanwhile is in one of both at least.
 async fn freeze_layers(
     bucket: &SharedBucket,
@@ -167,6 +176,7 @@ async fn stands(
     began: u64,
 ) -> Result<(), SnapshotError> {
     must_be_there(bucket.as_ref(), stack.volume()).await?;
+    must_keep(bucket.as_ref()).await?;
     for (layer, made) in stack.layers().iter().zip(made) {
         let gone = references::missing(bucket.as_ref(), &layer.volume, made.digest, &made.root).await?;
         if let Some(gone) = gone {

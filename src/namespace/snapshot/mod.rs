@@ -129,6 +129,11 @@ pub enum SnapshotError {
     )]
     NoConditions { url: String },
     #[error(
+        "the store is kept by a lifecycle rule, which deletes bytes however long a snapshot names them: go back to sweeps \
+         first (casmount sweep --retention sweep, and remove the rule)"
+    )]
+    AgesOut,
+    #[error(
         "making the snapshot took longer than half the window of sweeps ({} s), so that a sweep may have taken what it \
          names: try again, or give the store a longer window",
         window_millis / 2000
