@@ -126,13 +126,10 @@ impl Log {
             });
         }
         let catalogs = Catalogs { asking, name };
-        let Some((newest, etag)) = catalogs.newest().await? else {
+        let Some((newest, stored)) = catalogs.newest().await? else {
             return Ok(log);
         };
-        let (old, etag) = match etag {
-            Some((trim, etag)) => (Some(trim), Some(etag)),
-            None => (None, None),
-        };
+        let (old, etag) = stored.unzip();
         let mut next = next_trim(old.as_ref(), &newest, ages);
         if old.is_none() && !catalogs.are_there(next.as_ref()).await? {
             next = None;
@@ -243,17 +240,12 @@ fn next_trim(old: Option<&Trim>, newest: &Opened, ages: Ages) -> Option<Trim> {
         catalog: newest.catalog,
         watermark_millis: newest.root.watermark_millis,
     };
-    let mut kept: Vec<Kept> = match old {
-        Some(old) => old.kept.clone(),
-        // No catalog was ever removed, so all that are remembered are whole.
-        None => {
-            let earlier = newest.root.earlier.iter().rev().map(|earlier| Kept {
-                catalog: earlier.digest,
-                watermark_millis: earlier.watermark_millis,
-            });
-            earlier.collect()
-        }
-    };
+    let remembered = newest.root.earlier.iter().rev().map(|earlier| Kept {
+        catalog: earlier.digest,
+        watermark_millis: earlier.watermark_millis,
+    });
+    // Before there was anything to go by, no catalog was ever removed: all that are remembered are whole.
+    let mut kept: Vec<Kept> = old.map_or_else(|| remembered.collect(), |old| old.kept.clone());
     kept.push(newest_kept);
     kept.dedup_by_key(|kept| kept.watermark_millis);
     let is_old = |kept: &Kept| kept.watermark_millis.saturating_add(ages.floor_millis()) <= ages.began_millis;
