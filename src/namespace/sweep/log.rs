@@ -52,6 +52,7 @@ pub const MIN_LOG_AGE_MILLIS: u64 = 3_600_000;
 const FLOORS: u64 = 8;
 
 /// The times that a sweep goes by.
+#[expect(clippy::struct_field_names, reason = "each carries its unit")]
 #[derive(Clone, Copy, Debug)]
 pub struct Ages {
     /// When the sweep began.
@@ -88,7 +89,7 @@ pub struct Log {
     next: Option<(Trim, Option<Etag>)>,
     /// What was said of this floor, nobody knows yet: nothing is condemned by it.
     pub is_unsaid: bool,
-    log_millis: u64,
+    margin_millis: u64,
     /// Stamps of tombstones that the floor may lack.
     pub forgotten_millis: u64,
 }
@@ -116,7 +117,7 @@ impl Log {
 
     async fn of(asking: &Asking, name: &str, volume: &Volume, ages: Ages) -> Result<Self, SweepError> {
         let log = Self {
-            log_millis: ages.log_millis,
+            margin_millis: ages.log_millis,
             ..Self::default()
         };
         if volume.is_deleted() {
@@ -196,7 +197,7 @@ impl Log {
     /// Whether what a segment says must be in the floor.
     pub fn is_below_floor(&self, segment: SegmentKey) -> bool {
         let floor = self.floor.as_ref().map(|floor| floor.root.watermark_millis);
-        floor.is_some_and(|floor| segment.millis.saturating_add(self.log_millis) <= floor)
+        floor.is_some_and(|floor| segment.millis.saturating_add(self.margin_millis) <= floor)
     }
 
     /// Whether a segment that the floor covers is needed by a fork all the same.
