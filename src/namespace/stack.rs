@@ -80,6 +80,7 @@ pub struct VolumeJson {
 }
 
 /// What a name stands for.
+#[expect(clippy::large_enum_variant, reason = "one is made, looked at and dropped")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// Nothing, so far.

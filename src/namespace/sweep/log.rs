@@ -52,6 +52,7 @@ pub const MIN_LOG_AGE_MILLIS: u64 = 3_600_000;
 const FLOORS: u64 = 8;
 
 /// The times that a sweep goes by.
+#[expect(clippy::struct_field_names, reason = "each carries its unit")]
 #[derive(Clone, Copy, Debug)]
 pub struct Ages {
     /// When the sweep began.
@@ -88,7 +89,7 @@ pub struct Log {
     next: Option<(Trim, Option<Etag>)>,
     /// What was said of this floor, nobody knows yet: nothing is condemned by it.
     pub is_unsaid: bool,
-    log_millis: u64,
+    margin_millis: u64,
     /// Stamps of tombstones that the floor may lack.
     pub forgotten_millis: u64,
 }
@@ -116,7 +117,7 @@ impl Log {
 
     async fn of(asking: &Asking, name: &str, volume: &Volume, ages: Ages) -> Result<Self, SweepError> {
         let log = Self {
-            log_millis: ages.log_millis,
+            margin_millis: ages.log_millis,
             ..Self::default()
         };
         if volume.is_deleted() {
@@ -126,13 +127,10 @@ impl Log {
             });
         }
         let catalogs = Catalogs { asking, name };
-        let Some((newest, etag)) = catalogs.newest().await? else {
+        let Some((newest, stored)) = catalogs.newest().await? else {
             return Ok(log);
         };
-        let (old, etag) = match etag {
-            Some((trim, etag)) => (Some(trim), Some(etag)),
-            None => (None, None),
-        };
+        let (old, etag) = stored.unzip();
         let mut next = next_trim(old.as_ref(), &newest, ages);
         if old.is_none() && !catalogs.are_there(next.as_ref()).await? {
             next = None;
@@ -199,7 +197,7 @@ impl Log {
     /// Whether what a segment says must be in the floor.
     pub fn is_below_floor(&self, segment: SegmentKey) -> bool {
         let floor = self.floor.as_ref().map(|floor| floor.root.watermark_millis);
-        floor.is_some_and(|floor| segment.millis.saturating_add(self.log_millis) <= floor)
+        floor.is_some_and(|floor| segment.millis.saturating_add(self.margin_millis) <= floor)
     }
 
     /// Whether a segment that the floor covers is needed by a fork all the same.
@@ -243,17 +241,12 @@ fn next_trim(old: Option<&Trim>, newest: &Opened, ages: Ages) -> Option<Trim> {
         catalog: newest.catalog,
         watermark_millis: newest.root.watermark_millis,
     };
-    let mut kept: Vec<Kept> = match old {
-        Some(old) => old.kept.clone(),
-        // No catalog was ever removed, so all that are remembered are whole.
-        None => {
-            let earlier = newest.root.earlier.iter().rev().map(|earlier| Kept {
-                catalog: earlier.digest,
-                watermark_millis: earlier.watermark_millis,
-            });
-            earlier.collect()
-        }
-    };
+    let remembered = newest.root.earlier.iter().rev().map(|earlier| Kept {
+        catalog: earlier.digest,
+        watermark_millis: earlier.watermark_millis,
+    });
+    // Before there was anything to go by, no catalog was ever removed: all that are remembered are whole.
+    let mut kept: Vec<Kept> = old.map_or_else(|| remembered.collect(), |old| old.kept.clone());
     kept.push(newest_kept);
     kept.dedup_by_key(|kept| kept.watermark_millis);
     let is_old = |kept: &Kept| kept.watermark_millis.saturating_add(ages.floor_millis()) <= ages.began_millis;

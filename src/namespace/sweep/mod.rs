@@ -58,7 +58,7 @@
 //! What a catalog has is used like what its segments had. A compaction names two kinds of parts: those of the catalog
 //! that it replaces, which are used until it does; and those that it writes, whose names never were before. Let a
 //! list with such a part be published at `c`; the pass that deletes it changes `head.json` at `f >= c + W`
-//! ([`fence`]), and reads it from then on. A compaction that read `head.json` before `f` either replaced it before
+//! ([`crate::namespace::catalog::head::fence`]), and reads it from then on. A compaction that read `head.json` before `f` either replaced it before
 //! `f`, so the pass sees that the part is used, or it loses; one that read it after `f` writes parts of other
 //! names. A fork that begins with a catalog names it within `W/2` of when that was the newest one, or is not made; and a
 //! catalog stays for `W` after it was the newest.

@@ -232,7 +232,9 @@ impl Reading<'_> {
             }
         }
         let names = winners.finish();
-        also.into_iter().for_each(|mark| marks.add(mark));
+        for mark in also {
+            marks.add(mark);
+        }
         Ok(Ok(names))
     }
 
