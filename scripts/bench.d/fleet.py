@@ -76,7 +76,8 @@ def follow(server, machine, followers, runs, wants):
     if wants("follow-idle"):
         time.sleep(RESTS_AFTER + 15)
         samples["follow-idle"].append(rate(server, followers + 1, COUNTED))
-    for one in [*machines, writer]:
+    # The last first, as what they made is undone.
+    for one in reversed([writer, *machines]):
         one.stop()
     return samples
 
