@@ -52,7 +52,7 @@ macro_rules! sccache_or_skip {
 
 /// The sources, which lie at one place for all machines, as they do in CI.
 fn project(dir: &Path) {
-    let mut members = String::new();
+    let mut members = Vec::new();
     for number in 0..SOURCES {
         let name = format!("part{number}");
         fs::create_dir_all(dir.join(&name).join("src")).unwrap();
@@ -69,11 +69,14 @@ fn project(dir: &Path) {
         file(&dir.join(&name).join("Cargo.toml"), manifest.as_bytes());
         let source = format!("pub fn number() -> u32 {{\n    {calls}\n}}\n");
         file(&dir.join(&name).join("src/lib.rs"), source.as_bytes());
-        members += &format!("\"{name}\", ");
+        members.push(format!("\"{name}\""));
         let source = format!("int number{number}(void) {{ return {number}; }}\n");
         file(&dir.join(format!("{name}.c")), source.as_bytes());
     }
-    let workspace = format!("[workspace]\nresolver = \"2\"\nmembers = [{members}]\n");
+    let workspace = format!(
+        "[workspace]\nresolver = \"2\"\nmembers = [{}]\n",
+        members.join(", ")
+    );
     file(&dir.join("Cargo.toml"), workspace.as_bytes());
 }
 

@@ -35,6 +35,9 @@ use support::{posix::file, tempdir::TestDir, wait};
 
 const FOLLOWERS: usize = 50;
 
+/// That one writes while the others follow.
+const FILES: u64 = 5;
+
 /// For all of them, on a machine that does other things as well.
 const SOON: Duration = Duration::from_secs(60);
 
@@ -99,7 +102,6 @@ fn what_is_closed_on_one_machine_is_seen_by_fifty_that_ask_once_a_second() {
     assert!(most as f64 <= seconds + 2.0, "{most} requests in {seconds} s");
 
     // Something does: one more for each segment, and one for what is read.
-    const FILES: u64 = 5;
     lab.server().reset_counts();
     let began = Instant::now();
     let mut took = Vec::new();

@@ -150,6 +150,16 @@ class Casmount:
             raise RuntimeError(f"casmount ended: {Path(self.log.name).read_text()[-2000:]}")
         return os.path.ismount(self.path)
 
+    def until_commanded(self):
+        """Waits until it takes commands, which is a moment after the mount is there."""
+
+        def takes():
+            return subprocess.run(
+                [self.program, "status", self.path], env=self.env, capture_output=True, timeout=STEP_LIMIT
+            ).returncode == 0
+
+        wait_for("casmount takes commands", takes)
+
     def flush(self):
         run(self.program, "flush", self.path, "--deadline", "15m", env=self.env)
 

@@ -60,6 +60,7 @@ def follow(server, machine, followers, runs, wants):
     """Samples of what is wanted; `machine(name)` starts one with an empty cache."""
     rng = random.Random(50)
     writer = machine("writer")
+    writer.until_commanded()
     (writer.path / "first").write_bytes(b"first")
     writer.flush()
     machines = [machine(f"follower{number}") for number in range(followers)]
@@ -76,7 +77,8 @@ def follow(server, machine, followers, runs, wants):
     if wants("follow-idle"):
         time.sleep(RESTS_AFTER + 15)
         samples["follow-idle"].append(rate(server, followers + 1, COUNTED))
-    for one in [*machines, writer]:
+    # The last first, as what they made is undone.
+    for one in reversed([writer, *machines]):
         one.stop()
     return samples
 
@@ -85,6 +87,7 @@ def commit(server, machine, runs):
     """Samples of requests, KB and seconds of a commit; `machine(name)` starts one with an empty cache."""
     rng = random.Random(100)
     writer = machine("commit")
+    writer.until_commanded()
     (writer.path / "first").write_bytes(b"first")
     writer.flush()
     requests, kilobytes, seconds = [], [], []

@@ -3,8 +3,8 @@
 For each limit: earlier jobs leave files in a volume, and a machine with an empty cache reads what a build would
 of them, eight at a time, over a link whose every reply takes 30 ms, and flushes files of its own. The sizes are
 those that caches of builds have: results and manifests of ccache (compressed), and action results,
-dependency files, objects and libraries below Bazel's --disk_cache. Half of the earlier jobs are of use to the build, and
-of those six files in ten.
+dependency files, objects and libraries below Bazel's --disk_cache. One build wants six files in ten of half of the
+earlier jobs. Another wants three in a hundred of every job: what is next to a file is of no use to it.
 The table is kept in the module doc of src/upload/small.rs. The server counts requests and bytes; seconds are
 those of a development build, which alone listens to CASMOUNT_MEASURE_SMALL_BYTES. Needs root, for the mounts.
 
@@ -27,7 +27,7 @@ import bench
 import fleet
 import job
 
-JOBS, FILES_OF_JOB, READS_OF_JOB = 6, 1500, 900
+JOBS, FILES_OF_JOB, READS_OF_JOB, FEW_OF_JOB = 6, 1500, 900, 45
 READERS = 8
 
 # Share of the files; median size in bytes and spread of its logarithm; bytes of which one is random. The sizes of ccache,
@@ -91,31 +91,32 @@ def measure(work, program, tools, limit):
         names.append(write_job(writer.path, number, rng))
         writer.flush()
     writer.stop()
-    wanted = []
-    for of_job in rng.sample(names, JOBS // 2):
-        wanted += rng.sample(of_job, READS_OF_JOB)
-    rng.shuffle(wanted)
-    cold = machine("cold")
-    bench.wait_for("the cold machine follows", lambda: all((cold.path / of_job[-1]).exists() for of_job in names))
-    job.set_faults(server, {"latency_ms": job.LATENCY_MS})
-    before, began = fleet.counts(server), time.monotonic()
-    with ThreadPoolExecutor(READERS) as pool:
-        read = sum(pool.map(lambda name: len((cold.path / name).read_bytes()), wanted))
-    read_seconds, middle = time.monotonic() - began, fleet.counts(server)
-    write_job(cold.path, JOBS, rng)
-    began = time.monotonic()
-    cold.flush()
-    flush_seconds, after = time.monotonic() - began, fleet.counts(server)
-    job.set_faults(server, {})
-    cold.stop()
+    cells = [f"{limit} KiB"]
+    for build, jobs, reads in (("dense", JOBS // 2, READS_OF_JOB), ("sparse", JOBS, FEW_OF_JOB)):
+        wanted = [name for of_job in rng.sample(names, jobs) for name in rng.sample(of_job, reads)]
+        rng.shuffle(wanted)
+        cold = machine(build)
+        bench.wait_for("the cold machine follows", lambda: all((cold.path / of_job[-1]).exists() for of_job in names))
+        job.set_faults(server, {"latency_ms": job.LATENCY_MS})
+        before, began = fleet.counts(server), time.monotonic()
+        with ThreadPoolExecutor(READERS) as pool:
+            read = sum(pool.map(lambda name: len((cold.path / name).read_bytes()), wanted))
+        seconds, after = time.monotonic() - began, fleet.counts(server)
+        received = (after["bytes_sent"] - before["bytes_sent"]) / 1e6
+        cells += [cost(before, after, "GetObject", "HeadObject"), f"{received:.0f} of {read / 1e6:.0f}", f"{seconds:.1f}"]
+        if build == "dense":
+            # What is uploaded while it writes counts as well.
+            before = fleet.counts(server)
+            write_job(cold.path, JOBS, rng)
+            began = time.monotonic()
+            cold.flush()
+            seconds, after = time.monotonic() - began, fleet.counts(server)
+            sent = (after["bytes_received"] - before["bytes_received"]) / 1e6
+            flushed = [cost(before, after, "PutObject"), f"{sent:.0f}", f"{seconds:.1f}"]
+        job.set_faults(server, {})
+        cold.stop()
     bench.CLEANUP.run_to(depth)
-    megabytes = lambda start, end, what: (end[what] - start[what]) / 1e6
-    print(
-        f"| {limit} KiB | {cost(before, middle, 'GetObject', 'HeadObject')} | {read / 1e6:.0f} "
-        f"| {megabytes(before, middle, 'bytes_sent'):.0f} | {read_seconds:.1f} "
-        f"| {cost(middle, after, 'PutObject')} | {megabytes(middle, after, 'bytes_received'):.0f} | {flush_seconds:.1f} |",
-        flush=True,
-    )
+    print("| " + " | ".join(map(str, cells + flushed)) + " |", flush=True)
 
 
 def main():
@@ -136,7 +137,8 @@ def main():
     drawn = sorted(size_and_kind(sizes)[0] for _ in range(100_000))
     shares = ", ".join(f"{sum(size <= limit << 10 for size in drawn) / 1000:.0f} % to {limit} KiB" for limit in limits)
     print(f"sizes: median {drawn[50_000]} bytes, mean {sum(drawn) // 100_000}; {shares}")
-    print("| limit | GETs | MB read | MB received | s | PUTs | MB sent | s of flush |\n|---|---|---|---|---|---|---|---|")
+    print("| limit | GETs | MB received of MB read | s | GETs, sparse | MB | s | PUTs of the flush | MB | s |")
+    print("|---" * 10 + "|")
     try:
         for limit in limits:
             measure(work, built / "casmount", built / "examples", limit)
