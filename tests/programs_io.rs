@@ -1,4 +1,4 @@
-//! Programs that test file systems, and a database, on real mounts: fsx, fio and SQLite's shell.
+//! Programs that test file systems, and a database, on real mounts: fsx, fio and the shell of `SQLite`.
 //!
 //! Each test says that it is skipped where its program is not; `scripts/test` brings all of them.
 
@@ -305,13 +305,12 @@ fn sqlite_finds_its_database_whole_on_both_machines(kind: StoreKind) {
         // Several programs at once, each transaction by itself.
         let writers: Vec<_> = (0..3)
             .map(|writer| {
-                let mut statements = ".timeout 60000\n".to_owned();
-                for step in 0..40 {
-                    statements += &format!(
-                        "UPDATE t SET body = randomblob(300) WHERE id % 1000 = {};\n",
-                        writer * 100 + step
-                    );
-                }
+                let update = |step| {
+                    let first = writer * 100 + step;
+                    format!("UPDATE t SET body = randomblob(300) WHERE id % 1000 = {first};\n")
+                };
+                let updates: Vec<_> = (0..40).map(update).collect();
+                let statements = format!(".timeout 60000\n{}", updates.concat());
                 let script = file(
                     &lab.dir().join(format!("{mode}-{writer}.sql")),
                     statements.as_bytes(),
