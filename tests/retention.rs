@@ -213,7 +213,12 @@ fn a_rule_and_a_snapshot_refuse_each_other(kind: StoreKind) {
     sweep_says(&lab, &["--retention", "sweep"], 0, &[]);
     let made = snapshot(&["create", "--tag", "one"]);
     assert!(made.status.success(), "{made:?}");
-    sweep_says(&lab, &["--retention", "lifecycle=40s"], 2, &["one of volume main"]);
+    sweep_says(
+        &lab,
+        &["--retention", "lifecycle=40s"],
+        2,
+        &["one of volume main"],
+    );
     assert!(snapshot(&["delete", "one", "--yes"]).status.success());
     sweep_says(&lab, &["--retention", "lifecycle=40s"], 0, &[]);
 }

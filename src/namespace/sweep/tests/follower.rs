@@ -45,7 +45,9 @@ impl Home {
 
 impl Sink for Home {
     fn apply(&self, changes: Vec<PathChange>) -> BoxFuture<'_, Result<(), TreeError>> {
-        changes.into_iter().for_each(|change| self.merge(change));
+        for change in changes {
+            self.merge(change);
+        }
         Box::pin(std::future::ready(Ok(())))
     }
 
