@@ -192,13 +192,14 @@ mod tests {
     }
 
     impl Store {
-        async fn new(lifetime: Option<Option<Duration>>) -> Self {
+        /// `known` is what the store said when it was asked, if it was.
+        async fn new(known: &[Option<Duration>]) -> Self {
             let dir = tempfile::tempdir().unwrap();
             let url = format!("file://{}", dir.path().display());
             let all = connect(&url.parse().unwrap(), &ConnectOptions::default())
                 .await
                 .unwrap();
-            let kept = RetainingBucket::new(Arc::clone(&all), lifetime);
+            let kept = RetainingBucket::new(Arc::clone(&all), known.first().copied());
             Self { dir, all, kept }
         }
 
@@ -219,7 +220,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_found_is_younger_than_half_the_lifetime() {
-        let store = Store::new(Some(Some(LIFETIME))).await;
+        let store = Store::new(&[Some(LIFETIME)]).await;
         let old = LIFETIME * 6 / 10;
         for key in ["blobs/sha256/aa/x", "packs/aa/x"] {
             store.object(key, old).await;
@@ -241,7 +242,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_young_and_what_the_rule_does_not_mean_is_left_alone() {
-        let store = Store::new(Some(Some(LIFETIME))).await;
+        let store = Store::new(&[Some(LIFETIME)]).await;
         store.object("packs/aa/x", LIFETIME * 4 / 10).await;
         store.object("volumes/main/head.json", LIFETIME).await;
         for key in ["packs/aa/x", "volumes/main/head.json"] {
@@ -249,7 +250,7 @@ mod tests {
             store.kept.get(key, None, 10).await.unwrap();
             assert!(!store.is_young(key).await, "{key}");
         }
-        let store = Store::new(Some(None)).await;
+        let store = Store::new(&[None]).await;
         store.object("packs/aa/x", LIFETIME).await;
         store.kept.head("packs/aa/x").await.unwrap();
         assert!(!store.is_young("packs/aa/x").await, "there is no rule");
@@ -257,7 +258,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_store_is_asked_when_it_was_not_before() {
-        let store = Store::new(None).await;
+        let store = Store::new(&[]).await;
         probe::open_store(store.all.as_ref(), probe::IfAbsent::Create)
             .await
             .unwrap();

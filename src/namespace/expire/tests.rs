@@ -117,7 +117,7 @@ impl Store {
         key
     }
 
-    fn options(&self) -> ExpireOptions {
+    fn options() -> ExpireOptions {
         ExpireOptions {
             unused_for: Duration::from_millis(MONTH),
             volumes: Vec::new(),
@@ -131,7 +131,7 @@ impl Store {
     }
 
     async fn expire(&self) -> VolumeExpiry {
-        let mut done = self.try_expire(&self.options()).await.unwrap();
+        let mut done = self.try_expire(&Self::options()).await.unwrap();
         assert_eq!(done.len(), 1);
         done.remove(0)
     }
@@ -185,7 +185,7 @@ async fn what_nobody_used_or_wrote_for_the_time_goes() {
 
     let dry = ExpireOptions {
         dry_run: true,
-        ..store.options()
+        ..Store::options()
     };
     let told = store.try_expire(&dry).await.unwrap().remove(0);
     assert_eq!(store.names().await.len(), 4);
@@ -225,7 +225,7 @@ async fn nothing_goes_before_it_was_known_for_the_time_what_is_used() {
     store.files(1, &["a"]).await;
     let dry = ExpireOptions {
         dry_run: true,
-        ..store.options()
+        ..Store::options()
     };
     store.try_expire(&dry).await.unwrap();
     assert!(!store.path(&layout::expiry("main")).exists());
@@ -250,7 +250,7 @@ async fn what_cannot_be_read_stops_it_before_anything_goes() {
     newer[7] = 2;
     for (bytes, words) in [(newer, "newer casmount"), (good[..40].to_vec(), "damaged")] {
         store.put(&key, &bytes);
-        let err = store.try_expire(&store.options()).await.unwrap_err();
+        let err = store.try_expire(&Store::options()).await.unwrap_err();
         let text = err.to_string();
         assert!(text.contains(&key) && text.contains(words), "{text}");
         assert!(matches!(err, ExpireError::Touched { .. }));
@@ -258,11 +258,11 @@ async fn what_cannot_be_read_stops_it_before_anything_goes() {
     store.put(&key, &good);
     let odd = format!("{}tomorrow", layout::touched_prefix("main"));
     store.put(&odd, b"?");
-    let text = store.try_expire(&store.options()).await.unwrap_err().to_string();
+    let text = store.try_expire(&Store::options()).await.unwrap_err().to_string();
     assert!(text.contains(&odd), "{text}");
     std::fs::remove_file(store.path(&odd)).unwrap();
     store.put(&layout::expiry("main"), b"{\"version\": 2}");
-    assert!(store.try_expire(&store.options()).await.is_err());
+    assert!(store.try_expire(&Store::options()).await.is_err());
     assert_eq!(store.names().await, ["a"]);
 }
 
@@ -288,14 +288,14 @@ async fn forks_tell_what_they_use_of_what_lies_below_and_do_not_expire_themselve
     for (name, words) in [("trusted", "is a fork"), ("nothing", "no volume nothing")] {
         let options = ExpireOptions {
             volumes: vec![name.parse().unwrap()],
-            ..store.options()
+            ..Store::options()
         };
         let text = store.try_expire(&options).await.unwrap_err().to_string();
         assert!(text.contains(words), "{text}");
     }
     let damaged = store.told("trusted", store.now - 2 * DAY, &["c"]);
     store.put(&damaged, b"damaged");
-    assert!(store.try_expire(&store.options()).await.is_err());
+    assert!(store.try_expire(&Store::options()).await.is_err());
 }
 
 #[tokio::test]
@@ -382,7 +382,7 @@ async fn what_was_told_is_put_together_and_goes_after_the_longest_time() {
     // A longer time cannot go by what was removed.
     let longer = ExpireOptions {
         unused_for: Duration::from_millis(MONTH + 5 * DAY),
-        ..store.options()
+        ..Store::options()
     };
     let waits = store.try_expire(&longer).await.unwrap().remove(0);
     assert_eq!(waits.not_before_millis, Some(store.now + 5 * DAY + HOUR));

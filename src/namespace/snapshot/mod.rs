@@ -252,10 +252,8 @@ mod tests {
             "volumes/fork/snapshots/v=1.json was made by a newer casmount (version 2, this program knows 1): use \
              that version"
         );
-        let below: String = (0..9)
-            .map(|number| format!(", {}", layer(&format!("v{number}"))))
-            .collect();
-        let many = layer("fork") + &below;
+        let layers: Vec<_> = (0..9).map(|number| layer(&format!("v{number}"))).collect();
+        let many = format!("{}, {}", layer("fork"), layers.join(", "));
         for odd in [
             "",
             "[]",
