@@ -71,12 +71,11 @@ pub async fn start(plan: &Plan, announcer: &Announcer) -> Result<Serving, StartE
     if reachable && !settings.read_only {
         volumes::make_fork(settings, &bucket, STORE_WITHIN).await?;
     }
-    let (stack, frozen_presets) = match &settings.snapshot {
-        Some(tag) => snapshot::of_mount(settings, tag, &bucket, bound, reachable, STORE_WITHIN).await?,
-        None => {
-            let stack = volumes::resolve(settings, &bucket, bound, reachable, STORE_WITHIN).await?;
-            (stack, None)
-        }
+    let (stack, frozen_presets) = if let Some(tag) = &settings.snapshot {
+        snapshot::of_mount(settings, tag, &bucket, bound, reachable, STORE_WITHIN).await?
+    } else {
+        let stack = volumes::resolve(settings, &bucket, bound, reachable, STORE_WITHIN).await?;
+        (stack, None)
     };
     volumes::check_fork(settings, &stack)?;
     let (whole_bucket, bucket) = (Arc::clone(&bucket), bucket::of_stack(&bucket, &stack));

@@ -69,6 +69,7 @@ pub struct VolumeJson {
 }
 
 /// What a name stands for.
+#[expect(clippy::large_enum_variant, reason = "there is one at a time, for a moment")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// Nothing, so far.
