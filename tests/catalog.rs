@@ -255,9 +255,10 @@ fn a_hundred_thousand_names_are_opened_in_a_moment(kind: StoreKind) {
     let took = began.elapsed();
     assert_eq!(first, 250);
     let looked = gets();
-    // The head and the root, and parts of three directories; the tree's first part has the first two.
+    // The head and the root, what sweeps keep and what expires, and parts of three directories; the tree's first part
+    // has the first two. One more may fall behind the mounting.
     assert!(
-        mounted <= 12 && looked - mounted <= 3,
+        mounted <= 14 && looked <= 17,
         "{mounted} to mount, {looked} with a stat"
     );
     assert!(took < Duration::from_secs(20), "{took:?}");

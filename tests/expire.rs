@@ -239,7 +239,8 @@ fn an_expiry_that_is_killed_is_finished_by_the_next(kind: StoreKind) {
     let mut lived = Duration::ZERO;
     let mut killed = 0;
     wait::until("a killed expiry took all", SOON, || {
-        lived += Duration::from_millis(5);
+        // An expiry of a store on a quick disk is done within some milliseconds.
+        lived += Duration::from_millis(1);
         let mut command = sweep_command(&lab, &["--expire", UNUSED]);
         let child = command
             .stdout(Stdio::null())
@@ -248,16 +249,18 @@ fn an_expiry_that_is_killed_is_finished_by_the_next(kind: StoreKind) {
             .unwrap();
         let id = child.id();
         let mut child = wait::ChildGuard(child);
-        if wait::try_until(lived, || child.0.try_wait().unwrap()).is_none() {
+        std::thread::sleep(lived);
+        if child.0.try_wait().unwrap().is_none() {
             wait::kill(id);
             killed += 1;
         }
         let left = fs::read_dir(a.path("d")).map_or(0, Iterator::count);
         (left == 0).then_some(())
     });
-    assert!(killed > 3, "{killed} were killed");
+    assert!(killed > 0, "no kill found an expiry under way");
+    // The directory may have gone as well, by a run that found it empty.
     let late = lab.machine("late");
-    assert_eq!(fs::read_dir(late.path("d")).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(late.path("d")).map_or(0, Iterator::count), 0);
     assert_eq!(
         sweep(&lab, &["--expire", UNUSED])["expiry"][0]["expired"]["names"],
         0
