@@ -55,7 +55,7 @@ pub fn text(settings: &Settings, retention: Retention) -> String {
     let store = &settings.store;
     let Retention::Lifecycle(lifetime) = retention else {
         return format!(
-            "{store} is kept by sweeps; remove the lifecycle rule of the bucket before the next one\n"
+            "{store} is kept by sweeps; the lifecycle rule of the bucket must be gone already, or it goes on deleting\n"
         );
     };
     let mut lines = vec![format!(

@@ -35,6 +35,7 @@ pub async fn set(settings: &Settings, lifetime: Option<Duration>) -> Result<(), 
             });
         }
     }
+    let before = probe::read_lifetime(bucket.as_ref()).await.map_err(failed)?;
     probe::set_lifetime(bucket.as_ref(), lifetime)
         .await
         .map_err(failed)?;
@@ -42,7 +43,9 @@ pub async fn set(settings: &Settings, lifetime: Option<Duration>) -> Result<(), 
     if lifetime.is_some()
         && let Err(err) = must_have_no_snapshot(&bucket).await
     {
-        probe::set_lifetime(bucket.as_ref(), None).await.map_err(failed)?;
+        probe::set_lifetime(bucket.as_ref(), before)
+            .await
+            .map_err(failed)?;
         return Err(err);
     }
     Ok(())

@@ -250,6 +250,12 @@ pub async fn standing(bucket: &dyn Bucket, volume: &VolumeName) -> Result<Standi
     })
 }
 
+/// Whether a volume, which may be deleted, keeps its blobs below its own prefix.
+pub async fn keeps_apart(bucket: &dyn Bucket, volume: &VolumeName) -> Result<bool, StackError> {
+    let json = read_json(bucket, volume).await?;
+    Ok(json.is_some_and(|(json, _)| json.own_prefix))
+}
+
 /// Makes the volume `name`, a fork of `from`. With `own_prefix`, or when `from` has one, its
 /// blobs are kept below its own prefix.
 ///

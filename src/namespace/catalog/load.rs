@@ -264,8 +264,12 @@ impl Loader {
         self.load_from_source(layer, &layer.source(), dir, applied).await
     }
 
-    /// Puts the newest catalog into the place of `gone`; false when there is none that could take it.
+    /// Puts the newest catalog into the place of `gone`; false when there is none that could take it, as there
+    /// never is for that of a snapshot.
     async fn renew(&self, layer: &Layer, gone: &Arc<Source>) -> Result<bool, LoadError> {
+        if layer.followed.frozen.is_some() {
+            return Ok(false);
+        }
         let read = || read::of_layer(self.bucket.as_ref(), &layer.followed);
         let opened = self.insist(read).await.map_err(|err| layer.failed(err))?;
         let old = &gone.attached;

@@ -104,10 +104,15 @@ pub async fn create(
             .collect(),
         presets,
     };
-    match bucket.put_new(&key, Body::raw(snapshot.encode())).await? {
-        Put::Written(_) => {}
+    match bucket.put_new(&key, Body::raw(snapshot.encode())).await {
+        Ok(Put::Written(_)) => {}
+        // It may be there all the same, and must not stand unchecked.
+        Err(err) => match super::read(bucket.as_ref(), volume, tag).await {
+            Ok(Some(there)) if there == snapshot => {}
+            _ => return Err(err.into()),
+        },
         // A lost reply looks like a refusal.
-        Put::Refused => match super::read(bucket.as_ref(), volume, tag).await? {
+        Ok(Put::Refused) => match super::read(bucket.as_ref(), volume, tag).await? {
             Some(there) if there == snapshot => {}
             _ => return Err(exists()),
         },

@@ -192,9 +192,13 @@ async fn add_stacks(asking: &Asking, volumes: &mut Volumes) -> Result<(), SweepE
             Err(StackError::Deleted { volume: gone }) if gone == name => None,
             Err(source) => return Err(SweepError::Volume { source }),
         };
-        let volume = volumes.entry(name).or_default();
+        let volume = volumes.entry(name.clone()).or_default();
         let Some(stack) = stack else {
             volume.standing = Standing::Deleted;
+            // Its writers may have credentials still, and must not end a sweep now either.
+            volume.is_apart = stack::keeps_apart(asking.bucket(), &name)
+                .await
+                .map_err(|source| SweepError::Volume { source })?;
             continue;
         };
         volume.is_apart = stack.layers()[0].own_prefix;

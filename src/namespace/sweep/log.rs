@@ -2,11 +2,11 @@
 //!
 //! # The rules
 //!
-//! `A` is the window of the store, or [`MIN_LOG_AGE`] if that is longer.
+//! `A` is the window of the store, or [`MIN_LOG_AGE_MILLIS`] if that is longer.
 //!
 //! 1. The *floor* is the newest catalog of those that sweeps keep ([`crate::namespace::trim`]) whose watermark is older
 //!    than `A`. It never goes down, and is published before anything is condemned by it.
-//! 2. A segment is needed while it is younger than the floor less [`MIN_LOG_AGE`]; while a fork sees the volume up to a
+//! 2. A segment is needed while it is younger than the floor less [`MIN_LOG_AGE_MILLIS`]; while a fork sees the volume up to a
 //!    moment, of the log before it from the catalog that the fork begins with; and when the floor does not
 //!    have what it says ([`super::references`] compares).
 //! 3. A catalog is needed while it is the newest, and for a window after; while it is the floor, or to be one; and while

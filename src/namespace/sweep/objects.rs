@@ -96,9 +96,10 @@ impl Domain<'_> {
         }
     }
 
-    /// Whether nobody reads anything of it.
+    /// Whether nobody reads anything of it. A deletion that was broken off may have met a snapshot, which stands.
     fn is_deleted(self) -> bool {
-        self.volume.is_some_and(|(_, volume)| volume.is_deleted())
+        self.volume
+            .is_some_and(|(_, volume)| volume.is_deleted() && volume.snapshots.is_empty())
     }
 }
 

@@ -1,6 +1,6 @@
 //! Which names machines use, told coarsely, so that names that nobody uses can leave a volume ([`super::expire`]).
 //!
-//! [`recorder`] notes uses in memory, [`tell`] writes them to the bucket now and then, [`format`] specifies the bytes.
+//! [`recorder`] notes uses in memory, [`tell`] writes them to the bucket now and then, [`mod@format`] specifies the bytes.
 //!
 //! # What a use is
 //!
