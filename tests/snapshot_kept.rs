@@ -36,6 +36,7 @@ on_both_stores!(
     a_snapshot_of_a_fork_of_a_moment_is_of_that_moment,
     one_that_is_killed_while_it_is_made_leaves_none_or_a_whole_one,
     a_snapshot_that_cannot_be_read_stops_a_sweep_and_can_be_deleted,
+    a_snapshot_whose_catalog_is_gone_never_shows_another,
 );
 
 /// Puts an object where there may be one.
@@ -211,14 +212,15 @@ fn one_that_is_killed_while_it_is_made_leaves_none_or_a_whole_one(kind: StoreKin
     let mut killed = 0;
     // Each lives a little longer than the one before.
     wait::until("a snapshot is there", SOON, || {
-        lived += Duration::from_millis(5);
+        lived += Duration::from_millis(1);
         let mut command = maker.command();
         command
             .args(["snapshot", "create", "--tag", TAG])
             .args(&maker.args);
         command.stdout(Stdio::null()).stderr(Stdio::null());
         let mut child = wait::ChildGuard(command.spawn().unwrap());
-        if wait::try_until(lived, || child.0.try_wait().unwrap()).is_none() {
+        std::thread::sleep(lived);
+        if child.0.try_wait().unwrap().is_none() {
             wait::kill(child.0.id());
             killed += 1;
         }
@@ -315,4 +317,35 @@ fn a_snapshot_that_cannot_be_read_stops_a_sweep_and_can_be_deleted(kind: StoreKi
     sweep_all(&lab, &live, 9);
     let late = snapshot(&lab, "late", "main", "good");
     assert_eq!(content(&late.path("file")), b"1");
+}
+
+fn a_snapshot_whose_catalog_is_gone_never_shows_another(kind: StoreKind) {
+    let lab = Lab::new(kind);
+    let live = lab.machine("live");
+    // More names than a part has, so that the last directory is in another one than the root.
+    for dir in ["a", "b", "z"] {
+        fs::create_dir(live.path(dir)).unwrap();
+    }
+    for number in 0..4000 {
+        let name = format!("{}/{number:0200}", ["a", "b"][number % 2]);
+        fs::File::create(live.path(name)).unwrap();
+    }
+    file(&live.path("z/file"), b"then");
+    live.flush();
+    create(&lab, "main", TAG);
+    let of_then: Vec<String> = stored(&lab)
+        .into_keys()
+        .filter(|key| key.contains("/catalogs/"))
+        .collect();
+    assert!(of_then.len() > 2, "one part: {of_then:?}");
+    let shown = snapshot(&lab, "shown", "main", TAG);
+    file(&live.path("z/file"), b"now");
+    file(&live.path("a/new"), b"now");
+    live.flush();
+    compact(&lab, "main");
+    for key in &of_then {
+        lab.tamper(key, None);
+    }
+    let found = fs::read(shown.path("z/file"));
+    assert!(found.is_err(), "{found:?}");
 }
