@@ -32,6 +32,9 @@ use support::{
 
 const SOON: Duration = Duration::from_secs(60);
 
+/// More than the writers write in all rounds on a quick machine; what is not written takes no space.
+const DISK_BYTES: u64 = 10 << 30;
+
 /// What a file may be found as after the power came back.
 #[derive(Clone, Debug, Default)]
 struct Fate {
@@ -142,13 +145,16 @@ fn power_cut(kind: &str) {
     }
     namespace::enter();
     let lab = Lab::new(StoreKind::File);
-    let mut disk = LoopFs::make(kind, lab.dir(), "disk", 3 << 30);
+    let mut disk = LoopFs::make(kind, lab.dir(), "disk", DISK_BYTES);
     let spec = lab
         .spec("a")
         .arg("--read-timeout")
         .arg("2s")
         .arg("--min-free")
-        .arg("0");
+        .arg("0")
+        // What was promised must be found without the store, so nothing may leave.
+        .arg("--cache-size")
+        .arg(format!("{}", DISK_BYTES));
     let mut a = spec.cache_dir(&disk.path().join("cache")).start();
     let mut rng = Rng::from_environment();
     let ledger = Ledger::default();
