@@ -1,10 +1,11 @@
 //! What every layer shares and what knows none of them: digests, identities,
-//! names of volumes and snapshots, clocks, chunking, buffers, activity, durable files, retry and single flight.
+//! names of volumes and snapshots, clocks, CPUs, chunking, buffers, activity, durable files, retry and single flight.
 
 pub mod activity;
 pub mod buffers;
 pub mod chunk;
 pub mod clock;
+pub mod cpus;
 pub mod digest;
 pub mod durable;
 pub mod flight;

@@ -18,7 +18,7 @@ use super::{
     start::{self, Plan},
     stop::{self, Cause},
 };
-use crate::config::Dirs;
+use crate::{base::cpus, config::Dirs};
 
 /// How a daemon ended that had started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +50,8 @@ fn runtime() -> io::Result<Runtime> {
         // Hashing and reading the disk; more at once would only be more seeks and memory.
         .max_blocking_threads(32)
         .thread_name("casmount-io")
+        // The thread that asks for another one may be bound to a CPU.
+        .on_thread_start(cpus::anywhere)
         .enable_all()
         .build()
 }

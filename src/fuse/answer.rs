@@ -8,7 +8,7 @@ use fuser::{
 };
 
 use super::convert;
-use crate::vfs::{Attr, FsStat, Opened, VfsError};
+use crate::vfs::{Attr, FsStat, Opened, OpenedDir, VfsError};
 
 pub(super) fn entry(reply: ReplyEntry, result: Result<Option<Attr>, VfsError>) {
     entry_for(reply, result, &super::front::TTL);
@@ -64,6 +64,17 @@ pub(super) fn open(reply: ReplyOpen, result: Result<Opened, VfsError>) {
                 Some(id) => reply.opened_passthrough(handle, flags, id),
                 None => reply.opened(handle, flags),
             }
+        }
+    }
+}
+
+pub(super) fn open_dir(reply: ReplyOpen, result: Result<OpenedDir, VfsError>) {
+    match result {
+        Err(err) => reply.error(convert::errno(&err)),
+        Ok(opened) => {
+            let mut flags = FopenFlags::FOPEN_CACHE_DIR;
+            flags.set(FopenFlags::FOPEN_KEEP_CACHE, opened.keep_entries);
+            reply.opened(FileHandle(opened.handle), flags);
         }
     }
 }

@@ -14,10 +14,10 @@ use std::{
 };
 
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
-    Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, INodeNo, InitFlags, KernelConfig,
+    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    WriteFlags,
 };
 
 use super::{
@@ -40,6 +40,10 @@ const MAX_BACKGROUND: u16 = 1024;
 
 /// Bytes that the kernel reads ahead of a sequential reader, and asks for at once.
 const READAHEAD_BYTES: u32 = 1 << 20;
+
+/// A read of more is one of a long file from start to end: the kernel asks for the next part before
+/// the program wants it.
+const MANY_BYTES: u32 = 128 << 10;
 
 thread_local! {
     /// What a thread reads answers into: as long as a request, and its pages stay mapped.
@@ -128,8 +132,8 @@ impl Filesystem for Front {
         Ok(())
     }
 
-    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let _turn = self.turns.take(Work::Quick);
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let _turn = self.turns.take(Work::Quick, req.pid());
         lookup::answer(
             &self.vfs,
             &self.runtime,
@@ -139,19 +143,19 @@ impl Filesystem for Front {
         );
     }
 
-    fn forget(&self, _req: &Request, _ino: INodeNo, _nlookup: u64) {
-        let _turn = self.turns.take(Work::Quick);
+    fn forget(&self, req: &Request, _ino: INodeNo, _nlookup: u64) {
+        let _turn = self.turns.take(Work::Quick, req.pid());
         // Numbers are never used again, and rows do not depend on what the kernel remembers.
     }
 
-    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        let _turn = self.turns.take(Work::Quick);
+    fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let _turn = self.turns.take(Work::Quick, req.pid());
         answer::attr(reply, self.vfs.attr(convert::ino(ino)));
     }
 
     fn setattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -167,7 +171,7 @@ impl Filesystem for Front {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let _turn = self.turns.take(Work::Quick);
+        let _turn = self.turns.take(Work::Quick, req.pid());
         let change = AttrChange {
             perm: mode.map(|mode| mode & 0o7777),
             uid,
@@ -193,8 +197,8 @@ impl Filesystem for Front {
         }
     }
 
-    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
-        let _turn = self.turns.take(Work::Quick);
+    fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
+        let _turn = self.turns.take(Work::Quick, req.pid());
         answer::data(reply, self.vfs.read_link(convert::ino(ino)));
     }
 
@@ -208,7 +212,7 @@ impl Filesystem for Front {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        let _turn = self.turns.take(Work::Quick);
+        let _turn = self.turns.take(Work::Quick, req.pid());
         let Some(kind) = convert::kind_of_mode(mode) else {
             return reply.error(Errno::EINVAL);
         };
@@ -227,7 +231,7 @@ impl Filesystem for Front {
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
-        let _turn = self.turns.take(Work::Quick);
+        let _turn = self.turns.take(Work::Quick, req.pid());
         self.make(
             req,
             parent,
@@ -243,7 +247,7 @@ impl Filesystem for Front {
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
-        let _turn = self.turns.take(Work::Quick);
+        let _turn = self.turns.take(Work::Quick, req.pid());
         let target = target.as_os_str().as_bytes();
         let new = NewObject {
             kind: NodeKind::Symlink,
@@ -254,16 +258,16 @@ impl Filesystem for Front {
         self.make(req, parent, link_name, new, reply);
     }
 
-    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let _turn = self.turns.take(Work::Quick);
+    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _turn = self.turns.take(Work::Quick, req.pid());
         let parent = convert::ino(parent);
         self.with_loaded(reply, [name.as_bytes()], answer::empty, move |vfs, [name]| {
             vfs.unlink(parent, name)
         });
     }
 
-    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let _turn = self.turns.take(Work::Quick);
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _turn = self.turns.take(Work::Quick, req.pid());
         let parent = convert::ino(parent);
         self.with_loaded(reply, [name.as_bytes()], answer::empty, move |vfs, [name]| {
             vfs.rmdir(parent, name)
@@ -272,7 +276,7 @@ impl Filesystem for Front {
 
     fn rename(
         &self,
-        _req: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         newparent: INodeNo,
@@ -280,7 +284,7 @@ impl Filesystem for Front {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let _turn = self.turns.take(Work::Quick);
+        let _turn = self.turns.take(Work::Quick, req.pid());
         let Some(mode) = convert::rename_mode(flags) else {
             return reply.error(Errno::EINVAL);
         };
@@ -291,16 +295,16 @@ impl Filesystem for Front {
         });
     }
 
-    fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
-        let _turn = self.turns.take(Work::Quick);
+    fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        let _turn = self.turns.take(Work::Quick, req.pid());
         let (ino, parent) = (convert::ino(ino), convert::ino(newparent));
         self.with_loaded(reply, [newname.as_bytes()], answer::entry, move |vfs, [name]| {
             vfs.link(ino, parent, name).map(Some)
         });
     }
 
-    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let _turn = self.turns.take(Work::Quick);
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let _turn = self.turns.take(Work::Quick, req.pid());
         let ino = convert::ino(ino);
         let request = convert::open_request(flags);
         let lend = |file: &std::fs::File| reply.open_backing(file).map(|id| Arc::new(id) as Loan);
@@ -329,7 +333,7 @@ impl Filesystem for Front {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let _turn = self.turns.take(Work::Quick);
+        let _turn = self.turns.take(Work::Quick, req.pid());
         let new = NewFile {
             kind: NodeKind::File,
             perm: mode & 0o7777,
@@ -378,7 +382,7 @@ impl Filesystem for Front {
 
     fn read(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -387,7 +391,12 @@ impl Filesystem for Front {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let _turn = self.turns.take(Work::Quick);
+        let work = if size > MANY_BYTES {
+            Work::Bulk
+        } else {
+            Work::Quick
+        };
+        let _turn = self.turns.take(work, req.pid());
         let unanswered = READ_BUFFER.with_borrow_mut(|buffer| {
             match self.vfs.read_resident(fh.into(), offset, size as usize, buffer) {
                 Ok(None) => return Some(reply),
@@ -405,7 +414,7 @@ impl Filesystem for Front {
 
     fn write(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -415,18 +424,18 @@ impl Filesystem for Front {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let _turn = self.turns.take(Work::Long);
+        let _turn = self.turns.take(Work::Long, req.pid());
         answer::written(reply, self.vfs.write(fh.into(), offset, data));
     }
 
-    fn flush(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
-        let _turn = self.turns.take(Work::Quick);
+    fn flush(&self, req: &Request, _ino: INodeNo, fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+        let _turn = self.turns.take(Work::Quick, req.pid());
         answer::empty(reply, self.vfs.flush(fh.into()));
     }
 
     fn release(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
@@ -434,35 +443,32 @@ impl Filesystem for Front {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        let _turn = self.turns.take(Work::Quick);
+        let _turn = self.turns.take(Work::Quick, req.pid());
         answer::empty(reply, self.vfs.release(fh.into()));
     }
 
-    fn fsync(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        let _turn = self.turns.take(Work::Quick);
+    fn fsync(&self, req: &Request, _ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        let _turn = self.turns.take(Work::Quick, req.pid());
         // Waits for the disk: not on a thread that answers other requests.
         let vfs = Arc::clone(&self.vfs);
         self.runtime
             .spawn_blocking(move || answer::empty(reply, vfs.fsync(fh.into(), datasync)));
     }
 
-    fn fsyncdir(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        let _turn = self.turns.take(Work::Quick);
+    fn fsyncdir(&self, req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        let _turn = self.turns.take(Work::Quick, req.pid());
         let vfs = Arc::clone(&self.vfs);
         self.runtime
             .spawn_blocking(move || answer::empty(reply, vfs.fsync_dir()));
     }
 
-    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let _turn = self.turns.take(Work::Quick);
-        match self.vfs.open_dir(convert::ino(ino)) {
-            Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
-            Err(err) => reply.error(convert::errno(&err)),
-        }
+    fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let _turn = self.turns.take(Work::Quick, req.pid());
+        answer::open_dir(reply, self.vfs.open_dir(convert::ino(ino)));
     }
 
-    fn readdir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {
-        let _turn = self.turns.take(Work::Long);
+    fn readdir(&self, req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {
+        let _turn = self.turns.take(Work::Long, req.pid());
         self.with_loaded(reply, [], later::directory, move |vfs, []| {
             vfs.read_dir(fh.into(), offset)
         });
@@ -470,39 +476,32 @@ impl Filesystem for Front {
 
     fn readdirplus(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        let _turn = self.turns.take(Work::Long);
+        let _turn = self.turns.take(Work::Long, req.pid());
         let vfs = Arc::clone(&self.vfs);
         let answer = move |reply, page| later::directory_plus(&vfs, fh.into(), reply, page);
         self.with_loaded(reply, [], answer, move |vfs, []| vfs.read_dir(fh.into(), offset));
     }
 
-    fn releasedir(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        fh: FileHandle,
-        _flags: OpenFlags,
-        reply: ReplyEmpty,
-    ) {
-        let _turn = self.turns.take(Work::Quick);
+    fn releasedir(&self, req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        let _turn = self.turns.take(Work::Quick, req.pid());
         self.vfs.release_dir(fh.into());
         reply.ok();
     }
 
-    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        let _turn = self.turns.take(Work::Quick);
+    fn statfs(&self, req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        let _turn = self.turns.take(Work::Quick, req.pid());
         answer::stat_fs(reply, self.vfs.stat_fs());
     }
 
     fn setxattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -510,7 +509,7 @@ impl Filesystem for Front {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        let _turn = self.turns.take(Work::Quick);
+        let _turn = self.turns.take(Work::Quick, req.pid());
         answer::empty(
             reply,
             self.vfs
@@ -518,24 +517,24 @@ impl Filesystem for Front {
         );
     }
 
-    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let _turn = self.turns.take(Work::Quick);
+    fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let _turn = self.turns.take(Work::Quick, req.pid());
         answer::xattr(reply, size, self.vfs.xattr(convert::ino(ino), name.as_bytes()));
     }
 
-    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let _turn = self.turns.take(Work::Quick);
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let _turn = self.turns.take(Work::Quick, req.pid());
         answer::xattr(reply, size, self.vfs.list_xattrs(convert::ino(ino)));
     }
 
-    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let _turn = self.turns.take(Work::Quick);
+    fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _turn = self.turns.take(Work::Quick, req.pid());
         answer::empty(reply, self.vfs.remove_xattr(convert::ino(ino), name.as_bytes()));
     }
 
     fn fallocate(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -543,20 +542,20 @@ impl Filesystem for Front {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let _turn = self.turns.take(Work::Long);
+        let _turn = self.turns.take(Work::Long, req.pid());
         answer::empty(reply, self.vfs.allocate(fh.into(), offset, length, mode));
     }
 
     fn lseek(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         offset: i64,
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let _turn = self.turns.take(Work::Long);
+        let _turn = self.turns.take(Work::Long, req.pid());
         let what = match whence {
             libc::SEEK_DATA => Seek::Data,
             libc::SEEK_HOLE => Seek::Hole,
@@ -571,7 +570,7 @@ impl Filesystem for Front {
 
     fn copy_file_range(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino_in: INodeNo,
         fh_in: FileHandle,
         offset_in: u64,
@@ -582,7 +581,7 @@ impl Filesystem for Front {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        let _turn = self.turns.take(Work::Long);
+        let _turn = self.turns.take(Work::Long, req.pid());
         let copied = self
             .vfs
             .copy_range(fh_in.into(), offset_in, fh_out.into(), offset_out, len);

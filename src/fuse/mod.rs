@@ -6,10 +6,12 @@
 //! convert   types of the protocol to types of the vfs and back
 //! notify    what the kernel must forget, told from a thread of its own
 //! turns     which thread takes the next request
+//! follow    on which CPU it should run
 //! ```
 
 mod answer;
 mod convert;
+mod follow;
 mod front;
 mod later;
 mod lookup;

@@ -3,6 +3,9 @@
 //! The kernel takes locks for that which a request may hold while it waits for
 //! the daemon: so this is done by a thread of its own, which nothing else waits for.
 //!
+//! A name that changed changes what its directory lists: the kernel drops the entries that it kept of it, too, for
+//! programs that have it open and go back to its start. (Each open asks anew whether they are right.)
+//!
 //! Each notice is sent twice, the second time after [`AGAIN`]: a look-up that
 //! was answered just before a change may be entered into the kernel's cache just after
 //! the first notice, and would stay there for as long as entries live.
@@ -72,7 +75,13 @@ fn run(notifier: &Notifier, receiver: &Receiver<Vec<Notice>>) {
 }
 
 fn send_all(notifier: &Notifier, notices: &[Notice]) {
+    let mut dirs = Vec::new();
     for notice in notices {
+        if let Notice::Entry { parent, .. } = notice
+            && dirs.last() != Some(parent)
+        {
+            dirs.push(*parent);
+        }
         let sent = match notice {
             Notice::Entry { parent, name } => {
                 notifier.inval_entry(INodeNo(parent.0), OsStr::from_bytes(name))
@@ -83,5 +92,11 @@ fn send_all(notifier: &Notifier, notices: &[Notice]) {
         if let Err(err) = sent {
             tracing::debug!(?notice, error = %err, "the kernel did not take a notice");
         }
+    }
+    dirs.sort_unstable();
+    dirs.dedup();
+    for dir in dirs {
+        // One that the kernel does not know has nothing to drop.
+        let _ = notifier.inval_inode(INodeNo(dir.0), 0, 0);
     }
 }

@@ -15,6 +15,8 @@
 //! - A file is lent to one inode at a time, and only when nobody else has it
 //!   open: mappings outlive a loan, and the daemon.
 //! - A *frozen* file (quarantined) is not written to any more.
+//! - A whole, clean file is opened when it is first needed: who opens a small one whose pages the kernel has needs
+//!   nothing of it. When it turns out to be gone then, its bytes are missing, and will be fetched again.
 
 use std::{
     fs::File,
@@ -55,6 +57,10 @@ pub(super) struct BlobFile {
     pub(super) path: PathBuf,
     /// Written for what replaces the file, read for everything that uses it.
     slot: RwLock<Option<Arc<File>>>,
+    /// The file is there, as far as the row knows, and not in the slot yet. Changes under the slot's lock.
+    unopened: AtomicBool,
+    /// It turned out not to be there, and the row still says that it is.
+    gone: AtomicBool,
     /// Held by whoever writes a chunk. The kernel lets one at a time write to a file too, but the
     /// others spin for it: with two cores that took a seventh of the time of all writes.
     writing: Mutex<()>,
@@ -102,7 +108,9 @@ impl BlobFile {
         let mut found = Found::AsTheRowSays;
         let mut file = None;
         let in_doubt = row.is_some_and(|row| row.doubted) && !sealed;
-        if !held.is_empty() {
+        let is_clean = row.is_some_and(|row| matches!(row.durability, Durability::Durable { .. }));
+        let unopened = held.is_full() && !held.is_empty() && is_clean && !in_doubt && !sealed;
+        if !held.is_empty() && !unopened {
             let fillable = (in_doubt || !held.is_full()) && !quarantined;
             file = open_file(&path, chunks.size(), fillable)?;
             if file.is_none() {
@@ -122,6 +130,8 @@ impl BlobFile {
             chunks,
             path,
             slot: RwLock::new(file.map(Arc::new)),
+            unopened: AtomicBool::new(unopened),
+            gone: AtomicBool::new(false),
             writing: Mutex::default(),
             resident,
             doubted,
@@ -137,15 +147,24 @@ impl BlobFile {
         self.chunks.size()
     }
 
+    /// Whether every byte is here.
     pub(super) fn is_whole(&self) -> bool {
+        self.look();
+        self.resident.is_full()
+    }
+
+    /// The same as far as the row knows, for who needs no byte of it yet.
+    pub(super) fn is_said_whole(&self) -> bool {
         self.resident.is_full()
     }
 
     pub(super) fn has(&self, offset: u64, len: u64) -> bool {
+        self.look();
         self.resident.contains_all(self.chunks.covering(offset, len))
     }
 
     pub(super) fn has_chunk(&self, index: usize) -> bool {
+        self.look();
         self.resident.contains(index)
     }
 
@@ -155,6 +174,7 @@ impl BlobFile {
 
     /// What a row says of this file.
     pub(super) fn residency(&self) -> (Residency, bool) {
+        self.look();
         let doubted = !self.doubted.is_empty();
         let mut bytes = self.resident.to_bytes();
         for (byte, more) in bytes.iter_mut().zip(self.doubted.to_bytes()) {
@@ -175,7 +195,8 @@ impl BlobFile {
     /// them are here. Short only at the end of the blob.
     pub(super) fn read(&self, offset: u64, len: usize, buffer: &mut Vec<u8>) -> Result<bool, StoreError> {
         let slot = self.read_slot();
-        if !self.has(offset, len as u64) {
+        let chunks = self.chunks.covering(offset, len as u64);
+        if !self.resident.contains_all(chunks) {
             return Ok(false);
         }
         let len = self.size().saturating_sub(offset).min(len as u64) as usize;
@@ -187,6 +208,13 @@ impl BlobFile {
             Some(file) => read_exact(file, offset, len, buffer)
                 .map(|()| true)
                 .map_err(StoreError::disk("read", &self.path)),
+            // It could not be opened, for another reason than that it is gone.
+            None if self.unopened.load(Ordering::Acquire) => {
+                let err = File::open(&self.path)
+                    .err()
+                    .unwrap_or(io::ErrorKind::WouldBlock.into());
+                Err(StoreError::disk("open", &self.path)(err))
+            }
             None => Ok(false),
         }
     }
@@ -296,7 +324,7 @@ impl BlobFile {
     fn reopen_read_only(&self) {
         let mut slot = self.write_slot();
         if slot.is_some()
-            && self.is_whole()
+            && self.resident.is_full()
             && let Ok(Some(file)) = open_file(&self.path, self.size(), false)
         {
             *slot = Some(Arc::new(file));
@@ -312,6 +340,7 @@ impl BlobFile {
         replace()?;
         let file = File::open(&self.path).map_err(StoreError::disk("open", &self.path))?;
         *slot = Some(Arc::new(file));
+        self.unopened.store(false, Ordering::Release);
         self.resident.fill();
         self.doubted.clear();
         self.frozen.store(false, Ordering::Release);
@@ -326,6 +355,7 @@ impl BlobFile {
         self.doubted.clear();
         self.unsaved.store(false, Ordering::Release);
         self.frozen.store(false, Ordering::Release);
+        self.unopened.store(false, Ordering::Release);
         *slot = None;
         self.end_loans();
         unlink()
@@ -353,7 +383,7 @@ impl BlobFile {
         look: impl FnOnce(&File) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         match self.read_slot().as_ref() {
-            Some(file) if self.is_whole() => look(file),
+            Some(file) if self.resident.is_full() => look(file),
             _ => Err(StoreError::disk("open", &self.path)(
                 io::ErrorKind::NotFound.into(),
             )),
@@ -368,7 +398,7 @@ impl BlobFile {
     /// Opens the file to lend it to `ino`; returns what [`Self::give_back`] wants with it.
     pub(super) fn lend(&self, ino: Ino) -> Result<Option<(File, u64)>, StoreError> {
         let slot = self.read_slot();
-        let Some(file) = slot.as_ref().filter(|_| self.is_whole()) else {
+        let Some(file) = slot.as_ref().filter(|_| self.resident.is_full()) else {
             return Ok(None);
         };
         let mut loan = self.loan();
@@ -423,6 +453,22 @@ impl BlobFile {
         self.is_whole() && !self.is_frozen()
     }
 
+    /// Whether the file turned out to be gone, which its row is to be told before another one is made.
+    pub(super) fn is_gone(&self) -> bool {
+        self.look();
+        self.was_found_gone()
+    }
+
+    /// The same of a file that nobody may have needed yet.
+    pub(super) fn was_found_gone(&self) -> bool {
+        self.gone.load(Ordering::Acquire)
+    }
+
+    /// The row was told.
+    pub(super) fn note_told_gone(&self) {
+        self.gone.store(false, Ordering::Release);
+    }
+
     pub(super) fn is_frozen(&self) -> bool {
         self.frozen.load(Ordering::Acquire)
     }
@@ -459,7 +505,34 @@ impl BlobFile {
     }
 
     fn read_slot(&self) -> RwLockReadGuard<'_, Option<Arc<File>>> {
+        self.look();
         self.slot.read().expect("no code panics while it holds the slot")
+    }
+
+    /// Makes what is said of the file true. Never called while the slot is held.
+    fn look(&self) {
+        if self.unopened.load(Ordering::Acquire) {
+            self.open_now();
+        }
+    }
+
+    /// Puts the file in the slot that the row says is there.
+    fn open_now(&self) {
+        let mut slot = self.write_slot();
+        if !self.unopened.load(Ordering::Acquire) {
+            return;
+        }
+        match open_file(&self.path, self.size(), false) {
+            Ok(Some(file)) => *slot = Some(Arc::new(file)),
+            Ok(None) => {
+                tracing::warn!(digest = %self.digest, "a blob is gone from the cache directory; it will be fetched again");
+                self.resident.clear();
+                self.gone.store(true, Ordering::Release);
+            }
+            // As too many open files: not for the bytes to suffer.
+            Err(_) => return,
+        }
+        self.unopened.store(false, Ordering::Release);
     }
 
     fn write_slot(&self) -> RwLockWriteGuard<'_, Option<Arc<File>>> {

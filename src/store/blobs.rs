@@ -46,7 +46,7 @@ pub use super::take_over::{FileId, TakeOver};
 
 /// A blob in use: while one of these lives, its bytes are not evicted (a lease).
 ///
-/// Keeps a descriptor open while any of its bytes are here.
+/// Keeps a descriptor open while any of its bytes are here; of a whole, clean file from when it is first needed.
 #[derive(Debug)]
 pub struct Blob {
     pub(super) file: Arc<BlobFile>,
@@ -71,6 +71,11 @@ impl Blob {
     /// Every byte is here and verified.
     pub fn is_whole(&self) -> bool {
         self.file.is_whole()
+    }
+
+    /// The same as far as the index says: for who needs no byte of it yet, and spares opening the file.
+    pub fn is_said_whole(&self) -> bool {
+        self.file.is_said_whole()
     }
 
     /// Some of its bytes turned out to be wrong: it takes no more of them.
@@ -213,7 +218,7 @@ impl Blobs {
     /// Takes a blob into use; counts as a use for eviction. `None` when it is
     /// of more than one chunk and its manifest is not known.
     ///
-    /// Opens and examines the file when nobody else has it in use.
+    /// Opens and examines the file when nobody else has it in use, unless the index says that it is whole and clean.
     pub fn open(&self, digest: &Digest, size: u64) -> Result<Option<Arc<Blob>>, StoreError> {
         let blob = self.lease(digest, size)?;
         if blob.is_some() {
@@ -260,6 +265,10 @@ impl Blobs {
         bytes: &[u8],
     ) -> Result<(), StoreError> {
         let file = &blob.file;
+        if file.is_gone() {
+            let _shard = self.shared.shard(&file.digest);
+            self.shared.tell_gone(file)?;
+        }
         file.store_chunks(chunks, bytes, || {
             if self.shared.is_leaving(&file.digest) {
                 self.shared.ledger.sync()?;
@@ -324,6 +333,21 @@ impl Shared {
         Ok(file)
     }
 
+    /// Tells the row of a clean blob that its file is gone; the shard is locked.
+    fn tell_gone(&self, file: &BlobFile) -> Result<(), StoreError> {
+        if let Some(row) = self.ledger.blob(&file.digest)?
+            && let Durability::Durable { .. } = row.durability
+            && file.was_found_gone()
+        {
+            let mut row = (*row).clone();
+            row.residency = Residency::Nothing;
+            row.doubted = false;
+            self.commit_leaving(row)?;
+        }
+        file.note_told_gone();
+        Ok(())
+    }
+
     fn release(&self, file: &Arc<BlobFile>) {
         let mut shard = self.shard(&file.digest);
         let Some(in_use) = shard.get_mut(&file.digest) else {
@@ -334,6 +358,11 @@ impl Shared {
             return;
         }
         shard.remove(&file.digest);
+        if file.was_found_gone()
+            && let Err(err) = self.tell_gone(file)
+        {
+            error!(digest = %file.digest, error = %chain(&err), "cannot note that a blob is gone; it will be found out again");
+        }
         if file.is_unsaved()
             && let Err(err) = self.save_residency_locked(file)
         {

@@ -37,7 +37,7 @@ use std::{
 };
 
 pub use attr::Attr;
-pub use dirs::{DirEntry, DirPage};
+pub use dirs::{DirEntry, DirPage, OpenedDir};
 pub use error::VfsError;
 pub use handle::Loan;
 pub use io::Seek;
@@ -111,6 +111,7 @@ pub struct Vfs {
     nodes: Shared<Ino, OpenNode>,
     handles: Table<Handle>,
     dirs: Table<dirs::DirHandle>,
+    listings: Mutex<dirs::Listings>,
     settling: seal::Settling,
     /// Which blob filled the pages that the kernel may have of an inode that the daemon served.
     pages: Mutex<LruCache<Ino, Digest>>,
@@ -143,6 +144,7 @@ impl Vfs {
             nodes: Shared::default(),
             handles: Table::default(),
             dirs: Table::default(),
+            listings: Mutex::new(dirs::Listings::new()),
             settling: seal::Settling::default(),
             pages: Mutex::new(LruCache::new(PAGES_REMEMBERED)),
             counters: Counters::default(),

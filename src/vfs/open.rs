@@ -84,6 +84,13 @@ impl Missing {
 /// Hands a file to the kernel; fails where the kernel does not want it.
 pub type Lend<'a> = Option<&'a (dyn Fn(&File) -> io::Result<Loan> + 'a)>;
 
+/// A sealed file of at most this length is not lent to the kernel, which keeps its pages instead (`keep_cache`).
+///
+/// To lend one costs opening it twice, two leases and two calls of the kernel, at each open: 14 us of 36 for open, read
+/// 16 KiB and close, where nothing else is done. A first read costs one request more than of a lent file,
+/// some 6 us; every later one is the kernel's alone in both cases. As long as what travels in packs.
+const KEPT_BYTES: u64 = 64 << 10;
+
 /// Longer blobs are not copied for a writer on the threads that answer the kernel.
 const QUICK_COPY_BYTES: u64 = 1 << 20;
 
@@ -308,7 +315,9 @@ impl Vfs {
             }
             Content::Blob(digest) => {
                 let blob = self.open_blob(&digest, row)?;
-                if blob.is_whole() {
+                if blob.size() <= KEPT_BYTES && blob.is_said_whole() {
+                    Serving::Blob { blob, loan: None }
+                } else if blob.is_whole() {
                     let loan = lend.map_or(Ok(None), |lend| lend_blob(&blob, node.ino, lend))?;
                     Serving::Blob { blob, loan }
                 } else {

@@ -58,6 +58,8 @@ pub(super) struct Edit<'a> {
     pub(super) recognised: Vec<(Ino, Preset)>,
     /// A directory has another path now.
     pub(super) moved: bool,
+    /// Directories that list something else now.
+    relisted: Vec<Ino>,
 }
 
 impl<'a> Edit<'a> {
@@ -79,6 +81,7 @@ impl<'a> Edit<'a> {
             unsealed: Vec::new(),
             recognised: Vec::new(),
             moved: false,
+            relisted: Vec::new(),
         }
     }
 
@@ -397,6 +400,7 @@ impl<'a> Edit<'a> {
     /// As [`Edit::adjust`], without a change of `parent`'s times: a directory that is seen with its
     /// first child was made before, and what is told of it is on its way.
     fn count(&mut self, parent: Ino, before: Seen, after: Seen) -> Result<(), TreeError> {
+        self.relisted.push(parent);
         let node = self.node_mut(parent)?;
         let dir = node.dir.as_mut().ok_or(TreeError::NotDirectory)?;
         let had_children = dir.visible_children > 0;
@@ -531,6 +535,8 @@ impl<'a> Edit<'a> {
         if !changes.is_empty() {
             self.tree.ledger.commit(changes)?;
         }
+        // Not before: who lists one of them in between must not take the old list for the new one.
+        self.tree.editions.end(&self.relisted);
         let mut notices = self.notices.take().unwrap_or_default();
         notices.append(&mut self.implied);
         let discarded = std::mem::take(&mut self.discarded);

@@ -73,6 +73,7 @@
 mod apply;
 mod attributes;
 mod edit;
+mod editions;
 mod forget;
 mod here;
 mod load;
@@ -84,6 +85,7 @@ mod rename;
 mod used;
 
 use edit::Edit;
+use editions::Editions;
 use places::RecentPlaces;
 
 use std::{
@@ -164,6 +166,7 @@ pub struct Tree {
     bucket_time: BucketTime,
     presets: Presets,
     touched: Touched,
+    editions: Editions,
     in_use: Mutex<InUse>,
     /// Some directory may be unloaded: while none is, nobody has to look.
     has_catalogs: AtomicBool,
@@ -194,6 +197,7 @@ impl Tree {
             bucket_time,
             presets: Presets::default(),
             touched: Touched::default(),
+            editions: Editions::default(),
             in_use: Mutex::default(),
             has_catalogs: AtomicBool::new(false),
         };
@@ -281,6 +285,11 @@ impl Tree {
             }
         }
         Ok((seen, next))
+    }
+
+    /// What [`Self::list`] gives of a directory is the same while this number is. Costs nothing.
+    pub fn edition(&self, dir: Ino) -> u64 {
+        self.editions.of(dir)
     }
 
     /// The path of a directory from the root, without a leading `/`.
