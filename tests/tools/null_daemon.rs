@@ -1,18 +1,27 @@
 //! A bare FUSE daemon over a directory: what FUSE itself costs.
 //!
-//! `null-daemon [--no-passthrough] [--threads N] SOURCE MOUNTPOINT` shows SOURCE at
-//! MOUNTPOINT until it is unmounted from outside. There is no store, no log and no
-//! journal: each request is the one system call that it stands for. It uses what
-//! casmount uses of FUSE (passthrough for opens and creates, long timeouts, several
-//! threads with their own descriptors, readdirplus), so that the difference between
-//! the two is what casmount itself costs. The tests of the mount also run on it.
+//! `null-daemon [--no-passthrough] [--xattr] [--threads N] SOURCE MOUNTPOINT` shows SOURCE
+//! at MOUNTPOINT until it is unmounted from outside. There is no store, no log and no
+//! journal: each request is the one system call that it stands for. The tests of the mount
+//! also run on it.
+//!
+//! It takes whatever makes FUSE quick, so that the difference to another daemon is what that
+//! one costs itself, not what it does not know of FUSE:
+//!
+//! - passthrough for opens and creates; a node keeps its backing id, so that only its first
+//!   open registers one
+//! - names, names that are not there, and attributes are remembered for an hour
+//! - listings bring the attributes along (readdirplus), and stay in the kernel's page cache
+//!   until the directory changes through the mount
+//! - no FLUSH at a close, because nothing waits for one; no GETXATTR before a first write:
+//!   without `--xattr` the first one is answered with ENOSYS, and the kernel asks no more
+//! - several threads with their own descriptors; large requests and readahead
 //!
 //! # Invariants
 //!
 //! - A node keeps an `O_PATH` descriptor, so its inode number cannot be used again
 //!   while the kernel remembers it.
-//! - All opens of a node share one backing id while any of them lives, as the
-//!   kernel asks (fs/fuse/iomode.c).
+//! - All opens of a node share one backing id, as the kernel asks (fs/fuse/iomode.c).
 
 #[path = "null_daemon/nodes.rs"]
 mod nodes;
@@ -38,10 +47,12 @@ use fuser::{
 };
 use rustix::fs::{self as sys, AtFlags, Mode, OFlags, XattrFlags};
 
-use nodes::{Handle, Node, NullFs, answer, answer_xattr, attr, open_flags, through_proc, timespec};
+use nodes::{Handle, NO_ENTRY, Node, NullFs, answer, answer_xattr, attr, open_flags, through_proc, timespec};
 
 /// Long, as casmount's: nobody changes SOURCE behind the mount.
 const TTL: Duration = Duration::from_secs(3600);
+
+const REQUEST_BYTES: u32 = 1 << 20;
 
 /// Makes an entry with `act` and answers with it.
 fn make(
@@ -65,7 +76,10 @@ fn make(
 
 impl Filesystem for NullFs {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        let wanted = InitFlags::FUSE_PARALLEL_DIROPS
+        let wanted = InitFlags::FUSE_ASYNC_READ
+            | InitFlags::FUSE_BIG_WRITES
+            | InitFlags::FUSE_MAX_PAGES
+            | InitFlags::FUSE_PARALLEL_DIROPS
             | InitFlags::FUSE_DO_READDIRPLUS
             | InitFlags::FUSE_READDIRPLUS_AUTO
             | InitFlags::FUSE_CACHE_SYMLINKS
@@ -77,7 +91,8 @@ impl Filesystem for NullFs {
             self.passthrough.store(with, Ordering::Relaxed);
         }
         let _ = config.set_max_background(1024);
-        let _ = config.set_max_write(1 << 20);
+        let _ = config.set_max_readahead(REQUEST_BYTES);
+        let _ = config.set_max_write(REQUEST_BYTES);
         Ok(())
     }
 
@@ -87,6 +102,10 @@ impl Filesystem for NullFs {
             .and_then(|dir| self.enter(dir.path_fd.as_fd(), name))
         {
             Ok((attr, _)) => reply.entry(&TTL, &attr, Generation(0)),
+            // An entry of no node is one that is not there, and remembered as such.
+            Err(err) if err.raw_os_error() == Some(libc::ENOENT) => {
+                reply.entry(&TTL, &NO_ENTRY, Generation(0));
+            }
             Err(err) => reply.error(err.into()),
         }
     }
@@ -122,18 +141,20 @@ impl Filesystem for NullFs {
     ) {
         let set = || -> io::Result<FileAttr> {
             let node = self.node(ino)?;
-            let path = through_proc(&node.path_fd);
             if uid.is_some() || gid.is_some() {
                 let (owner, group) = (uid.map(sys::Uid::from_raw), gid.map(sys::Gid::from_raw));
                 sys::chownat(&node.path_fd, "", owner, group, AtFlags::EMPTY_PATH)?;
             }
             if let Some(mode) = mode {
-                sys::chmod(&path, Mode::from_raw_mode(mode & 0o7777))?;
+                sys::chmod(through_proc(&node.path_fd), Mode::from_raw_mode(mode & 0o7777))?;
             }
             if let Some(size) = size {
                 match fh.and_then(|fh| self.handle(fh).ok()) {
                     Some(handle) => sys::ftruncate(&handle.file, size)?,
-                    None => File::options().write(true).open(&path)?.set_len(size)?,
+                    None => File::options()
+                        .write(true)
+                        .open(through_proc(&node.path_fd))?
+                        .set_len(size)?,
                 }
             }
             if atime.is_some() || mtime.is_some() {
@@ -141,13 +162,7 @@ impl Filesystem for NullFs {
                     last_access: timespec(atime),
                     last_modification: timespec(mtime),
                 };
-                let flags = AtFlags::empty();
-                let link = sys::fstat(&node.path_fd)?.st_mode & libc::S_IFMT == libc::S_IFLNK;
-                if link {
-                    sys::utimensat(&node.path_fd, "", &times, AtFlags::EMPTY_PATH)?;
-                } else {
-                    sys::utimensat(sys::CWD, &path, &times, flags)?;
-                }
+                sys::utimensat(&node.path_fd, "", &times, AtFlags::EMPTY_PATH)?;
             }
             Ok(attr(ino.0, &sys::fstat(&node.path_fd)?))
         };
@@ -259,11 +274,11 @@ impl Filesystem for NullFs {
         });
         match opened {
             Ok((node, file)) => match self.backing(&node, &file, |fd| reply.open_backing(fd)) {
-                Some(id) => {
-                    let fh = self.keep(file, Some(Arc::clone(&id)));
-                    reply.opened_passthrough(fh, FopenFlags::empty(), &id);
-                }
-                None => reply.opened(self.keep(file, None), FopenFlags::FOPEN_KEEP_CACHE),
+                Some(id) => reply.opened_passthrough(self.keep(file), FopenFlags::FOPEN_NOFLUSH, &id),
+                None => reply.opened(
+                    self.keep(file),
+                    FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,
+                ),
             },
             Err(err) => reply.error(err.into()),
         }
@@ -291,11 +306,11 @@ impl Filesystem for NullFs {
         match create() {
             Ok((attr, node, file)) => {
                 if let Some(id) = self.backing(&node, &file, |fd| reply.open_backing(fd)) {
-                    let fh = self.keep(file, Some(Arc::clone(&id)));
-                    reply.created_passthrough(&TTL, &attr, Generation(0), fh, FopenFlags::empty(), &id);
+                    let (fh, flags) = (self.keep(file), FopenFlags::FOPEN_NOFLUSH);
+                    reply.created_passthrough(&TTL, &attr, Generation(0), fh, flags, &id);
                 } else {
-                    let fh = self.keep(file, None);
-                    reply.created(&TTL, &attr, Generation(0), fh, FopenFlags::empty());
+                    let (fh, flags) = (self.keep(file), FopenFlags::FOPEN_NOFLUSH);
+                    reply.created(&TTL, &attr, Generation(0), fh, flags);
                 }
             }
             Err(err) => reply.error(err.into()),
@@ -374,7 +389,8 @@ impl Filesystem for NullFs {
 
     fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         let fh = self.next.fetch_add(1, Ordering::Relaxed);
-        reply.opened(FileHandle(fh), FopenFlags::empty());
+        let flags = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
+        reply.opened(FileHandle(fh), flags);
     }
 
     fn readdir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
@@ -468,12 +484,18 @@ impl Filesystem for NullFs {
         _position: u32,
         reply: ReplyEmpty,
     ) {
+        if !self.xattr {
+            return reply.error(Errno::ENOSYS);
+        }
         let flags = XattrFlags::from_bits_retain(flags as u32);
         let set = |node: Arc<Node>| Ok(sys::setxattr(through_proc(&node.path_fd), name, value, flags)?);
         answer(reply, self.node(ino).and_then(set));
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        if !self.xattr {
+            return reply.error(Errno::ENOSYS);
+        }
         let Ok(node) = self.node(ino) else {
             return reply.error(Errno::ESTALE);
         };
@@ -484,6 +506,9 @@ impl Filesystem for NullFs {
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        if !self.xattr {
+            return reply.error(Errno::ENOSYS);
+        }
         let Ok(node) = self.node(ino) else {
             return reply.error(Errno::ESTALE);
         };
@@ -494,6 +519,9 @@ impl Filesystem for NullFs {
     }
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        if !self.xattr {
+            return reply.error(Errno::ENOSYS);
+        }
         let remove = |node: Arc<Node>| Ok(sys::removexattr(through_proc(&node.path_fd), name)?);
         answer(reply, self.node(ino).and_then(remove));
     }
@@ -538,14 +566,17 @@ impl Filesystem for NullFs {
 }
 
 fn main() -> io::Result<()> {
-    let usage = || io::Error::other("usage: null-daemon [--no-passthrough] [--threads N] SOURCE MOUNTPOINT");
-    let mut passthrough = true;
+    let usage = || {
+        io::Error::other("usage: null-daemon [--no-passthrough] [--xattr] [--threads N] SOURCE MOUNTPOINT")
+    };
+    let (mut passthrough, mut xattr) = (true, false);
     let mut threads = 4;
     let mut paths = Vec::new();
     let mut args = std::env::args_os().skip(1);
     while let Some(arg) = args.next() {
         match arg.to_str() {
             Some("--no-passthrough") => passthrough = false,
+            Some("--xattr") => xattr = true,
             Some("--threads") => {
                 let count = args.next().and_then(|count| count.to_str()?.parse().ok());
                 threads = count.ok_or_else(usage)?;
@@ -581,7 +612,7 @@ fn main() -> io::Result<()> {
     config.n_threads = Some(threads);
     config.clone_fd = rustix::process::geteuid().is_root();
     fuser::mount(
-        NullFs::new(Path::new(&source), passthrough)?,
+        NullFs::new(Path::new(&source), passthrough, xattr)?,
         Path::new(&mountpoint),
         &config,
     )

@@ -11,7 +11,7 @@ use std::{
     },
     path::Path,
     sync::{
-        Arc, Mutex, RwLock, Weak,
+        Arc, Mutex, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, UNIX_EPOCH},
@@ -26,12 +26,12 @@ pub struct Node {
     pub path_fd: OwnedFd,
     key: (u64, u64),
     lookups: AtomicU64,
-    backing: Mutex<Weak<BackingId>>,
+    /// From the first open on, until the kernel forgets the node.
+    backing: Mutex<Option<Arc<BackingId>>>,
 }
 
 pub struct Handle {
     pub file: File,
-    _backing: Option<Arc<BackingId>>,
 }
 
 /// The names of a directory as they were when it was read from its start.
@@ -44,10 +44,11 @@ pub struct NullFs {
     pub listings: Mutex<HashMap<u64, Arc<Names>>>,
     pub next: AtomicU64,
     pub passthrough: AtomicBool,
+    pub xattr: bool,
 }
 
 impl NullFs {
-    pub fn new(source: &Path, passthrough: bool) -> io::Result<Self> {
+    pub fn new(source: &Path, passthrough: bool, xattr: bool) -> io::Result<Self> {
         let path_fd = sys::open(
             source,
             OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
@@ -68,6 +69,7 @@ impl NullFs {
             listings: Mutex::default(),
             next: AtomicU64::new(2),
             passthrough: AtomicBool::new(passthrough),
+            xattr,
         })
     }
 
@@ -132,14 +134,13 @@ impl NullFs {
             return None;
         }
         let mut shared = node.backing.lock().expect("no holder panics");
-        if let Some(id) = shared.upgrade() {
-            return Some(id);
+        if shared.is_some() {
+            return shared.clone();
         }
         match register(file.as_fd()) {
             Ok(id) => {
-                let id = Arc::new(id);
-                *shared = Arc::downgrade(&id);
-                Some(id)
+                *shared = Some(Arc::new(id));
+                shared.clone()
             }
             Err(err) => {
                 // Lacking privileges: from now on all opens go without, which the kernel's rule allows
@@ -151,12 +152,9 @@ impl NullFs {
         }
     }
 
-    pub fn keep(&self, file: File, backing: Option<Arc<BackingId>>) -> FileHandle {
+    pub fn keep(&self, file: File) -> FileHandle {
         let fh = self.next.fetch_add(1, Ordering::Relaxed);
-        let handle = Arc::new(Handle {
-            file,
-            _backing: backing,
-        });
+        let handle = Arc::new(Handle { file });
         self.handles.write().expect("no holder panics").insert(fh, handle);
         FileHandle(fh)
     }
@@ -202,6 +200,25 @@ impl NullFs {
         Ok(names)
     }
 }
+
+/// What stands for a name that is not there: an entry of no node.
+pub const NO_ENTRY: FileAttr = FileAttr {
+    ino: INodeNo(0),
+    size: 0,
+    blocks: 0,
+    atime: UNIX_EPOCH,
+    mtime: UNIX_EPOCH,
+    ctime: UNIX_EPOCH,
+    crtime: UNIX_EPOCH,
+    kind: FileType::RegularFile,
+    perm: 0,
+    nlink: 0,
+    uid: 0,
+    gid: 0,
+    rdev: 0,
+    blksize: 0,
+    flags: 0,
+};
 
 pub fn attr(ino: u64, stat: &sys::Stat) -> FileAttr {
     let time = |secs: i64, nanos: u64| {
