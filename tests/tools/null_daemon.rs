@@ -20,9 +20,13 @@
 //! # Invariants
 //!
 //! - A node keeps an `O_PATH` descriptor, so its inode number cannot be used again
-//!   while the kernel remembers it.
+//!   while the kernel remembers it. Above half of the descriptors that it may have, nodes keep
+//!   what their file system knows them by instead, which is another after such a reuse. That costs
+//!   an `open_by_handle_at(2)` for each request, and a file that was unlinked is not found any more.
 //! - All opens of a node share one backing id, as the kernel asks (fs/fuse/iomode.c).
 
+#[path = "null_daemon/by_handle.rs"]
+mod by_handle;
 #[path = "null_daemon/nodes.rs"]
 mod nodes;
 
@@ -64,9 +68,10 @@ fn make(
     reply: ReplyEntry,
 ) {
     let made = fs.node(parent).and_then(|dir| {
-        act(dir.path_fd.as_fd())?;
-        NullFs::give(dir.path_fd.as_fd(), name, req)?;
-        fs.enter(dir.path_fd.as_fd(), name)
+        let dir = dir.fd()?;
+        act(dir.as_fd())?;
+        NullFs::give(dir.as_fd(), name, req)?;
+        fs.enter(dir.as_fd(), name)
     });
     match made {
         Ok((attr, _)) => reply.entry(&TTL, &attr, Generation(0)),
@@ -99,7 +104,7 @@ impl Filesystem for NullFs {
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         match self
             .node(parent)
-            .and_then(|dir| self.enter(dir.path_fd.as_fd(), name))
+            .and_then(|dir| self.enter(dir.fd()?.as_fd(), name))
         {
             Ok((attr, _)) => reply.entry(&TTL, &attr, Generation(0)),
             // An entry of no node is one that is not there, and remembered as such.
@@ -115,7 +120,7 @@ impl Filesystem for NullFs {
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        match self.node(ino).and_then(|node| Ok(sys::fstat(&node.path_fd)?)) {
+        match self.node(ino).and_then(|node| Ok(sys::fstat(node.fd()?)?)) {
             Ok(stat) => reply.attr(&TTL, &attr(ino.0, &stat)),
             Err(err) => reply.error(err.into()),
         }
@@ -141,19 +146,20 @@ impl Filesystem for NullFs {
     ) {
         let set = || -> io::Result<FileAttr> {
             let node = self.node(ino)?;
+            let path_fd = node.fd()?;
             if uid.is_some() || gid.is_some() {
                 let (owner, group) = (uid.map(sys::Uid::from_raw), gid.map(sys::Gid::from_raw));
-                sys::chownat(&node.path_fd, "", owner, group, AtFlags::EMPTY_PATH)?;
+                sys::chownat(&path_fd, "", owner, group, AtFlags::EMPTY_PATH)?;
             }
             if let Some(mode) = mode {
-                sys::chmod(through_proc(&node.path_fd), Mode::from_raw_mode(mode & 0o7777))?;
+                sys::chmod(through_proc(&path_fd), Mode::from_raw_mode(mode & 0o7777))?;
             }
             if let Some(size) = size {
                 match fh.and_then(|fh| self.handle(fh).ok()) {
                     Some(handle) => sys::ftruncate(&handle.file, size)?,
                     None => File::options()
                         .write(true)
-                        .open(through_proc(&node.path_fd))?
+                        .open(through_proc(&path_fd))?
                         .set_len(size)?,
                 }
             }
@@ -162,9 +168,9 @@ impl Filesystem for NullFs {
                     last_access: timespec(atime),
                     last_modification: timespec(mtime),
                 };
-                sys::utimensat(&node.path_fd, "", &times, AtFlags::EMPTY_PATH)?;
+                sys::utimensat(&path_fd, "", &times, AtFlags::EMPTY_PATH)?;
             }
-            Ok(attr(ino.0, &sys::fstat(&node.path_fd)?))
+            Ok(attr(ino.0, &sys::fstat(&path_fd)?))
         };
         match set() {
             Ok(attr) => reply.attr(&TTL, &attr),
@@ -175,7 +181,7 @@ impl Filesystem for NullFs {
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
         match self
             .node(ino)
-            .and_then(|node| Ok(sys::readlinkat(&node.path_fd, "", Vec::new())?))
+            .and_then(|node| Ok(sys::readlinkat(node.fd()?, "", Vec::new())?))
         {
             Ok(target) => reply.data(target.as_bytes()),
             Err(err) => reply.error(err.into()),
@@ -223,9 +229,10 @@ impl Filesystem for NullFs {
 
     fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
         let made = self.node(ino).and_then(|node| {
-            let dir = self.node(newparent)?;
-            sys::linkat(&node.path_fd, "", &dir.path_fd, newname, AtFlags::EMPTY_PATH)?;
-            self.enter(dir.path_fd.as_fd(), newname)
+            let parent = self.node(newparent)?;
+            let dir = parent.fd()?;
+            sys::linkat(node.fd()?, "", &dir, newname, AtFlags::EMPTY_PATH)?;
+            self.enter(dir.as_fd(), newname)
         });
         match made {
             Ok((attr, _)) => reply.entry(&TTL, &attr, Generation(0)),
@@ -234,12 +241,12 @@ impl Filesystem for NullFs {
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let act = |dir: Arc<Node>| Ok(sys::unlinkat(&dir.path_fd, name, AtFlags::empty())?);
+        let act = |dir: Arc<Node>| Ok(sys::unlinkat(dir.fd()?, name, AtFlags::empty())?);
         answer(reply, self.node(parent).and_then(act));
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let act = |dir: Arc<Node>| Ok(sys::unlinkat(&dir.path_fd, name, AtFlags::REMOVEDIR)?);
+        let act = |dir: Arc<Node>| Ok(sys::unlinkat(dir.fd()?, name, AtFlags::REMOVEDIR)?);
         answer(reply, self.node(parent).and_then(act));
     }
 
@@ -256,20 +263,14 @@ impl Filesystem for NullFs {
         let flags = sys::RenameFlags::from_bits_retain(flags.bits());
         let renamed = self.node(parent).and_then(|from| {
             let to = self.node(newparent)?;
-            Ok(sys::renameat_with(
-                &from.path_fd,
-                name,
-                &to.path_fd,
-                newname,
-                flags,
-            )?)
+            Ok(sys::renameat_with(from.fd()?, name, to.fd()?, newname, flags)?)
         });
         answer(reply, renamed);
     }
 
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let opened = self.node(ino).and_then(|node| {
-            let file = sys::open(through_proc(&node.path_fd), open_flags(flags.0), Mode::empty())?;
+            let file = sys::open(through_proc(&node.fd()?), open_flags(flags.0), Mode::empty())?;
             Ok((node, File::from(file)))
         });
         match opened {
@@ -295,12 +296,13 @@ impl Filesystem for NullFs {
         reply: ReplyCreate,
     ) {
         let create = || -> io::Result<_> {
-            let dir = self.node(parent)?;
+            let parent = self.node(parent)?;
+            let dir = parent.fd()?;
             let excl = OFlags::from_bits_retain(flags as u32) & OFlags::EXCL;
             let flags = open_flags(flags) | OFlags::CREATE | OFlags::NOFOLLOW | excl;
-            let file = sys::openat(&dir.path_fd, name, flags, Mode::from_raw_mode(mode & 0o7777))?;
-            Self::give(dir.path_fd.as_fd(), name, req)?;
-            let (attr, node) = self.enter(dir.path_fd.as_fd(), name)?;
+            let file = sys::openat(&dir, name, flags, Mode::from_raw_mode(mode & 0o7777))?;
+            Self::give(dir.as_fd(), name, req)?;
+            let (attr, node) = self.enter(dir.as_fd(), name)?;
             Ok((attr, node, File::from(file)))
         };
         match create() {
@@ -383,7 +385,7 @@ impl Filesystem for NullFs {
     }
 
     fn fsyncdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        let sync = |node: Arc<Node>| File::open(through_proc(&node.path_fd))?.sync_all();
+        let sync = |node: Arc<Node>| File::open(through_proc(&node.fd()?))?.sync_all();
         answer(reply, self.node(ino).and_then(sync));
     }
 
@@ -418,15 +420,19 @@ impl Filesystem for NullFs {
         let listed = self
             .node(ino)
             .and_then(|dir| Ok((self.names(ino, fh, offset)?, dir)));
-        let (names, dir) = match listed {
+        let (names, node) = match listed {
             Ok(listed) => listed,
+            Err(err) => return reply.error(err.into()),
+        };
+        let dir = match node.fd() {
+            Ok(dir) => dir,
             Err(err) => return reply.error(err.into()),
         };
         for (at, (name, _, _)) in names.iter().enumerate().skip(offset as usize) {
             let next = at as u64 + 1;
             if name == "." || name == ".." {
                 // The kernel counts no lookup for these two.
-                let Ok(stat) = sys::fstat(&dir.path_fd) else {
+                let Ok(stat) = sys::fstat(&dir) else {
                     continue;
                 };
                 if reply.add(ino, next, name, &TTL, &attr(ino.0, &stat), Generation(0)) {
@@ -435,7 +441,7 @@ impl Filesystem for NullFs {
                 continue;
             }
             // A name that went away since the listing is left out.
-            let Ok((attr, _)) = self.enter(dir.path_fd.as_fd(), name) else {
+            let Ok((attr, _)) = self.enter(dir.as_fd(), name) else {
                 continue;
             };
             if reply.add(attr.ino, next, name, &TTL, &attr, Generation(0)) {
@@ -459,7 +465,7 @@ impl Filesystem for NullFs {
     }
 
     fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
-        match self.node(ino).and_then(|node| Ok(sys::fstatvfs(&node.path_fd)?)) {
+        match self.node(ino).and_then(|node| Ok(sys::fstatvfs(node.fd()?)?)) {
             Ok(v) => reply.statfs(
                 v.f_blocks,
                 v.f_bfree,
@@ -488,7 +494,7 @@ impl Filesystem for NullFs {
             return reply.error(Errno::ENOSYS);
         }
         let flags = XattrFlags::from_bits_retain(flags as u32);
-        let set = |node: Arc<Node>| Ok(sys::setxattr(through_proc(&node.path_fd), name, value, flags)?);
+        let set = |node: Arc<Node>| Ok(sys::setxattr(through_proc(&node.fd()?), name, value, flags)?);
         answer(reply, self.node(ino).and_then(set));
     }
 
@@ -499,8 +505,11 @@ impl Filesystem for NullFs {
         let Ok(node) = self.node(ino) else {
             return reply.error(Errno::ESTALE);
         };
+        let Ok(path_fd) = node.fd() else {
+            return reply.error(Errno::ESTALE);
+        };
         let mut value = vec![0; 65536];
-        let count = sys::getxattr(through_proc(&node.path_fd), name, &mut value[..]);
+        let count = sys::getxattr(through_proc(&path_fd), name, &mut value[..]);
         let value = count.map(|count| value[..count].to_vec());
         answer_xattr(reply, size, value);
     }
@@ -512,8 +521,11 @@ impl Filesystem for NullFs {
         let Ok(node) = self.node(ino) else {
             return reply.error(Errno::ESTALE);
         };
+        let Ok(path_fd) = node.fd() else {
+            return reply.error(Errno::ESTALE);
+        };
         let mut names = vec![0; 65536];
-        let count = sys::listxattr(through_proc(&node.path_fd), &mut names[..]);
+        let count = sys::listxattr(through_proc(&path_fd), &mut names[..]);
         let names = count.map(|count| names[..count].to_vec());
         answer_xattr(reply, size, names);
     }
@@ -522,7 +534,7 @@ impl Filesystem for NullFs {
         if !self.xattr {
             return reply.error(Errno::ENOSYS);
         }
-        let remove = |node: Arc<Node>| Ok(sys::removexattr(through_proc(&node.path_fd), name)?);
+        let remove = |node: Arc<Node>| Ok(sys::removexattr(through_proc(&node.fd()?), name)?);
         answer(reply, self.node(ino).and_then(remove));
     }
 
@@ -586,7 +598,7 @@ fn main() -> io::Result<()> {
     }
     let [source, mountpoint] = <[OsString; 2]>::try_from(paths).map_err(|_| usage())?;
 
-    // One descriptor for each node that the kernel remembers.
+    // One descriptor for each node that the kernel remembers, as far as it goes.
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     for most in [Some(1 << 20), limit.maximum] {
         let wanted = rustix::process::Rlimit {

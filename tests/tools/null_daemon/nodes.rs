@@ -17,17 +17,58 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
+use super::by_handle::FileId;
 use fuser::{
     BackingId, Errno, FileAttr, FileHandle, FileType, INodeNo, ReplyEmpty, ReplyXattr, Request, TimeOrNow,
 };
 use rustix::fs::{self as sys, AtFlags, Mode, OFlags};
 
+/// How the file of a node is reached.
+enum Way {
+    /// By a descriptor that is held, which is quicker, and keeps the inode number from being used again.
+    Held(OwnedFd),
+    /// By its handle, when there are too many nodes for a descriptor each.
+    Known(FileId, Arc<File>),
+}
+
+/// A path descriptor of a node's file.
+pub enum PathFd<'a> {
+    Held(BorrowedFd<'a>),
+    Opened(OwnedFd),
+}
+
+impl AsFd for PathFd<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Held(fd) => *fd,
+            Self::Opened(fd) => fd.as_fd(),
+        }
+    }
+}
+
 pub struct Node {
-    pub path_fd: OwnedFd,
+    way: Way,
     key: (u64, u64),
     lookups: AtomicU64,
     /// From the first open on, until the kernel forgets the node.
     backing: Mutex<Option<Arc<BackingId>>>,
+}
+
+impl Node {
+    pub fn fd(&self) -> io::Result<PathFd<'_>> {
+        match &self.way {
+            Way::Held(fd) => Ok(PathFd::Held(fd.as_fd())),
+            Way::Known(id, root) => id.open(root).map(PathFd::Opened),
+        }
+    }
+
+    /// Whether a file with the node's device and inode number is the node's.
+    fn is(&self, file: BorrowedFd<'_>) -> bool {
+        match &self.way {
+            Way::Held(_) => true,
+            Way::Known(id, _) => FileId::of(file).is_ok_and(|other| *id == other),
+        }
+    }
 }
 
 pub struct Handle {
@@ -45,6 +86,9 @@ pub struct NullFs {
     pub next: AtomicU64,
     pub passthrough: AtomicBool,
     pub xattr: bool,
+    root: Arc<File>,
+    /// So many nodes hold a descriptor.
+    most_held: usize,
 }
 
 impl NullFs {
@@ -56,8 +100,11 @@ impl NullFs {
         )?;
         let stat = sys::fstat(&path_fd)?;
         let key = (stat.st_dev, stat.st_ino);
+        // The rest is for open files.
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        let most_held = limit.current.unwrap_or(1 << 20) / 2;
         let root = Arc::new(Node {
-            path_fd,
+            way: Way::Held(path_fd),
             key,
             lookups: AtomicU64::new(1),
             backing: Mutex::default(),
@@ -70,6 +117,8 @@ impl NullFs {
             next: AtomicU64::new(2),
             passthrough: AtomicBool::new(passthrough),
             xattr,
+            root: Arc::new(File::open(source)?),
+            most_held: most_held as usize,
         })
     }
 
@@ -98,19 +147,30 @@ impl NullFs {
         // Both maps change together under the lock of `by_key`, so a forget cannot come between.
         let mut by_key = self.by_key.lock().expect("no holder panics");
         let mut nodes = self.nodes.write().expect("no holder panics");
-        let ino = *by_key
-            .entry(key)
-            .or_insert_with(|| self.next.fetch_add(1, Ordering::Relaxed));
-        let node = nodes.entry(ino).or_insert_with(|| {
-            Arc::new(Node {
-                path_fd,
-                key,
-                lookups: AtomicU64::new(0),
-                backing: Mutex::default(),
-            })
-        });
+        let known = by_key.get(&key).and_then(|ino| Some((*ino, nodes.get(ino)?)));
+        let (ino, node) = match known {
+            Some((ino, node)) if node.is(path_fd.as_fd()) => (ino, Arc::clone(node)),
+            // None, or one of a file that is gone, whose inode number is in use again.
+            _ => {
+                let id = (nodes.len() >= self.most_held).then(|| FileId::of(path_fd.as_fd()));
+                let way = match id {
+                    Some(Ok(id)) => Way::Known(id, Arc::clone(&self.root)),
+                    _ => Way::Held(path_fd),
+                };
+                let ino = self.next.fetch_add(1, Ordering::Relaxed);
+                let node = Arc::new(Node {
+                    way,
+                    key,
+                    lookups: AtomicU64::new(0),
+                    backing: Mutex::default(),
+                });
+                by_key.insert(key, ino);
+                nodes.insert(ino, Arc::clone(&node));
+                (ino, node)
+            }
+        };
         node.lookups.fetch_add(1, Ordering::Relaxed);
-        Ok((attr(ino, &stat), Arc::clone(node)))
+        Ok((attr(ino, &stat), node))
     }
 
     pub fn forget_lookups(&self, ino: u64, count: u64) {
@@ -118,7 +178,9 @@ impl NullFs {
         let mut nodes = self.nodes.write().expect("no holder panics");
         let Some(node) = nodes.get(&ino) else { return };
         if node.lookups.fetch_sub(count, Ordering::Relaxed) == count && ino != 1 {
-            by_key.remove(&node.key);
+            if by_key.get(&node.key) == Some(&ino) {
+                by_key.remove(&node.key);
+            }
             nodes.remove(&ino);
         }
     }
@@ -179,7 +241,7 @@ impl NullFs {
         }
         let node = self.node(ino)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let dir = sys::openat(&node.path_fd, ".", flags, Mode::empty())?;
+        let dir = sys::openat(node.fd()?, ".", flags, Mode::empty())?;
         let mut names = Names::new();
         for entry in sys::Dir::read_from(dir)? {
             let entry = entry?;
@@ -257,8 +319,8 @@ pub fn attr(ino: u64, stat: &sys::Stat) -> FileAttr {
     }
 }
 
-pub fn through_proc(fd: &OwnedFd) -> String {
-    format!("/proc/self/fd/{}", fd.as_raw_fd())
+pub fn through_proc(fd: &PathFd<'_>) -> String {
+    format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
 }
 
 pub fn timespec(time: Option<TimeOrNow>) -> sys::Timespec {
