@@ -1,6 +1,6 @@
 """What one operation asks of the kernel and of the daemon: counts, which no noise of a machine changes.
 
-For each operation, on the bare daemon and on casmount, with the files known to the kernel and everything at rest before:
+For each operation, on the bare daemon and on casmount, with the files known to the kernel and everything at rest:
 
   requests       FUSE requests, by the kernel's own trace (fuse_request_send of this mount)
   system calls   of the daemon, while the program runs (raw_syscalls of its threads)
@@ -100,7 +100,8 @@ class Commits:
 
 
 def per_operation(counter):
-    named = ", ".join(f"{name} {count / OPERATIONS:.2f}" for name, count in counter.most_common(6) if count >= OPERATIONS / 100)
+    often = [(name, count) for name, count in counter.most_common(6) if count >= OPERATIONS / 100]
+    named = ", ".join(f"{name} {count / OPERATIONS:.2f}" for name, count in often)
     return f"{sum(counter.values()) / OPERATIONS:.2f}" + (f" ({named})" if named else "")
 
 

@@ -149,7 +149,9 @@ class Measurement:
             system.run(self.io, "fill", system.path / "large", size, seeds[system.name])
 
         self.prepare("large", fill)
-        self.prepare("large", lambda system: "large" in system.lacks or self.operate(system, "read", system.path / "large"))
+        self.prepare("large", lambda system: (
+            "large" in system.lacks or self.operate(system, "read", system.path / "large")
+        ))
 
         def mib(system):
             return self.options.size_mib
@@ -262,9 +264,10 @@ def measure(options, release, work, kind, wants, report):
     measurement.measure(work)
     notes = []
     if options.peers:
+        of_peer = measurement.systems[-1]
         notes.append(
-            f"peers: {', '.join(f'{name} {peers.version(name)}' for name in options.peers)}; of {options.peer_files} files"
-            f" and {min(options.random_reads, 2000)} random reads, in {options.peer_runs} runs of at most {options.limit} s"
+            f"peers: {', '.join(f'{name} {peers.version(name)}' for name in options.peers)}; of {of_peer.files} files and"
+            f" {of_peer.random_reads} random reads, in {of_peer.runs} runs of at most {of_peer.limit} s"
         )
     for name in peers.PACKAGES:
         if not shutil.which(name):

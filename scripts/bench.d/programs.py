@@ -142,14 +142,14 @@ class GitClone(Program):
         shutil.copytree(dependency("aws-lc-sys"), self.source)
 
         def git(*args):
-            run("git", "-c", "user.name=bench", "-c", "user.email=bench@localhost", *args, cwd=self.source, env=self.env)
+            author = ("-c", "user.name=bench", "-c", "user.email=bench@localhost")
+            run("git", *author, *args, cwd=self.source, env=self.env)
 
         git("init", "-q")
         # What its own ignore rules hide is committed all the same.
         git("add", "-f", ".")
         git("commit", "-q", "-m", "all")
         git("gc", "-q")
-        self.files = None
 
     def run(self, system, round_):
         place = system.path / f"clone-{round_}"
@@ -244,7 +244,8 @@ class Ccache(Program):
             (self.source / "Makefile").write_text(MAKEFILE)
 
     def settings(self, system):
-        return dict(self.env, CCACHE_DIR=str(system.path / "ccache"), CCACHE_CONFIGPATH="/dev/null", CCACHE_NOHASHDIR="1")
+        place = str(system.path / "ccache")
+        return dict(self.env, CCACHE_DIR=place, CCACHE_CONFIGPATH="/dev/null", CCACHE_NOHASHDIR="1")
 
     def build(self, system):
         """Seconds of a build, and what ccache counted in it."""

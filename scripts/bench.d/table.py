@@ -91,7 +91,8 @@ def verdicts(row):
 
 
 def reached(row):
-    return all(verdict[3] for verdict in verdicts(row))
+    """Whether it reaches its targets; without figures of casmount it does not."""
+    return bool(row["samples"].get("casmount")) and all(verdict[3] for verdict in verdicts(row))
 
 
 def number(row, value):
@@ -115,7 +116,8 @@ def cell(row, system):
 def verdict_cell(row, base):
     for of, value, target, fine in verdicts(row):
         if of == base:
-            return f"{value:.2f} {'<=' if ROWS[row['name']].is_wall else '>='} {target:.2f} {'reached' if fine else 'MISSED'}"
+            sign = "<=" if ROWS[row["name"]].is_wall else ">="
+            return f"{value:.2f} {sign} {target:.2f} {'reached' if fine else 'MISSED'}"
     value = ratio(row, base)
     return f"{value:.2f}" if value is not None else "-"
 
@@ -143,5 +145,5 @@ def show(kind, rows, peers, notes):
 def progress(row):
     cells = [f"{system} {cell(row, system)}" for system in [*row["samples"], *row["failed"]]]
     words = [f"{value:.2f} of {base}" for base, value, _, _ in verdicts(row)]
-    verdict = "reached" if reached(row) else "MISSED"
-    print(f"{row['fs']:5} {row['name']:12} {row['unit']:8} {' | '.join(cells)}  {', '.join(words)}: {verdict}", flush=True)
+    verdict = f"{', '.join(words)}: {'reached' if reached(row) else 'MISSED'}"
+    print(f"{row['fs']:5} {row['name']:12} {row['unit']:8} {' | '.join(cells)}  {verdict}", flush=True)
