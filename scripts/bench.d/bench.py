@@ -1,17 +1,31 @@
-"""Measures casmount against the native file system, side by side.
+"""Measures casmount against the native file system, a bare FUSE daemon and its peers, side by side.
 
-On a loop file system of each kind (ext4 with a journal, XFS) every measurement runs on
+On a loop file system of each kind (ext4 with a journal, XFS), the table has every row on
   native     the file system itself
   null       a bare passthrough FUSE daemon over it: what FUSE itself costs
   casmount   a mount whose cache directory is on it
-interleaved, so that noise of the machine meets all alike; medians are compared, with
-their spread. The cold read compares with a plain parallel ranged GET of the same SDK.
-`first-stat`, `find` and `find-memory` open a volume of --names names with an empty cache:
-the time from the start of the daemon to the first stat of a file, of a whole find(1), and
+  s3fs, rclone, where they are installed (--install-peers), with their caches on it
+interleaved, so that noise of the machine meets all alike; medians are compared, with their spread. The rows are
+  {operations}
+  {programs}
+and --help-rows says what each is. `counts` is another table: FUSE requests, system calls and index
+transactions of single operations. Other measurements stand alone. The cold read compares with a plain
+parallel ranged GET of the same SDK. `first-stat`, `find` and `find-memory` open a volume of --names names with an
+empty cache: the time from the start of the daemon to the first stat of a file, of a whole find(1), and
 the most memory by then. `job-*` and `flush-30ms` count and time what a build on a fresh machine
 asks of the bucket, see job.py. `visibility*`, `follow-*` and `commit-*` are of a volume that many
 machines mount, and of one of many names, see fleet.py.
 Needs root, for the loop devices. Everything it makes is gone when it ends.
+"""
+
+EXAMPLES = """
+examples:
+  scripts/bench                                        everything, on ext4 and XFS
+  scripts/bench --only table --fs ext4 --peers none    the table, on one file system, without peers
+  scripts/bench --only stat,open-read,create --runs 9  some of its rows
+  scripts/bench --only table-programs --json out.json  git, make, cargo, ccache and Bazel
+  scripts/bench --only counts                          requests and system calls of one operation
+  scripts/bench --quick --only table,counts            small sizes, to see that it works
 """
 
 import argparse
@@ -26,182 +40,14 @@ import tempfile
 import time
 from pathlib import Path
 
+import counts
 import fleet
 import job
+import measure
+import peers
+import table
+from lab import CLEANUP, MIB, ROOT, Casmount, Disk, S3Server, run, seconds, wait_for
 from rows import COMMIT, FLEET, JOB, OPENING, TARGETS, show, verdict
-
-ROOT = Path(__file__).resolve().parents[2]
-MIB = 1 << 20
-STEP_LIMIT = 1800  # seconds for any single program
-
-class Cleanup:
-    """Undoes what was made, last first, whatever ends the run."""
-
-    def __init__(self):
-        self.steps = []
-
-    def push(self, step, *args):
-        self.steps.append((step, args))
-        return len(self.steps)
-
-    def run_to(self, depth):
-        while len(self.steps) > depth:
-            step, args = self.steps.pop()
-            try:
-                step(*args)
-            except Exception as err:  # the rest must still go
-                print(f"bench: cleaning up: {err}", file=sys.stderr)
-
-
-CLEANUP = Cleanup()
-
-
-def run(*command, env=None, check=True):
-    done = subprocess.run(
-        [str(part) for part in command],
-        env=env, timeout=STEP_LIMIT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )
-    if check and done.returncode != 0:
-        raise RuntimeError(f"{' '.join(map(str, command))}: {done.returncode}\n{done.stderr}{done.stdout}")
-    return done.stdout
-
-
-def seconds(*command, env=None):
-    return json.loads(run(*command, env=env))["seconds"]
-
-
-def unmount(point):
-    for _ in range(20):
-        if not os.path.ismount(point) and str(point) not in Path("/proc/self/mountinfo").read_text():
-            return
-        run("umount", "-l", point, check=False)
-
-
-def end_process(process):
-    if process.poll() is None:
-        process.kill()
-    process.wait(timeout=30)
-
-
-def detach(device):
-    for _ in range(50):
-        if subprocess.run(["losetup", "-d", device], capture_output=True).returncode == 0:
-            return
-        time.sleep(0.1)
-
-
-def wait_for(what, condition, limit=60):
-    deadline = time.monotonic() + limit
-    while not condition():
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"still not so after {limit} s: {what}")
-        time.sleep(0.02)
-
-
-class Disk:
-    """A file system of its own on a loop device."""
-
-    def __init__(self, kind, work, size):
-        image, self.path = work / f"{kind}.img", work / kind
-        with open(image, "wb") as file:
-            file.truncate(size)
-        CLEANUP.push(image.unlink)
-        run(f"mkfs.{kind}", "-q", "-f" if kind == "xfs" else "-F", image)
-        self.device = run("losetup", "--find", "--show", "--direct-io=on", image).strip()
-        CLEANUP.push(detach, self.device)
-        self.path.mkdir(exist_ok=True)
-        run("mount", "-t", kind, self.device, self.path)
-        CLEANUP.push(unmount, self.path)
-
-    def sync(self):
-        run("sync", "-f", self.path)
-
-
-class NullMount:
-    def __init__(self, tools, disk, work):
-        source, self.path = disk.path / "null", work / "null"
-        source.mkdir()
-        self.path.mkdir(exist_ok=True)
-        process = subprocess.Popen([tools / "null-daemon", source, self.path])
-        CLEANUP.push(end_process, process)
-        CLEANUP.push(unmount, self.path)
-        wait_for("null-daemon is mounted", lambda: os.path.ismount(self.path))
-
-
-class Casmount:
-    """One daemon with its cache directory."""
-
-    def __init__(self, program, name, work, cache, store, env, *args):
-        self.program, self.cache, self.env = program, cache, dict(os.environ, **env)
-        self.path = work / f"mnt-{name}"
-        self.path.mkdir(exist_ok=True)
-        self.log = open(work / f"{name}.log", "ab")
-        self.process = subprocess.Popen(
-            [program, "mount", "--store", store, "--cache-dir", cache, "--foreground", *args, self.path],
-            env=self.env, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
-        )
-        self.depth = len(CLEANUP.steps)
-        CLEANUP.push(end_process, self.process)
-        CLEANUP.push(unmount, self.path)
-        wait_for(f"casmount {name} is mounted", self.answers)
-
-    def answers(self):
-        if self.process.poll() is not None:
-            raise RuntimeError(f"casmount ended: {Path(self.log.name).read_text()[-2000:]}")
-        return os.path.ismount(self.path)
-
-    def until_commanded(self):
-        """Waits until it takes commands, which is a moment after the mount is there."""
-
-        def takes():
-            return subprocess.run(
-                [self.program, "status", self.path], env=self.env, capture_output=True, timeout=STEP_LIMIT
-            ).returncode == 0
-
-        wait_for("casmount takes commands", takes)
-
-    def flush(self):
-        run(self.program, "flush", self.path, "--deadline", "15m", env=self.env)
-
-    def status(self):
-        return json.loads(run(self.program, "status", self.path, "--json", env=self.env))
-
-    def memory_mb(self):
-        """Most resident memory so far, in MB of 10^6 bytes."""
-        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / 1e6
-        raise RuntimeError("no VmHWM")
-
-    def stop(self):
-        run(self.program, "unmount", self.path, "--deadline", "15m", env=self.env)
-        self.process.wait(timeout=60)
-        CLEANUP.run_to(self.depth)
-
-
-class S3Server:
-    def __init__(self, tools, bodies=None):
-        command = [tools / "s3-test-server", "--bucket", "bench"]
-        if bodies:
-            bodies.mkdir()
-            CLEANUP.push(shutil.rmtree, bodies, True)
-            command += ["--dir", bodies]
-        self.process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, text=True)
-        CLEANUP.push(end_process, self.process)
-        self.endpoint = self.process.stdout.readline().strip()
-        if not self.endpoint.startswith("http"):
-            raise RuntimeError("s3-test-server did not start")
-        self.env = {
-            "AWS_ENDPOINT_URL": self.endpoint,
-            "AWS_ACCESS_KEY_ID": "test-access-key",
-            "AWS_SECRET_ACCESS_KEY": "test-secret-key",
-            "AWS_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_CONFIG_FILE": "/dev/null",
-            "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
-        }
-        self.url = "s3://bench"
-
 
 class Bench:
     def __init__(self, options, work):
@@ -210,7 +56,7 @@ class Bench:
         self.tools = self.release / "examples"
         self.program = self.release / "casmount"
         self.io = self.tools / "bench-io"
-        self.rows = []
+        self.rows, self.counts = [], []
 
     def wants(self, name):
         return not self.options.only or name in self.options.only
@@ -222,73 +68,19 @@ class Bench:
         self.rows.append(row)
         show(row)
 
-    def local(self, kind):
-        """What needs no network: on the file system, on the null mount, on casmount."""
-        options = self.options
+    def table(self, kind):
+        """Native beside the bare daemon, casmount and its peers, see `table`."""
+        if any(map(self.wants, table.ROWS)):
+            measure.measure(self.options, self.release, self.work, kind, self.wants, self.rows.append)
+
+    def count(self, kind):
+        """Requests, system calls and transactions of one operation, see `counts`."""
+        if not self.wants("counts"):
+            return
         depth = len(CLEANUP.steps)
-        disk = Disk(kind, self.work, (16 * options.size_mib + 4096) * MIB)
-        null = NullMount(self.tools, disk, self.work)
-        native = disk.path / "native"
-        native.mkdir()
-        store = self.work / "store"
-        store.mkdir()
-        CLEANUP.push(shutil.rmtree, store, True)
-        mount = Casmount(
-            self.program, "local", self.work, disk.path / "cache", f"file://{store}", {}, "--min-free", "0"
-        )
-        places = {"native": native, "null": null.path, "casmount": mount.path}
-
-        def settle():
-            mount.flush()
-            # The image and the store are files of one disk.
-            run("sync", "-f", store)
-            disk.sync()
-
-        def interleaved(name, amount, measure, tidy=lambda place: None, cold=False):
-            if not self.wants(name):
-                return
-            samples = {system: [] for system in places}
-            for number in range(options.runs):
-                order = list(places.items())
-                # Turned round each time, so that none always follows the same other.
-                for system, place in order if number % 2 == 0 else reversed(order):
-                    if cold:
-                        # Else the first writes to memory that was just given back, and the last waits for some.
-                        Path("/proc/sys/vm/drop_caches").write_text("1")
-                    samples[system].append(amount / measure(place, number))
-                    settle()
-                for place in places.values():
-                    tidy(place)
-                settle()
-            self.add(kind, name, samples)
-
-        size = options.size_mib * MIB
-        if self.wants("warm-read"):
-            for seed, place in enumerate(places.values()):
-                run(self.io, "fill", place / "read", size, seed)
-            settle()
-            for place in places.values():
-                run(self.io, "read", place / "read")
-        interleaved(
-            "warm-read", options.size_mib, lambda place, number: seconds(self.io, "read", place / "read")
-        )
-        for place in places.values():
-            (place / "read").unlink(missing_ok=True)
-        interleaved(
-            "write",
-            options.size_mib,
-            lambda place, number: seconds(self.io, "write", place / "written", size),
-            lambda place: (place / "written").unlink(),
-            cold=True,
-        )
-        interleaved(
-            "create",
-            options.files,
-            lambda place, number: seconds(self.io, "create", place / f"dir{number}", options.files),
-            # The null daemon keeps a descriptor for each file that the kernel knows.
-            lambda place: [shutil.rmtree(made) for made in place.glob("dir*")],
-        )
-        mount.stop()
+        bare = argparse.Namespace(**{**vars(self.options), "peers": []})
+        measurement = measure.Measurement(bare, self.release, self.work, kind, self.wants, self.rows.append)
+        self.counts += counts.measure(measurement, kind)
         CLEANUP.run_to(depth)
 
     def cold(self, kind):
@@ -467,33 +259,82 @@ class Bench:
         CLEANUP.run_to(depth)
 
 
-def parse():
-    parser = argparse.ArgumentParser(
-        prog="scripts/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--fs", default="ext4,xfs", help="file systems, by commas (default: %(default)s)")
-    parser.add_argument("--only", help=f"measurements, by commas, of: {', '.join(TARGETS)}")
-    parser.add_argument("--runs", type=int, default=5, help="runs of each measurement (default: %(default)s)")
-    parser.add_argument("--size-mib", type=int, default=1024, help="size of large files (default: %(default)s)")
-    parser.add_argument("--files", type=int, default=10000, help="files of `create` (default: %(default)s)")
-    parser.add_argument("--memory-mib", type=int, default=10240, help="for `memory` (default: %(default)s)")
-    parser.add_argument("--names", type=int, default=1_000_000, help="of the volume to open (default: %(default)s)")
-    parser.add_argument("--followers", type=int, default=50, help="machines that follow (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works")
-    parser.add_argument("--json", type=Path, help="also write all samples to this file")
-    parser.add_argument("--dir", type=Path, help="where images are made (default: below target/)")
-    parser.add_argument("--no-build", action="store_true", help="use what is built")
-    options = parser.parse_args()
-    if options.quick:
-        options.size_mib, options.files, options.memory_mib = 128, 1000, 512
-        options.runs, options.names, options.followers = min(options.runs, 3), 20_000, min(options.followers, 8)
-    options.only = options.only.split(",") if options.only else []
-    if options.quick and not options.only:
-        # All but what waits for minutes.
-        options.only = [name for name in TARGETS if name != "follow-idle"]
-    unknown = set(options.only) - set(TARGETS)
+GROUPS = {
+    "table": list(table.ROWS),
+    "table-operations": [row.name for row in table.OPERATIONS],
+    "table-programs": [row.name for row in table.PROGRAMS],
+}
+ALL = [*table.ROWS, "counts", *TARGETS]
+
+
+def chosen(parser, options):
+    """The measurements that are asked for; nothing stands for all."""
+    names = []
+    for name in options.only.split(",") if options.only else []:
+        names += GROUPS.get(name, [name])
+    unknown = set(names) - set(ALL)
     if unknown:
         parser.error(f"no such measurement: {', '.join(unknown)}")
+    if options.quick and not names:
+        # All but what waits for minutes.
+        names = [name for name in ALL if name != "follow-idle"]
+    return names
+
+
+def chosen_peers(parser, options):
+    if options.peers == "none":
+        return []
+    if options.peers is None:
+        return peers.installed()
+    names = options.peers.split(",")
+    missing = set(names) - set(peers.installed())
+    if missing:
+        parser.error(f"not installed: {', '.join(missing)} (scripts/bench --install-peers)")
+    return names
+
+
+def parse():
+    operations, programs = (", ".join(GROUPS[f"table-{group}"]) for group in ("operations", "programs"))
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench", description=__doc__.format(operations=operations, programs=programs), epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--fs", default="ext4,xfs", help="file systems, by commas (default: %(default)s)")
+    add("--only", help=f"measurements, by commas, of: {', '.join([*GROUPS, *ALL])}")
+    add("--runs", type=int, default=5, help="runs of each measurement (default: %(default)s)")
+    add("--size-mib", type=int, default=1024, help="size of large files (default: %(default)s)")
+    add("--files", type=int, default=10000, help="files of the rows of the table (default: %(default)s)")
+    add("--find-files", type=int, default=100_000, help="files of find-first and find-second (default: %(default)s)")
+    add("--random-reads", type=int, default=10000, help="reads of random-read (default: %(default)s)")
+    add("--peers", help="peers, by commas, or none (default: those that are installed)")
+    add("--peer-runs", type=int, default=2, help="runs with peers, at most --runs (default: %(default)s)")
+    add("--peer-files", type=int, default=1000, help="files of the rows of peers (default: %(default)s)")
+    add("--limit", type=int, default=120, help="seconds for a run of a peer (default: %(default)s)")
+    add("--memory-mib", type=int, default=10240, help="for `memory` (default: %(default)s)")
+    add("--names", type=int, default=1_000_000, help="of the volume to open (default: %(default)s)")
+    add("--followers", type=int, default=50, help="machines that follow (default: %(default)s)")
+    add("--quick", action="store_true", help="small sizes, to see that it works")
+    add("--json", type=Path, help="also write all samples to this file")
+    add("--dir", type=Path, help="where images are made (default: below target/)")
+    add("--no-build", action="store_true", help="use what is built")
+    add("--install-peers", action="store_true", help="install peers and programs of the table from Debian first")
+    add("--help-rows", action="store_true", help="say what the rows of the table are, and end")
+    options = parser.parse_args()
+    if options.help_rows:
+        print(table.__doc__.strip())
+        sys.exit(0)
+    if options.quick:
+        options.size_mib, options.files, options.memory_mib = 128, 1000, 512
+        options.find_files, options.random_reads, options.peer_files = 5000, 1000, 100
+        options.runs, options.names, options.followers = min(options.runs, 3), 20_000, min(options.followers, 8)
+        options.peer_runs = 1
+    options.only = chosen(parser, options)
+    if options.install_peers:
+        if os.geteuid() != 0:
+            sys.exit("bench: installing needs root")
+        peers.install()
+    options.peers = chosen_peers(parser, options)
     return options
 
 
@@ -517,8 +358,8 @@ def main():
     print(f"{platform.release()}, {os.cpu_count()} cores, {options.runs} runs, medians (min..max)", flush=True)
     try:
         for kind in options.fs.split(","):
-            if any(map(bench.wants, ("warm-read", "write", "create"))):
-                bench.local(kind)
+            bench.table(kind)
+            bench.count(kind)
             bench.cold(kind)
             bench.memory(kind)
             bench.opening(kind)
@@ -529,8 +370,10 @@ def main():
         CLEANUP.run_to(0)
         if options.json:
             facts = {"kernel": platform.release(), "cores": os.cpu_count(), "runs": options.runs}
-            options.json.write_text(json.dumps({"host": facts, "rows": bench.rows}, indent=2) + "\n")
-    missed = [row for row in bench.rows if not verdict(row)[0]]
+            facts["peers"] = {name: peers.version(name) for name in options.peers}
+            found = {"host": facts, "rows": bench.rows, "counts": bench.counts}
+            options.json.write_text(json.dumps(found, indent=2) + "\n")
+    missed = [row for row in bench.rows if not (table.reached(row) if row["name"] in table.ROWS else verdict(row)[0])]
     print(f"{len(bench.rows) - len(missed)} of {len(bench.rows)} targets reached")
     sys.exit(1 if missed else 0)
 

@@ -23,9 +23,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import bench
 import fleet
 import job
+import lab
 
 JOBS, FILES_OF_JOB, READS_OF_JOB, FEW_OF_JOB = 6, 1500, 900, 45
 READERS = 8
@@ -77,14 +77,14 @@ def cost(before, after, *operations):
 
 def measure(work, program, tools, limit):
     rng = random.Random(64)
-    depth = len(bench.CLEANUP.steps)
-    server = bench.S3Server(tools, work / "bodies")
+    depth = len(lab.CLEANUP.steps)
+    server = lab.S3Server(tools, work / "bodies")
     env = dict(server.env, CASMOUNT_MEASURE_SMALL_BYTES=str(limit << 10))
 
     def machine(name):
         cache = work / f"cache-{name}"
-        bench.CLEANUP.push(shutil.rmtree, cache, True)
-        return bench.Casmount(program, name, work, cache, server.url, env, "--min-free", "0")
+        lab.CLEANUP.push(shutil.rmtree, cache, True)
+        return lab.Casmount(program, name, work, cache, server.url, env, "--min-free", "0")
 
     writer, names = machine("writer"), []
     for number in range(JOBS):
@@ -96,7 +96,7 @@ def measure(work, program, tools, limit):
         wanted = [name for of_job in rng.sample(names, jobs) for name in rng.sample(of_job, reads)]
         rng.shuffle(wanted)
         cold = machine(build)
-        bench.wait_for("the cold machine follows", lambda: all((cold.path / of_job[-1]).exists() for of_job in names))
+        lab.wait_for("the cold machine follows", lambda: all((cold.path / of_job[-1]).exists() for of_job in names))
         job.set_faults(server, {"latency_ms": job.LATENCY_MS})
         before, began = fleet.counts(server), time.monotonic()
         with ThreadPoolExecutor(READERS) as pool:
@@ -115,7 +115,7 @@ def measure(work, program, tools, limit):
             flushed = [cost(before, after, "PutObject"), f"{sent:.0f}", f"{seconds:.1f}"]
         job.set_faults(server, {})
         cold.stop()
-    bench.CLEANUP.run_to(depth)
+    lab.CLEANUP.run_to(depth)
     print("| " + " | ".join(map(str, cells + flushed)) + " |", flush=True)
 
 
@@ -125,12 +125,12 @@ def main():
         return
     limits = [int(limit) for limit in sys.argv[1:]] or [16, 32, 64, 128, 256]
     build = ["cargo", "build", "--locked", "--bin", "casmount", "--example", "s3-test-server"]
-    subprocess.run(build, cwd=bench.ROOT, check=True)
-    built = bench.ROOT / "target/debug"
+    subprocess.run(build, cwd=lab.ROOT, check=True)
+    built = lab.ROOT / "target/debug"
     for name in [name for name in os.environ if name.startswith(("CASMOUNT_", "AWS_"))]:
         del os.environ[name]
-    work = Path(tempfile.mkdtemp(prefix="limits-", dir=bench.ROOT / "target"))
-    bench.CLEANUP.push(shutil.rmtree, work, True)
+    work = Path(tempfile.mkdtemp(prefix="limits-", dir=lab.ROOT / "target"))
+    lab.CLEANUP.push(shutil.rmtree, work, True)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(130))
     sizes = random.Random(1)
@@ -143,7 +143,7 @@ def main():
         for limit in limits:
             measure(work, built / "casmount", built / "examples", limit)
     finally:
-        bench.CLEANUP.run_to(0)
+        lab.CLEANUP.run_to(0)
 
 
 if __name__ == "__main__":

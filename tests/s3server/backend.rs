@@ -62,6 +62,8 @@ struct Entry {
     etag: String,
     content_encoding: Option<String>,
     content_type: Option<String>,
+    /// What the client wants to remember of it.
+    metadata: Option<dto::Metadata>,
     modified: SystemTime,
 }
 
@@ -194,7 +196,7 @@ fn read_range(bytes: &Kept, range: std::ops::Range<u64>) -> std::io::Result<Byte
     }
 }
 
-/// The checksum as the header has it, and the digest as a version.
+/// The checksum as the header has it, and the MD5 that is the version: clients compare it with their own.
 fn checksums(bytes: &[u8]) -> (String, String) {
     let mut hasher = ChecksumHasher {
         sha256: Some(s3s::crypto::Sha256::new()),
@@ -205,11 +207,8 @@ fn checksums(bytes: &[u8]) -> (String, String) {
         .finalize()
         .checksum_sha256
         .expect("the hasher was asked for it");
-    let etag = sha256
-        .bytes()
-        .take(16)
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let md5 = s3s::crypto::Md5::checksum(bytes);
+    let etag = md5.iter().map(|byte| format!("{byte:02x}")).collect();
     (sha256, etag)
 }
 
@@ -255,6 +254,7 @@ impl S3 for Backend {
             content_encoding: entry.content_encoding,
             content_type: entry.content_type,
             e_tag: Some(dto::ETag::Strong(entry.etag)),
+            metadata: entry.metadata,
             last_modified: Some(entry.modified.into()),
             body: Some(dto::StreamingBlob::from(s3s::Body::from(bytes))),
             ..Default::default()
@@ -272,6 +272,7 @@ impl S3 for Backend {
             content_encoding: entry.content_encoding,
             content_type: entry.content_type,
             e_tag: Some(dto::ETag::Strong(entry.etag)),
+            metadata: entry.metadata,
             last_modified: Some(entry.modified.into()),
             ..Default::default()
         }))
@@ -308,6 +309,7 @@ impl S3 for Backend {
             etag: etag.clone(),
             content_encoding: input.content_encoding,
             content_type: input.content_type,
+            metadata: input.metadata,
             modified: SystemTime::now(),
         };
         let conditional = !self.faults().ignore_conditions;
@@ -367,6 +369,7 @@ impl S3 for Backend {
             Entry {
                 content_encoding: input.content_encoding,
                 content_type: input.content_type,
+                metadata: input.metadata,
                 modified: SystemTime::now(),
                 ..source
             }
@@ -419,6 +422,35 @@ impl S3 for Backend {
         let quiet = input.delete.quiet.unwrap_or_default();
         Ok(S3Response::new(dto::DeleteObjectsOutput {
             deleted: (!quiet).then_some(deleted),
+            ..Default::default()
+        }))
+    }
+
+    /// The listing of older clients, s3fs among them.
+    async fn list_objects(
+        &self,
+        request: S3Request<dto::ListObjectsInput>,
+    ) -> S3Result<S3Response<dto::ListObjectsOutput>> {
+        let marker = request.input.marker.clone();
+        let newer = request.map_input(|input| dto::ListObjectsV2Input {
+            bucket: input.bucket,
+            delimiter: input.delimiter,
+            max_keys: input.max_keys,
+            prefix: input.prefix,
+            start_after: input.marker,
+            ..Default::default()
+        });
+        let listed = self.list_objects_v2(newer).await?;
+        Ok(listed.map_output(|output| dto::ListObjectsOutput {
+            name: output.name,
+            prefix: output.prefix,
+            delimiter: output.delimiter,
+            marker,
+            max_keys: output.max_keys,
+            is_truncated: output.is_truncated,
+            next_marker: output.next_continuation_token,
+            contents: output.contents,
+            common_prefixes: output.common_prefixes,
             ..Default::default()
         }))
     }

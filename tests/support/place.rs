@@ -55,7 +55,11 @@ impl Place {
                 fs::create_dir(&source).expect("a directory can be made");
                 fs::create_dir(&path).expect("a directory can be made");
                 let mut command = Command::new(example("null-daemon"));
-                command.arg(&source).arg(&path).stdin(Stdio::null());
+                command
+                    .arg("--xattr")
+                    .arg(&source)
+                    .arg(&path)
+                    .stdin(Stdio::null());
                 let child = command
                     .spawn()
                     .expect("null-daemon is built (cargo build --examples)");

@@ -1,19 +1,32 @@
 //! A bare FUSE daemon over a directory: what FUSE itself costs.
 //!
-//! `null-daemon [--no-passthrough] [--threads N] SOURCE MOUNTPOINT` shows SOURCE at
-//! MOUNTPOINT until it is unmounted from outside. There is no store, no log and no
-//! journal: each request is the one system call that it stands for. It uses what
-//! casmount uses of FUSE (passthrough for opens and creates, long timeouts, several
-//! threads with their own descriptors, readdirplus), so that the difference between
-//! the two is what casmount itself costs. The tests of the mount also run on it.
+//! `null-daemon [--no-passthrough] [--xattr] [--threads N] SOURCE MOUNTPOINT` shows SOURCE
+//! at MOUNTPOINT until it is unmounted from outside. There is no store, no log and no
+//! journal: each request is the one system call that it stands for. The tests of the mount
+//! also run on it.
+//!
+//! It takes whatever makes FUSE quick, so that the difference to another daemon is what that
+//! one costs itself, not what it does not know of FUSE:
+//!
+//! - passthrough for opens and creates; a node keeps its backing id, so that only its first
+//!   open registers one
+//! - names, names that are not there, and attributes are remembered for an hour
+//! - listings bring the attributes along (readdirplus), and stay in the kernel's page cache
+//!   until the directory changes through the mount
+//! - no FLUSH at a close, because nothing waits for one; no GETXATTR before a first write:
+//!   without `--xattr` the first one is answered with ENOSYS, and the kernel asks no more
+//! - several threads with their own descriptors; large requests and readahead
 //!
 //! # Invariants
 //!
 //! - A node keeps an `O_PATH` descriptor, so its inode number cannot be used again
-//!   while the kernel remembers it.
-//! - All opens of a node share one backing id while any of them lives, as the
-//!   kernel asks (fs/fuse/iomode.c).
+//!   while the kernel remembers it. Above half of the descriptors that it may have, nodes keep
+//!   what their file system knows them by instead, which is another after such a reuse. That costs
+//!   an `open_by_handle_at(2)` for each request, and a file that was unlinked is not found any more.
+//! - All opens of a node share one backing id, as the kernel asks (fs/fuse/iomode.c).
 
+#[path = "null_daemon/by_handle.rs"]
+mod by_handle;
 #[path = "null_daemon/nodes.rs"]
 mod nodes;
 
@@ -38,10 +51,12 @@ use fuser::{
 };
 use rustix::fs::{self as sys, AtFlags, Mode, OFlags, XattrFlags};
 
-use nodes::{Handle, Node, NullFs, answer, answer_xattr, attr, open_flags, through_proc, timespec};
+use nodes::{Handle, NO_ENTRY, Node, NullFs, answer, answer_xattr, attr, open_flags, through_proc, timespec};
 
 /// Long, as casmount's: nobody changes SOURCE behind the mount.
 const TTL: Duration = Duration::from_secs(3600);
+
+const REQUEST_BYTES: u32 = 1 << 20;
 
 /// Makes an entry with `act` and answers with it.
 fn make(
@@ -53,9 +68,10 @@ fn make(
     reply: ReplyEntry,
 ) {
     let made = fs.node(parent).and_then(|dir| {
-        act(dir.path_fd.as_fd())?;
-        NullFs::give(dir.path_fd.as_fd(), name, req)?;
-        fs.enter(dir.path_fd.as_fd(), name)
+        let dir = dir.fd()?;
+        act(dir.as_fd())?;
+        NullFs::give(dir.as_fd(), name, req)?;
+        fs.enter(dir.as_fd(), name)
     });
     match made {
         Ok((attr, _)) => reply.entry(&TTL, &attr, Generation(0)),
@@ -65,7 +81,10 @@ fn make(
 
 impl Filesystem for NullFs {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        let wanted = InitFlags::FUSE_PARALLEL_DIROPS
+        let wanted = InitFlags::FUSE_ASYNC_READ
+            | InitFlags::FUSE_BIG_WRITES
+            | InitFlags::FUSE_MAX_PAGES
+            | InitFlags::FUSE_PARALLEL_DIROPS
             | InitFlags::FUSE_DO_READDIRPLUS
             | InitFlags::FUSE_READDIRPLUS_AUTO
             | InitFlags::FUSE_CACHE_SYMLINKS
@@ -77,16 +96,21 @@ impl Filesystem for NullFs {
             self.passthrough.store(with, Ordering::Relaxed);
         }
         let _ = config.set_max_background(1024);
-        let _ = config.set_max_write(1 << 20);
+        let _ = config.set_max_readahead(REQUEST_BYTES);
+        let _ = config.set_max_write(REQUEST_BYTES);
         Ok(())
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         match self
             .node(parent)
-            .and_then(|dir| self.enter(dir.path_fd.as_fd(), name))
+            .and_then(|dir| self.enter(dir.fd()?.as_fd(), name))
         {
             Ok((attr, _)) => reply.entry(&TTL, &attr, Generation(0)),
+            // An entry of no node is one that is not there, and remembered as such.
+            Err(err) if err.raw_os_error() == Some(libc::ENOENT) => {
+                reply.entry(&TTL, &NO_ENTRY, Generation(0));
+            }
             Err(err) => reply.error(err.into()),
         }
     }
@@ -96,7 +120,7 @@ impl Filesystem for NullFs {
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        match self.node(ino).and_then(|node| Ok(sys::fstat(&node.path_fd)?)) {
+        match self.node(ino).and_then(|node| Ok(sys::fstat(node.fd()?)?)) {
             Ok(stat) => reply.attr(&TTL, &attr(ino.0, &stat)),
             Err(err) => reply.error(err.into()),
         }
@@ -122,18 +146,21 @@ impl Filesystem for NullFs {
     ) {
         let set = || -> io::Result<FileAttr> {
             let node = self.node(ino)?;
-            let path = through_proc(&node.path_fd);
+            let path_fd = node.fd()?;
             if uid.is_some() || gid.is_some() {
                 let (owner, group) = (uid.map(sys::Uid::from_raw), gid.map(sys::Gid::from_raw));
-                sys::chownat(&node.path_fd, "", owner, group, AtFlags::EMPTY_PATH)?;
+                sys::chownat(&path_fd, "", owner, group, AtFlags::EMPTY_PATH)?;
             }
             if let Some(mode) = mode {
-                sys::chmod(&path, Mode::from_raw_mode(mode & 0o7777))?;
+                sys::chmod(through_proc(&path_fd), Mode::from_raw_mode(mode & 0o7777))?;
             }
             if let Some(size) = size {
                 match fh.and_then(|fh| self.handle(fh).ok()) {
                     Some(handle) => sys::ftruncate(&handle.file, size)?,
-                    None => File::options().write(true).open(&path)?.set_len(size)?,
+                    None => File::options()
+                        .write(true)
+                        .open(through_proc(&path_fd))?
+                        .set_len(size)?,
                 }
             }
             if atime.is_some() || mtime.is_some() {
@@ -141,15 +168,9 @@ impl Filesystem for NullFs {
                     last_access: timespec(atime),
                     last_modification: timespec(mtime),
                 };
-                let flags = AtFlags::empty();
-                let link = sys::fstat(&node.path_fd)?.st_mode & libc::S_IFMT == libc::S_IFLNK;
-                if link {
-                    sys::utimensat(&node.path_fd, "", &times, AtFlags::EMPTY_PATH)?;
-                } else {
-                    sys::utimensat(sys::CWD, &path, &times, flags)?;
-                }
+                sys::utimensat(&path_fd, "", &times, AtFlags::EMPTY_PATH)?;
             }
-            Ok(attr(ino.0, &sys::fstat(&node.path_fd)?))
+            Ok(attr(ino.0, &sys::fstat(&path_fd)?))
         };
         match set() {
             Ok(attr) => reply.attr(&TTL, &attr),
@@ -160,7 +181,7 @@ impl Filesystem for NullFs {
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
         match self
             .node(ino)
-            .and_then(|node| Ok(sys::readlinkat(&node.path_fd, "", Vec::new())?))
+            .and_then(|node| Ok(sys::readlinkat(node.fd()?, "", Vec::new())?))
         {
             Ok(target) => reply.data(target.as_bytes()),
             Err(err) => reply.error(err.into()),
@@ -208,9 +229,10 @@ impl Filesystem for NullFs {
 
     fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
         let made = self.node(ino).and_then(|node| {
-            let dir = self.node(newparent)?;
-            sys::linkat(&node.path_fd, "", &dir.path_fd, newname, AtFlags::EMPTY_PATH)?;
-            self.enter(dir.path_fd.as_fd(), newname)
+            let parent = self.node(newparent)?;
+            let dir = parent.fd()?;
+            sys::linkat(node.fd()?, "", &dir, newname, AtFlags::EMPTY_PATH)?;
+            self.enter(dir.as_fd(), newname)
         });
         match made {
             Ok((attr, _)) => reply.entry(&TTL, &attr, Generation(0)),
@@ -219,12 +241,12 @@ impl Filesystem for NullFs {
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let act = |dir: Arc<Node>| Ok(sys::unlinkat(&dir.path_fd, name, AtFlags::empty())?);
+        let act = |dir: Arc<Node>| Ok(sys::unlinkat(dir.fd()?, name, AtFlags::empty())?);
         answer(reply, self.node(parent).and_then(act));
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let act = |dir: Arc<Node>| Ok(sys::unlinkat(&dir.path_fd, name, AtFlags::REMOVEDIR)?);
+        let act = |dir: Arc<Node>| Ok(sys::unlinkat(dir.fd()?, name, AtFlags::REMOVEDIR)?);
         answer(reply, self.node(parent).and_then(act));
     }
 
@@ -241,29 +263,23 @@ impl Filesystem for NullFs {
         let flags = sys::RenameFlags::from_bits_retain(flags.bits());
         let renamed = self.node(parent).and_then(|from| {
             let to = self.node(newparent)?;
-            Ok(sys::renameat_with(
-                &from.path_fd,
-                name,
-                &to.path_fd,
-                newname,
-                flags,
-            )?)
+            Ok(sys::renameat_with(from.fd()?, name, to.fd()?, newname, flags)?)
         });
         answer(reply, renamed);
     }
 
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let opened = self.node(ino).and_then(|node| {
-            let file = sys::open(through_proc(&node.path_fd), open_flags(flags.0), Mode::empty())?;
+            let file = sys::open(through_proc(&node.fd()?), open_flags(flags.0), Mode::empty())?;
             Ok((node, File::from(file)))
         });
         match opened {
             Ok((node, file)) => match self.backing(&node, &file, |fd| reply.open_backing(fd)) {
-                Some(id) => {
-                    let fh = self.keep(file, Some(Arc::clone(&id)));
-                    reply.opened_passthrough(fh, FopenFlags::empty(), &id);
-                }
-                None => reply.opened(self.keep(file, None), FopenFlags::FOPEN_KEEP_CACHE),
+                Some(id) => reply.opened_passthrough(self.keep(file), FopenFlags::FOPEN_NOFLUSH, &id),
+                None => reply.opened(
+                    self.keep(file),
+                    FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,
+                ),
             },
             Err(err) => reply.error(err.into()),
         }
@@ -280,22 +296,23 @@ impl Filesystem for NullFs {
         reply: ReplyCreate,
     ) {
         let create = || -> io::Result<_> {
-            let dir = self.node(parent)?;
+            let parent = self.node(parent)?;
+            let dir = parent.fd()?;
             let excl = OFlags::from_bits_retain(flags as u32) & OFlags::EXCL;
             let flags = open_flags(flags) | OFlags::CREATE | OFlags::NOFOLLOW | excl;
-            let file = sys::openat(&dir.path_fd, name, flags, Mode::from_raw_mode(mode & 0o7777))?;
-            Self::give(dir.path_fd.as_fd(), name, req)?;
-            let (attr, node) = self.enter(dir.path_fd.as_fd(), name)?;
+            let file = sys::openat(&dir, name, flags, Mode::from_raw_mode(mode & 0o7777))?;
+            Self::give(dir.as_fd(), name, req)?;
+            let (attr, node) = self.enter(dir.as_fd(), name)?;
             Ok((attr, node, File::from(file)))
         };
         match create() {
             Ok((attr, node, file)) => {
                 if let Some(id) = self.backing(&node, &file, |fd| reply.open_backing(fd)) {
-                    let fh = self.keep(file, Some(Arc::clone(&id)));
-                    reply.created_passthrough(&TTL, &attr, Generation(0), fh, FopenFlags::empty(), &id);
+                    let (fh, flags) = (self.keep(file), FopenFlags::FOPEN_NOFLUSH);
+                    reply.created_passthrough(&TTL, &attr, Generation(0), fh, flags, &id);
                 } else {
-                    let fh = self.keep(file, None);
-                    reply.created(&TTL, &attr, Generation(0), fh, FopenFlags::empty());
+                    let (fh, flags) = (self.keep(file), FopenFlags::FOPEN_NOFLUSH);
+                    reply.created(&TTL, &attr, Generation(0), fh, flags);
                 }
             }
             Err(err) => reply.error(err.into()),
@@ -368,13 +385,14 @@ impl Filesystem for NullFs {
     }
 
     fn fsyncdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        let sync = |node: Arc<Node>| File::open(through_proc(&node.path_fd))?.sync_all();
+        let sync = |node: Arc<Node>| File::open(through_proc(&node.fd()?))?.sync_all();
         answer(reply, self.node(ino).and_then(sync));
     }
 
     fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         let fh = self.next.fetch_add(1, Ordering::Relaxed);
-        reply.opened(FileHandle(fh), FopenFlags::empty());
+        let flags = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
+        reply.opened(FileHandle(fh), flags);
     }
 
     fn readdir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
@@ -402,15 +420,19 @@ impl Filesystem for NullFs {
         let listed = self
             .node(ino)
             .and_then(|dir| Ok((self.names(ino, fh, offset)?, dir)));
-        let (names, dir) = match listed {
+        let (names, node) = match listed {
             Ok(listed) => listed,
+            Err(err) => return reply.error(err.into()),
+        };
+        let dir = match node.fd() {
+            Ok(dir) => dir,
             Err(err) => return reply.error(err.into()),
         };
         for (at, (name, _, _)) in names.iter().enumerate().skip(offset as usize) {
             let next = at as u64 + 1;
             if name == "." || name == ".." {
                 // The kernel counts no lookup for these two.
-                let Ok(stat) = sys::fstat(&dir.path_fd) else {
+                let Ok(stat) = sys::fstat(&dir) else {
                     continue;
                 };
                 if reply.add(ino, next, name, &TTL, &attr(ino.0, &stat), Generation(0)) {
@@ -419,7 +441,7 @@ impl Filesystem for NullFs {
                 continue;
             }
             // A name that went away since the listing is left out.
-            let Ok((attr, _)) = self.enter(dir.path_fd.as_fd(), name) else {
+            let Ok((attr, _)) = self.enter(dir.as_fd(), name) else {
                 continue;
             };
             if reply.add(attr.ino, next, name, &TTL, &attr, Generation(0)) {
@@ -443,7 +465,7 @@ impl Filesystem for NullFs {
     }
 
     fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
-        match self.node(ino).and_then(|node| Ok(sys::fstatvfs(&node.path_fd)?)) {
+        match self.node(ino).and_then(|node| Ok(sys::fstatvfs(node.fd()?)?)) {
             Ok(v) => reply.statfs(
                 v.f_blocks,
                 v.f_bfree,
@@ -468,33 +490,51 @@ impl Filesystem for NullFs {
         _position: u32,
         reply: ReplyEmpty,
     ) {
+        if !self.xattr {
+            return reply.error(Errno::ENOSYS);
+        }
         let flags = XattrFlags::from_bits_retain(flags as u32);
-        let set = |node: Arc<Node>| Ok(sys::setxattr(through_proc(&node.path_fd), name, value, flags)?);
+        let set = |node: Arc<Node>| Ok(sys::setxattr(through_proc(&node.fd()?), name, value, flags)?);
         answer(reply, self.node(ino).and_then(set));
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        if !self.xattr {
+            return reply.error(Errno::ENOSYS);
+        }
         let Ok(node) = self.node(ino) else {
             return reply.error(Errno::ESTALE);
         };
+        let Ok(path_fd) = node.fd() else {
+            return reply.error(Errno::ESTALE);
+        };
         let mut value = vec![0; 65536];
-        let count = sys::getxattr(through_proc(&node.path_fd), name, &mut value[..]);
+        let count = sys::getxattr(through_proc(&path_fd), name, &mut value[..]);
         let value = count.map(|count| value[..count].to_vec());
         answer_xattr(reply, size, value);
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        if !self.xattr {
+            return reply.error(Errno::ENOSYS);
+        }
         let Ok(node) = self.node(ino) else {
             return reply.error(Errno::ESTALE);
         };
+        let Ok(path_fd) = node.fd() else {
+            return reply.error(Errno::ESTALE);
+        };
         let mut names = vec![0; 65536];
-        let count = sys::listxattr(through_proc(&node.path_fd), &mut names[..]);
+        let count = sys::listxattr(through_proc(&path_fd), &mut names[..]);
         let names = count.map(|count| names[..count].to_vec());
         answer_xattr(reply, size, names);
     }
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let remove = |node: Arc<Node>| Ok(sys::removexattr(through_proc(&node.path_fd), name)?);
+        if !self.xattr {
+            return reply.error(Errno::ENOSYS);
+        }
+        let remove = |node: Arc<Node>| Ok(sys::removexattr(through_proc(&node.fd()?), name)?);
         answer(reply, self.node(ino).and_then(remove));
     }
 
@@ -538,14 +578,17 @@ impl Filesystem for NullFs {
 }
 
 fn main() -> io::Result<()> {
-    let usage = || io::Error::other("usage: null-daemon [--no-passthrough] [--threads N] SOURCE MOUNTPOINT");
-    let mut passthrough = true;
+    let usage = || {
+        io::Error::other("usage: null-daemon [--no-passthrough] [--xattr] [--threads N] SOURCE MOUNTPOINT")
+    };
+    let (mut passthrough, mut xattr) = (true, false);
     let mut threads = 4;
     let mut paths = Vec::new();
     let mut args = std::env::args_os().skip(1);
     while let Some(arg) = args.next() {
         match arg.to_str() {
             Some("--no-passthrough") => passthrough = false,
+            Some("--xattr") => xattr = true,
             Some("--threads") => {
                 let count = args.next().and_then(|count| count.to_str()?.parse().ok());
                 threads = count.ok_or_else(usage)?;
@@ -555,7 +598,7 @@ fn main() -> io::Result<()> {
     }
     let [source, mountpoint] = <[OsString; 2]>::try_from(paths).map_err(|_| usage())?;
 
-    // One descriptor for each node that the kernel remembers.
+    // One descriptor for each node that the kernel remembers, as far as it goes.
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     for most in [Some(1 << 20), limit.maximum] {
         let wanted = rustix::process::Rlimit {
@@ -581,7 +624,7 @@ fn main() -> io::Result<()> {
     config.n_threads = Some(threads);
     config.clone_fd = rustix::process::geteuid().is_root();
     fuser::mount(
-        NullFs::new(Path::new(&source), passthrough)?,
+        NullFs::new(Path::new(&source), passthrough, xattr)?,
         Path::new(&mountpoint),
         &config,
     )

@@ -11,27 +11,68 @@ use std::{
     },
     path::Path,
     sync::{
-        Arc, Mutex, RwLock, Weak,
+        Arc, Mutex, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, UNIX_EPOCH},
 };
 
+use super::by_handle::FileId;
 use fuser::{
     BackingId, Errno, FileAttr, FileHandle, FileType, INodeNo, ReplyEmpty, ReplyXattr, Request, TimeOrNow,
 };
 use rustix::fs::{self as sys, AtFlags, Mode, OFlags};
 
+/// How the file of a node is reached.
+enum Way {
+    /// By a descriptor that is held, which is quicker, and keeps the inode number from being used again.
+    Held(OwnedFd),
+    /// By its handle, when there are too many nodes for a descriptor each.
+    Known(FileId, Arc<File>),
+}
+
+/// A path descriptor of a node's file.
+pub enum PathFd<'a> {
+    Held(BorrowedFd<'a>),
+    Opened(OwnedFd),
+}
+
+impl AsFd for PathFd<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Held(fd) => *fd,
+            Self::Opened(fd) => fd.as_fd(),
+        }
+    }
+}
+
 pub struct Node {
-    pub path_fd: OwnedFd,
+    way: Way,
     key: (u64, u64),
     lookups: AtomicU64,
-    backing: Mutex<Weak<BackingId>>,
+    /// From the first open on, until the kernel forgets the node.
+    backing: Mutex<Option<Arc<BackingId>>>,
+}
+
+impl Node {
+    pub fn fd(&self) -> io::Result<PathFd<'_>> {
+        match &self.way {
+            Way::Held(fd) => Ok(PathFd::Held(fd.as_fd())),
+            Way::Known(id, root) => id.open(root).map(PathFd::Opened),
+        }
+    }
+
+    /// Whether a file with the node's device and inode number is the node's.
+    fn is(&self, file: BorrowedFd<'_>) -> bool {
+        match &self.way {
+            Way::Held(_) => true,
+            Way::Known(id, _) => FileId::of(file).is_ok_and(|other| *id == other),
+        }
+    }
 }
 
 pub struct Handle {
     pub file: File,
-    _backing: Option<Arc<BackingId>>,
 }
 
 /// The names of a directory as they were when it was read from its start.
@@ -44,10 +85,14 @@ pub struct NullFs {
     pub listings: Mutex<HashMap<u64, Arc<Names>>>,
     pub next: AtomicU64,
     pub passthrough: AtomicBool,
+    pub xattr: bool,
+    root: Arc<File>,
+    /// So many nodes hold a descriptor.
+    most_held: usize,
 }
 
 impl NullFs {
-    pub fn new(source: &Path, passthrough: bool) -> io::Result<Self> {
+    pub fn new(source: &Path, passthrough: bool, xattr: bool) -> io::Result<Self> {
         let path_fd = sys::open(
             source,
             OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
@@ -55,8 +100,11 @@ impl NullFs {
         )?;
         let stat = sys::fstat(&path_fd)?;
         let key = (stat.st_dev, stat.st_ino);
+        // The rest is for open files.
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        let most_held = limit.current.unwrap_or(1 << 20) / 2;
         let root = Arc::new(Node {
-            path_fd,
+            way: Way::Held(path_fd),
             key,
             lookups: AtomicU64::new(1),
             backing: Mutex::default(),
@@ -68,6 +116,9 @@ impl NullFs {
             listings: Mutex::default(),
             next: AtomicU64::new(2),
             passthrough: AtomicBool::new(passthrough),
+            xattr,
+            root: Arc::new(File::open(source)?),
+            most_held: most_held as usize,
         })
     }
 
@@ -96,19 +147,30 @@ impl NullFs {
         // Both maps change together under the lock of `by_key`, so a forget cannot come between.
         let mut by_key = self.by_key.lock().expect("no holder panics");
         let mut nodes = self.nodes.write().expect("no holder panics");
-        let ino = *by_key
-            .entry(key)
-            .or_insert_with(|| self.next.fetch_add(1, Ordering::Relaxed));
-        let node = nodes.entry(ino).or_insert_with(|| {
-            Arc::new(Node {
-                path_fd,
-                key,
-                lookups: AtomicU64::new(0),
-                backing: Mutex::default(),
-            })
-        });
+        let known = by_key.get(&key).and_then(|ino| Some((*ino, nodes.get(ino)?)));
+        let (ino, node) = match known {
+            Some((ino, node)) if node.is(path_fd.as_fd()) => (ino, Arc::clone(node)),
+            // None, or one of a file that is gone, whose inode number is in use again.
+            _ => {
+                let id = (nodes.len() >= self.most_held).then(|| FileId::of(path_fd.as_fd()));
+                let way = match id {
+                    Some(Ok(id)) => Way::Known(id, Arc::clone(&self.root)),
+                    _ => Way::Held(path_fd),
+                };
+                let ino = self.next.fetch_add(1, Ordering::Relaxed);
+                let node = Arc::new(Node {
+                    way,
+                    key,
+                    lookups: AtomicU64::new(0),
+                    backing: Mutex::default(),
+                });
+                by_key.insert(key, ino);
+                nodes.insert(ino, Arc::clone(&node));
+                (ino, node)
+            }
+        };
         node.lookups.fetch_add(1, Ordering::Relaxed);
-        Ok((attr(ino, &stat), Arc::clone(node)))
+        Ok((attr(ino, &stat), node))
     }
 
     pub fn forget_lookups(&self, ino: u64, count: u64) {
@@ -116,7 +178,9 @@ impl NullFs {
         let mut nodes = self.nodes.write().expect("no holder panics");
         let Some(node) = nodes.get(&ino) else { return };
         if node.lookups.fetch_sub(count, Ordering::Relaxed) == count && ino != 1 {
-            by_key.remove(&node.key);
+            if by_key.get(&node.key) == Some(&ino) {
+                by_key.remove(&node.key);
+            }
             nodes.remove(&ino);
         }
     }
@@ -132,14 +196,13 @@ impl NullFs {
             return None;
         }
         let mut shared = node.backing.lock().expect("no holder panics");
-        if let Some(id) = shared.upgrade() {
-            return Some(id);
+        if shared.is_some() {
+            return shared.clone();
         }
         match register(file.as_fd()) {
             Ok(id) => {
-                let id = Arc::new(id);
-                *shared = Arc::downgrade(&id);
-                Some(id)
+                *shared = Some(Arc::new(id));
+                shared.clone()
             }
             Err(err) => {
                 // Lacking privileges: from now on all opens go without, which the kernel's rule allows
@@ -151,12 +214,9 @@ impl NullFs {
         }
     }
 
-    pub fn keep(&self, file: File, backing: Option<Arc<BackingId>>) -> FileHandle {
+    pub fn keep(&self, file: File) -> FileHandle {
         let fh = self.next.fetch_add(1, Ordering::Relaxed);
-        let handle = Arc::new(Handle {
-            file,
-            _backing: backing,
-        });
+        let handle = Arc::new(Handle { file });
         self.handles.write().expect("no holder panics").insert(fh, handle);
         FileHandle(fh)
     }
@@ -181,7 +241,7 @@ impl NullFs {
         }
         let node = self.node(ino)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let dir = sys::openat(&node.path_fd, ".", flags, Mode::empty())?;
+        let dir = sys::openat(node.fd()?, ".", flags, Mode::empty())?;
         let mut names = Names::new();
         for entry in sys::Dir::read_from(dir)? {
             let entry = entry?;
@@ -202,6 +262,25 @@ impl NullFs {
         Ok(names)
     }
 }
+
+/// What stands for a name that is not there: an entry of no node.
+pub const NO_ENTRY: FileAttr = FileAttr {
+    ino: INodeNo(0),
+    size: 0,
+    blocks: 0,
+    atime: UNIX_EPOCH,
+    mtime: UNIX_EPOCH,
+    ctime: UNIX_EPOCH,
+    crtime: UNIX_EPOCH,
+    kind: FileType::RegularFile,
+    perm: 0,
+    nlink: 0,
+    uid: 0,
+    gid: 0,
+    rdev: 0,
+    blksize: 0,
+    flags: 0,
+};
 
 pub fn attr(ino: u64, stat: &sys::Stat) -> FileAttr {
     let time = |secs: i64, nanos: u64| {
@@ -240,8 +319,8 @@ pub fn attr(ino: u64, stat: &sys::Stat) -> FileAttr {
     }
 }
 
-pub fn through_proc(fd: &OwnedFd) -> String {
-    format!("/proc/self/fd/{}", fd.as_raw_fd())
+pub fn through_proc(fd: &PathFd<'_>) -> String {
+    format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
 }
 
 pub fn timespec(time: Option<TimeOrNow>) -> sys::Timespec {
