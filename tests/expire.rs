@@ -150,6 +150,13 @@ fn what_one_machine_uses_stays_for_all_and_the_rest_goes_with_its_blobs(kind: St
         machine.until_gone("unused/3");
     }
     assert!(!told(&lab).is_empty());
+    let uses = &b.status()["uses"];
+    assert_eq!(uses["expire_seconds"], 10, "{uses:#}");
+    assert!(
+        uses["told_until_millis"].as_u64() > uses["told_millis"].as_u64(),
+        "{uses:#}"
+    );
+    assert!(b.control_ok("status", &[]).contains("\nuses        told "));
     lab.assert_blobs_match_their_names();
     // What went can be made again, by whoever wants it.
     fs::create_dir_all(a.path("unused")).unwrap();
@@ -165,6 +172,7 @@ fn what_is_used_is_told_when_the_mount_ends_and_only_when_somebody_wants_to_know
     a.unmount();
     let mut b = lab.machine("b");
     use_files(&b, "d", 3);
+    assert!(b.status()["uses"]["expire_seconds"].is_null());
     b.unmount();
     assert!(told(&lab).is_empty(), "nobody asked");
     // So long that nobody tells before the end.

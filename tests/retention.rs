@@ -128,6 +128,13 @@ fn what_is_used_outlives_the_rule_and_the_rest_reads_as_a_miss_and_can_be_made_a
     if kind == StoreKind::S3 {
         assert!(lab.server().counts().of("CopyObject") > 0);
     }
+    let uses = &b.status()["uses"];
+    assert_eq!(uses["lifetime_seconds"], LIFETIME.as_secs(), "{uses:#}");
+    assert!(
+        uses["kept_young_millis"].is_u64() && uses["kept_young_blobs"].as_u64() > Some(0),
+        "{uses:#}"
+    );
+    assert!(b.control_ok("status", &[]).contains("\nuses        kept young "));
     file(&c.path("unused/0"), &unused[0]);
     c.flush();
     b.until_content("unused/0", &unused[0]);

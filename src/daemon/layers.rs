@@ -51,7 +51,7 @@ pub struct Layers {
     /// A mount that only reads has none.
     pub compactor: Option<CompactorHandle>,
     /// A mount that only reads has none.
-    teller: Option<TellerHandle>,
+    pub teller: Option<TellerHandle>,
 }
 
 impl Layers {

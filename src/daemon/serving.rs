@@ -16,7 +16,9 @@ use crate::{
     namespace::TreeError,
     observe::{
         Status, memory,
-        status::{Cache, Catalog, Compact, Files, Follow, Layer, PresetDir, Publish, State, Tier, Upload},
+        status::{
+            Cache, Catalog, Compact, Files, Follow, Layer, PresetDir, Publish, State, Tier, Upload, Uses,
+        },
     },
     tier::SharedBucket,
     vfs::VfsError,
@@ -138,6 +140,12 @@ impl Serving {
                 .compactor
                 .as_ref()
                 .map(|compactor| Compact::from(compactor.status()))
+                .unwrap_or_default(),
+            uses: self
+                .layers
+                .teller
+                .as_ref()
+                .map(|teller| Uses::from(teller.status()))
                 .unwrap_or_default(),
             tiers: vec![tier],
             last_error: self.last_error(),
