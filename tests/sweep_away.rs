@@ -88,12 +88,18 @@ fn a_file_that_is_neither_here_nor_in_the_store_is_not_published_and_all_others_
         blobs.find(|key| key.ends_with(&digest))
     });
 
-    // Other blobs of one chunk crowd it out of the cache, which may drop what the store has.
+    // What another machine published crowds it out of the cache, which may drop what the store has.
+    let b = lab.machine("b");
+    for number in 0..40 {
+        let bytes = Rng::seeded(100 + number).bytes(2_000_000);
+        file(&b.path(format!("filler-{number}")), &bytes);
+    }
+    b.flush();
     let mut number = 0;
     wait::until("it is not here any more", SOON, || {
+        // One that did not arrive yet is read in the next round.
+        drop(fs::read(a.path(format!("filler-{}", number % 40))));
         number += 1;
-        let filler = Rng::seeded(100 + number).bytes(2_000_000);
-        file(&a.path(format!("filler-{number}")), &filler);
         (listed(&a, "lost")["residency"] == "remote").then_some(())
     });
     wait::until("a sweep deleted it", SOON, || {
@@ -115,7 +121,6 @@ fn a_file_that_is_neither_here_nor_in_the_store_is_not_published_and_all_others_
         "status says nothing"
     );
     assert!(a.log().contains("a file is lost that was never published"));
-    let b = lab.machine("b");
     b.until_content("later", &Rng::seeded(2).bytes(200_000));
     assert!(!b.path("lost").exists(), "a name without its bytes was published");
     // It can be made again.

@@ -44,8 +44,11 @@ const DAY_MILLIS: u64 = 24 * 3_600_000;
 /// Objects of one fork that are read, the newest: what a thousand machines tell in a month and more.
 const MAX_OBJECTS: usize = 1 << 20;
 
-/// Objects that are read before it is looked whether there are enough names.
-const TOGETHER: usize = 256;
+/// Objects that are read at once, and then put in order: whoever wrote them may have made each as large as can be.
+const TOGETHER: usize = 16;
+
+/// Names that are read of one fork, each as often as it was told.
+const MAX_TOLD: usize = 64 * MAX_NAMES;
 
 /// Tells in the lowest volume below the fork `volume` what was told in the fork; returns how many names that are.
 ///
@@ -112,6 +115,7 @@ async fn newest_of(
     let mut keys: Vec<(String, u64)> = found.keys;
     keys.reverse();
     keys.truncate(MAX_OBJECTS);
+    let mut read_names = 0;
     let mut seen: HashSet<u64> = HashSet::new();
     let mut days: BTreeMap<u64, (u64, u64, Vec<u64>)> = BTreeMap::new();
     for together in keys.chunks(TOGETHER) {
@@ -119,6 +123,7 @@ async fn newest_of(
         let mut read: Vec<Told> = Vec::new();
         let keys = together.iter().map(|(key, _)| key.clone());
         uses::read(bucket, volume, keys, true, |told| read.push(told)).await?;
+        read_names += read.iter().map(|told| told.marks().len()).sum::<usize>();
         read.sort_by_key(|told| std::cmp::Reverse(told.written_millis));
         for told in read {
             let written = told.written_millis.min(now_millis);
@@ -133,7 +138,7 @@ async fn newest_of(
                 }
             }
         }
-        if seen.len() == MAX_NAMES {
+        if seen.len() == MAX_NAMES || read_names > MAX_TOLD {
             tracing::warn!(%volume, "the fork told of more names than are believed");
             break;
         }
