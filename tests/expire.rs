@@ -13,6 +13,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use casmount::{
+    base::id::MachineId,
+    namespace::touch::format::{self, Told},
+    tier::{Body, layout},
+};
 use lab::{Lab, StoreKind};
 use s3server::RestrictedKey;
 use serde_json::Value;
@@ -28,6 +33,7 @@ on_both_stores!(
     what_is_used_is_told_when_the_mount_ends_and_only_when_somebody_wants_to_know,
     what_cannot_be_read_stops_an_expiry_before_anything_goes,
     an_expiry_that_is_killed_is_finished_by_the_next,
+    what_was_told_below_a_fork_stays_when_the_fork_is_deleted,
 );
 
 /// How long names may be unused.
@@ -144,6 +150,13 @@ fn what_one_machine_uses_stays_for_all_and_the_rest_goes_with_its_blobs(kind: St
         machine.until_gone("unused/3");
     }
     assert!(!told(&lab).is_empty());
+    let uses = &b.status()["uses"];
+    assert_eq!(uses["expire_seconds"], 10, "{uses:#}");
+    assert!(
+        uses["told_until_millis"].as_u64() > uses["told_millis"].as_u64(),
+        "{uses:#}"
+    );
+    assert!(b.control_ok("status", &[]).contains("\nuses        told "));
     lab.assert_blobs_match_their_names();
     // What went can be made again, by whoever wants it.
     fs::create_dir_all(a.path("unused")).unwrap();
@@ -159,6 +172,7 @@ fn what_is_used_is_told_when_the_mount_ends_and_only_when_somebody_wants_to_know
     a.unmount();
     let mut b = lab.machine("b");
     use_files(&b, "d", 3);
+    assert!(b.status()["uses"]["expire_seconds"].is_null());
     b.unmount();
     assert!(told(&lab).is_empty(), "nobody asked");
     // So long that nobody tells before the end.
@@ -267,6 +281,58 @@ fn an_expiry_that_is_killed_is_finished_by_the_next(kind: StoreKind) {
     );
 }
 
+fn make_fork(lab: &Lab) {
+    let spec = lab.spec("forker");
+    let mut fork = spec.command();
+    fork.args(["fork", "create", "pr-1", "--from", "main", "--own-prefix"])
+        .args(&spec.args);
+    wait::run_ok(&mut fork, SOON);
+}
+
+fn delete_fork(lab: &Lab) {
+    let spec = lab.spec("forker");
+    let mut delete = spec.command();
+    delete.args(["fork", "delete", "pr-1", "--yes"]).args(&spec.args);
+    wait::run_ok(&mut delete, SOON);
+}
+
+fn what_was_told_below_a_fork_stays_when_the_fork_is_deleted(kind: StoreKind) {
+    const FILES: usize = 4;
+    let lab = lab_with(kind, |first| {
+        write_files(first, "d", FILES, &mut Rng::seeded(6));
+    });
+    make_fork(&lab);
+    // It is used for longer than names may be unused, as far as can be told.
+    let marks = ["d", "d/0", "d/1"].map(|path| format::mark(path.as_bytes()));
+    let good_for = format::MAX_GOOD_FOR_MILLIS;
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    let millis = now.as_millis() as u64;
+    let told_of = Told::new(millis, good_for, marks.to_vec()).encode();
+    lab.with_bucket(async |bucket| {
+        let key = layout::touched("pr-1", millis, MachineId(7), 1);
+        bucket.put_new(&key, Body::raw(told_of)).await.unwrap();
+    });
+    delete_fork(&lab);
+    let keys = told(&lab);
+    assert!(
+        keys.len() == 1 && keys[0].starts_with("volumes/main/touched/"),
+        "{keys:?}"
+    );
+    let mut gone = 0;
+    wait::until("what nobody told of is gone", SOON, || {
+        gone += expire(&lab);
+        (gone >= FILES as u64 - 2).then_some(())
+    });
+    assert_eq!(gone, FILES as u64 - 2);
+    let late = lab.machine("late");
+    let mut left: Vec<_> = fs::read_dir(late.path("d"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    left.sort();
+    assert_eq!(left, ["0", "1"]);
+}
+
 /// An access key that is held to one of the policies that are handed out.
 fn key(id: &str, policy: &str) -> RestrictedKey {
     let path = format!("{}/packaging/iam/{policy}", env!("CARGO_MANIFEST_DIR"));
@@ -286,11 +352,7 @@ fn what_a_pull_request_uses_of_main_is_told_where_it_may_write() {
     write_files(&first, "d", 3, &mut Rng::seeded(5));
     first.unmount();
     sweep(&lab, &["--expire", "30d"]);
-    let spec = lab.spec("forker");
-    let mut fork = spec.command();
-    fork.args(["fork", "create", "pr-1", "--from", "main", "--own-prefix"])
-        .args(&spec.args);
-    wait::run_ok(&mut fork, SOON);
+    make_fork(&lab);
     let job = |name: &str| {
         let spec = lab.spec(name).arg("--volume=pr-1");
         spec.env("AWS_ACCESS_KEY_ID", "pr")
@@ -305,4 +367,10 @@ fn what_a_pull_request_uses_of_main_is_told_where_it_may_write() {
         "{keys:?}"
     );
     assert!(!job.log().contains("is not told"), "{}", job.log());
+    delete_fork(&lab);
+    let keys = told(&lab);
+    assert!(
+        keys.len() == 1 && keys[0].starts_with("volumes/main/touched/"),
+        "{keys:?}"
+    );
 }

@@ -7,11 +7,12 @@ mod support;
 
 use std::{
     fs::{self, File},
-    process::Output,
+    process::{Output, Stdio},
     time::Duration,
 };
 
 use lab::{Lab, StoreKind};
+use s3server::Faults;
 use support::{
     machine::Machine,
     posix::{content, file},
@@ -24,6 +25,8 @@ on_both_stores!(
     what_exists_already_is_young_before_a_name_says_so,
     a_store_with_a_rule_is_not_swept_and_may_be_swept_again,
     a_rule_and_a_snapshot_refuse_each_other,
+    whoever_keeps_young_may_be_killed_at_any_moment,
+    whoever_sets_the_retention_may_be_killed_at_any_moment,
 );
 
 const LIFETIME: Duration = Duration::from_secs(40);
@@ -128,6 +131,13 @@ fn what_is_used_outlives_the_rule_and_the_rest_reads_as_a_miss_and_can_be_made_a
     if kind == StoreKind::S3 {
         assert!(lab.server().counts().of("CopyObject") > 0);
     }
+    let uses = &b.status()["uses"];
+    assert_eq!(uses["lifetime_seconds"], LIFETIME.as_secs(), "{uses:#}");
+    assert!(
+        uses["kept_young_millis"].is_u64() && uses["kept_young_blobs"].as_u64() > Some(0),
+        "{uses:#}"
+    );
+    assert!(b.control_ok("status", &[]).contains("\nuses        kept young "));
     file(&c.path("unused/0"), &unused[0]);
     c.flush();
     b.until_content("unused/0", &unused[0]);
@@ -221,4 +231,140 @@ fn a_rule_and_a_snapshot_refuse_each_other(kind: StoreKind) {
     );
     assert!(snapshot(&["delete", "one", "--yes"]).status.success());
     sweep_says(&lab, &["--retention", "lifecycle=40s"], 0, &[]);
+}
+
+fn whoever_keeps_young_may_be_killed_at_any_moment(kind: StoreKind) {
+    const FILES: usize = 9;
+    let mut rng = Rng::seeded(5);
+    let (mut used, mut unused) = (Vec::new(), Vec::new());
+    let lab = lab_with(kind, |first| {
+        used = write_files(first, "used", FILES, &mut rng);
+        unused = write_files(first, "unused", 3, &mut rng);
+    });
+    let before = blob_count(&lab);
+    let mut b = lab.machine("b");
+    let began = std::time::Instant::now();
+    let mut lives = 0_u64;
+    wait::until("what nobody uses is gone", SOON, || {
+        // Lives end while it waits, asks, refreshes; some before the first telling.
+        lives += 1;
+        let until = std::time::Instant::now() + Duration::from_millis(lives * 700 % 5000);
+        loop {
+            for number in 0..FILES {
+                drop(File::open(b.path(format!("used/{number}"))).unwrap());
+            }
+            lab.expire_blobs(LIFETIME);
+            if std::time::Instant::now() >= until {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        b.kill9();
+        b.restart();
+        (began.elapsed() > LIFETIME * 2 && blob_count(&lab) < before).then_some(())
+    });
+    assert!(lives > 5, "{lives} lives");
+    let c = lab.machine("c");
+    for (number, bytes) in used.iter().enumerate() {
+        assert!(content(&c.path(format!("used/{number}"))) == *bytes, "{number}");
+    }
+    assert!(fs::read(c.path("unused/0")).is_err());
+    lab.assert_blobs_match_their_names();
+}
+
+fn whoever_sets_the_retention_may_be_killed_at_any_moment(kind: StoreKind) {
+    let lab = Lab::new(kind);
+    sweep_says(&lab, &["--window", "4s"], 0, &[]);
+    let mut first = lab.machine("first");
+    let contents = write_files(&first, "d", 3, &mut Rng::seeded(6));
+    first.unmount();
+    if kind == StoreKind::S3 {
+        lab.server().set_faults(Faults {
+            latency_ms: 15,
+            ..Faults::default()
+        });
+    }
+    let says = || {
+        let object = lab
+            .objects()
+            .into_iter()
+            .find(|object| object.key == "casmount.json");
+        let json: serde_json::Value = serde_json::from_slice(&object.expect("it is a store").bytes).unwrap();
+        assert_eq!(json["format"] == 2, json["lifetime_millis"] == 40_000, "{json:#}");
+        json["lifetime_millis"].is_u64()
+    };
+    let mut seen = std::collections::BTreeSet::new();
+    let mut lived = Duration::ZERO;
+    let mut killed = 0;
+    wait::until("kills fell before and after it was set", SOON, || {
+        lived += Duration::from_millis(2);
+        let is_set = says();
+        let wanted = if is_set { "sweep" } else { "lifecycle=40s" };
+        let spec = lab.spec("sweeper");
+        let mut command = spec.command();
+        command.args(["sweep", "--retention", wanted]).args(&spec.args);
+        let child = command
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let id = child.id();
+        let mut child = wait::ChildGuard(child);
+        std::thread::sleep(lived);
+        if child.0.try_wait().unwrap().is_none() {
+            wait::kill(id);
+            killed += 1;
+            child.0.wait().unwrap();
+            seen.insert((is_set, says()));
+        } else {
+            lived = Duration::ZERO;
+        }
+        // The smallest window that a kill must hit is between the change and the end.
+        (killed > 20 && seen.len() >= 2).then_some(())
+    });
+    if kind == StoreKind::S3 {
+        lab.server().set_faults(Faults::default());
+    }
+    // What was broken off is done by a repeat, and either way all is there.
+    for (wanted, words) in [
+        ("lifecycle=40s", "kept by a lifecycle rule"),
+        ("sweep", "kept by sweeps"),
+    ] {
+        sweep_says(&lab, &["--retention", wanted], 0, &[words]);
+        assert_eq!(says(), wanted != "sweep");
+        let late = lab.machine(wanted.split('=').next().unwrap());
+        for (number, bytes) in contents.iter().enumerate() {
+            assert!(content(&late.path(format!("d/{number}"))) == *bytes, "{number}");
+        }
+    }
+}
+
+#[test]
+fn a_retention_whose_reply_is_lost_is_set_and_said() {
+    let lab = Lab::new(StoreKind::S3);
+    sweep_says(&lab, &["--window", "4s"], 0, &[]);
+    lab.server().set_faults(Faults {
+        only: vec!["PutObject".to_owned()],
+        lost_reply: 1.0,
+        ..Faults::default()
+    });
+    sweep_says(
+        &lab,
+        &["--retention", "lifecycle=40s"],
+        0,
+        &["put-bucket-lifecycle-configuration"],
+    );
+    sweep_says(&lab, &["--retention", "sweep"], 0, &["kept by sweeps"]);
+    sweep_says(&lab, &["--retention", "lifecycle=40s"], 0, &[]);
+    // One that was never done is not said to be.
+    lab.server().set_faults(Faults {
+        only: vec!["PutObject".to_owned()],
+        error_500: 1.0,
+        ..Faults::default()
+    });
+    let refused = sweep(&lab, &["--retention", "sweep"]);
+    assert!(!refused.status.success());
+    assert!(refused.stdout.is_empty(), "{refused:?}");
+    lab.server().set_faults(Faults::default());
+    sweep_says(&lab, &[], 2, &["lifecycle rule"]);
 }

@@ -126,6 +126,7 @@ pub fn left_text(report: &DrainReport) -> String {
         (report.dirty_blobs, "blob", "not uploaded"),
         (report.unpublished, "change", "not published"),
         (report.quarantined_blobs, "blob", "quarantined (see the log)"),
+        (report.lost_files, "file", "lost (see the log)"),
     ] {
         if number > 0 {
             left.push(format!("{} {what}", count(number, noun)));

@@ -25,6 +25,7 @@ pub async fn run(
     progress: Option<&mpsc::Sender<Reply>>,
 ) -> DrainReport {
     let began = Instant::now();
+    let lost_before = serving.layers.publisher.status().lost;
     let sealed = telling(
         serving,
         progress,
@@ -62,6 +63,7 @@ pub async fn run(
         dirty_blobs: dirty,
         quarantined_blobs,
         unpublished,
+        lost_files: serving.layers.publisher.status().lost - lost_before,
         last_error: serving.last_error(),
         seconds: began.elapsed().as_secs_f64(),
     }

@@ -7,6 +7,7 @@ use crate::{
     base::volume::VolumeName,
     config::Settings,
     namespace::{
+        expire,
         promote::{self, OnStep, PromoteError, Promoted},
         stack::{self, ForkPoint, StackError, VolumeJson},
         view::ViewError,
@@ -53,13 +54,15 @@ pub async fn promote(
     })
 }
 
-/// Deletes the fork `name`.
+/// Deletes the fork `name`; what it told of its uses stays.
 pub async fn delete(
     settings: &Settings,
     name: &VolumeName,
     on_removed: impl FnMut(u64),
 ) -> Result<Deleted, StartError> {
     let bucket = bucket::open(settings).await?;
+    let inherited = expire::inherit(&bucket, name).await;
+    inherited.map_err(|cause| bucket::failed(settings, cause))?;
     let deleted = volumes::delete(&bucket, name, on_removed).await;
     deleted.map_err(|err| match err {
         DeleteError::Stack(StackError::Bucket(cause)) => bucket::failed(settings, cause),

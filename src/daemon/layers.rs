@@ -19,7 +19,7 @@ use crate::{
         },
         follow::{self, StackFollowerHandle},
         preset::volume::Kept,
-        publish::{self, PublisherHandle},
+        publish::{self, Meanwhile, PublisherHandle},
         touch::tell::{self, Refresh, TellerHandle},
         tree::{TellKernel, Tree},
     },
@@ -34,6 +34,8 @@ use super::{error::StartError, presets, volumes};
 /// Uploads under way at once: enough to fill a 10 Gbit/s link with chunks of
 /// half a megabyte at S3's usual 20 to 30 ms, few enough to hold in memory.
 const PARALLEL_UPLOADS: usize = 16;
+/// The log is read when it was read so lately: a mount that rests reads it every ten seconds.
+const READ_WITHIN_MILLIS: u64 = 60_000;
 /// A bucket that is back is noticed this late when nobody waits for it.
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
 
@@ -49,7 +51,7 @@ pub struct Layers {
     /// A mount that only reads has none.
     pub compactor: Option<CompactorHandle>,
     /// A mount that only reads has none.
-    teller: Option<TellerHandle>,
+    pub teller: Option<TellerHandle>,
 }
 
 impl Layers {
@@ -165,6 +167,7 @@ impl Layers {
             Arc::clone(bucket),
             uploader.voucher(Arc::clone(&store.fetcher)),
             Arc::clone(tell_kernel),
+            meanwhile(&follower, &vfs, bucket),
         );
         let watch = volumes::watch(bucket, stack, publisher.to_halt());
         let compactor = (!settings.read_only).then(|| {
@@ -244,6 +247,30 @@ pub async fn sole<T>(shared: Arc<T>, deadline: Instant) -> Option<T> {
             Err(still_shared) => shared = still_shared,
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// What the publisher has to know of the others.
+fn meanwhile(follower: &Arc<StackFollowerHandle>, vfs: &Arc<Vfs>, bucket: &SharedBucket) -> Meanwhile {
+    // Weak, so that the publisher keeps nobody when all is taken down.
+    let (follower, vfs, clock) = (Arc::downgrade(follower), Arc::downgrade(vfs), Arc::clone(bucket));
+    Meanwhile {
+        is_read: Arc::new(move || {
+            let read = follower
+                .upgrade()
+                .map_or(0, |follower| follower.status().caught_up_millis);
+            read.saturating_add(READ_WITHIN_MILLIS) >= clock.clock().now_millis()
+        }),
+        load: Arc::new(move |missing| {
+            let vfs = vfs.upgrade();
+            Box::pin(async move {
+                match vfs {
+                    // Why not is told by who loads.
+                    Some(vfs) => vfs.load(missing).await.is_ok(),
+                    None => false,
+                }
+            })
+        }),
     }
 }
 

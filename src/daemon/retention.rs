@@ -1,4 +1,15 @@
 //! Whether a store is kept by sweeps or by a lifecycle rule of its bucket: no daemon is needed for it, only the store.
+//!
+//! The rule itself is the operator's, who is told to install it when the store says that there is one, and to remove it
+//! before the store says that there is none. So a rule never deletes from a store whose machines do not refresh:
+//!
+//! | the command | the store says | the rule |
+//! |---|---|---|
+//! | did not say that it was done, of `lifecycle` | one or the other | was not printed: not installed |
+//! | said so, of `lifecycle` | a lifetime, as read back if need be | may be installed |
+//! | did not say that it was done, of `sweep` | one or the other | was removed before, and stays so: run it again |
+//!
+//! A store that says a lifetime where no rule is deletes nothing: it is not swept, and machines refresh what they use.
 
 use std::time::Duration;
 
@@ -35,15 +46,15 @@ pub async fn set(settings: &Settings, lifetime: Option<Duration>) -> Result<(), 
             });
         }
     }
-    let before = probe::read_lifetime(bucket.as_ref()).await.map_err(failed)?;
-    probe::set_lifetime(bucket.as_ref(), lifetime)
+    let before = probe::set_lifetime(bucket.as_ref(), lifetime)
         .await
         .map_err(failed)?;
     // Who makes a snapshot looks at the lifetime after it is there: one of both sees the other.
     if lifetime.is_some()
         && let Err(err) = must_have_no_snapshot(&bucket).await
     {
-        probe::set_lifetime(bucket.as_ref(), before)
+        // Should that fail, the store says a lifetime, and nobody was told to install a rule: nothing is deleted.
+        probe::take_back_lifetime(bucket.as_ref(), lifetime, before)
             .await
             .map_err(failed)?;
         return Err(err);

@@ -16,7 +16,9 @@ use crate::{
     namespace::TreeError,
     observe::{
         Status, memory,
-        status::{Cache, Catalog, Compact, Files, Follow, Layer, PresetDir, Publish, State, Tier, Upload},
+        status::{
+            Cache, Catalog, Compact, Files, Follow, Layer, PresetDir, Publish, State, Tier, Upload, Uses,
+        },
     },
     tier::SharedBucket,
     vfs::VfsError,
@@ -66,7 +68,9 @@ impl Serving {
     /// Looks at all parts; asks nobody outside this process but the disk for its free space.
     pub fn status(&self) -> Status {
         let upload = Upload::from(self.layers.uploader.status());
-        let publish = Publish::from(self.layers.publisher.status());
+        let publisher = self.layers.publisher.status();
+        let lost = self.layers.vfs.status().lost + publisher.lost;
+        let publish = Publish::from(publisher);
         let follow = Follow::from(self.layers.follower.status());
         let disk = budget::disk_of(&self.settings.cache_dir);
         let tier = Tier::new(
@@ -103,6 +107,7 @@ impl Serving {
                 disk.map_or(0, |disk| disk.free_bytes),
             ),
             files: Files {
+                lost,
                 last_misnamed: self.layers.vfs.last_misnamed(),
                 ..self.layers.vfs.status().into()
             },
@@ -135,6 +140,12 @@ impl Serving {
                 .compactor
                 .as_ref()
                 .map(|compactor| Compact::from(compactor.status()))
+                .unwrap_or_default(),
+            uses: self
+                .layers
+                .teller
+                .as_ref()
+                .map(|teller| Uses::from(teller.status()))
                 .unwrap_or_default(),
             tiers: vec![tier],
             last_error: self.last_error(),

@@ -21,7 +21,10 @@
 mod writer;
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, OnceLock},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -30,12 +33,15 @@ use tokio::{
     time::Instant,
 };
 
+#[cfg(test)]
+pub(super) use writer::OLD_MILLIS;
 pub(super) use writer::{Clocks, LATE_MILLIS, PublishError, Source, Step, Writer};
 
 use super::{
     TreeError,
     background::{blocking, words},
     change::{EntryBlob, EntryChunks},
+    error::NotLoaded,
     tree::{Pending, Readiness, TellKernel, Tree},
 };
 use crate::{
@@ -54,6 +60,8 @@ const IDLE_PACE: Duration = Duration::from_millis(500);
 const HASTY_PACE: Duration = Duration::from_millis(50);
 /// Waits between two looks are at least this many times as long as a look.
 const LOOK_SHARE: u32 = 10;
+/// Changes that are made again at once.
+const TOGETHER: usize = 512;
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
 
@@ -64,7 +72,18 @@ pub struct PublishStatus {
     pub pending_changes: u64,
     pub published_changes: u64,
     pub segments: u64,
+    /// Files that were never published, whose blobs are neither here nor in the bucket any more.
+    pub lost: u64,
     pub last_error: Option<String>,
+}
+
+/// How a publisher learns what the others said while this machine was away.
+#[derive(Clone)]
+pub struct Meanwhile {
+    /// Whether all of it was read, up to a moment ago.
+    pub is_read: Arc<dyn Fn() -> bool + Send + Sync>,
+    /// Loads a directory from catalogs; false when that failed.
+    pub load: Arc<dyn Fn(NotLoaded) -> BoxFuture<'static, bool> + Send + Sync>,
 }
 
 #[derive(Debug)]
@@ -103,6 +122,12 @@ impl PublishHalt {
     }
 }
 
+impl std::fmt::Debug for Meanwhile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Meanwhile").finish_non_exhaustive()
+    }
+}
+
 impl Shared {
     fn status(&self) -> MutexGuard<'_, PublishStatus> {
         self.status
@@ -112,6 +137,10 @@ impl Shared {
 }
 
 /// Starts the publisher on `runtime`.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "each is another part of what is put together"
+)]
 pub fn spawn(
     runtime: &tokio::runtime::Handle,
     volume: String,
@@ -120,6 +149,7 @@ pub fn spawn(
     bucket: SharedBucket,
     voucher: Voucher,
     tell_kernel: TellKernel,
+    meanwhile: Meanwhile,
 ) -> PublisherHandle {
     let machine = store.machine;
     let home = Arc::new(Home {
@@ -127,6 +157,8 @@ pub fn spawn(
         store,
         voucher,
         tell_kernel,
+        meanwhile,
+        lost: AtomicU64::new(0),
     });
     let started = Instant::now();
     let clock = Arc::clone(&bucket);
@@ -233,7 +265,10 @@ impl PublisherHandle {
     }
 
     pub fn status(&self) -> PublishStatus {
-        self.0.status()
+        PublishStatus {
+            lost: self.0.source.lost.load(Ordering::Relaxed),
+            ..self.0.status()
+        }
     }
 
     /// What ends publishing for good.
@@ -312,6 +347,8 @@ struct Home {
     store: Arc<Store>,
     voucher: Voucher,
     tell_kernel: TellKernel,
+    meanwhile: Meanwhile,
+    lost: AtomicU64,
 }
 
 impl std::fmt::Debug for Home {
@@ -321,12 +358,38 @@ impl std::fmt::Debug for Home {
 }
 
 impl Home {
+    async fn renew_some(&self, old: &[Pending]) -> Result<bool, TreeError> {
+        let names = || old.iter().map(|of| (of.parent, of.name.clone(), of.stamp));
+        // Each of them has one directory to be loaded, and may be one itself.
+        for _ in 0..=2 * old.len() {
+            let (tree, names) = (Arc::clone(&self.tree), names().collect::<Vec<_>>());
+            match blocking(move || tree.renew(&names)).await {
+                Err(TreeError::NotLoaded(missing)) => {
+                    if !(self.meanwhile.load)(missing).await {
+                        return Ok(false);
+                    }
+                }
+                renewed => {
+                    for path in renewed? {
+                        tracing::warn!(
+                            path = %String::from_utf8_lossy(&path),
+                            "a change waited for so long that it counts as made now: later deletions of it may be forgotten"
+                        );
+                    }
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+
     /// Hides files whose blobs are nowhere: they were never published, and never will be.
     async fn lose(&self, chosen: &[Pending], lost: &[Digest]) -> Result<(), TreeError> {
         for pending in chosen {
             let Some(blob) = blob_of(pending).filter(|blob| lost.contains(&blob.digest)) else {
                 continue;
             };
+            self.lost.fetch_add(1, Ordering::Relaxed);
             tracing::error!(
                 name = %String::from_utf8_lossy(&pending.name),
                 digest = %blob.digest,
@@ -384,6 +447,20 @@ impl Source for Home {
                     Ok(None)
                 }
             }
+        })
+    }
+
+    fn renew<'a>(&'a self, old: &'a [Pending]) -> BoxFuture<'a, Result<bool, TreeError>> {
+        Box::pin(async move {
+            if !(self.meanwhile.is_read)() {
+                return Ok(false);
+            }
+            for old in old.chunks(TOGETHER) {
+                if !self.renew_some(old).await? {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
         })
     }
 

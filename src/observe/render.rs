@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::{
     Status,
-    status::{Catalog, Layer, State},
+    status::{Catalog, Layer, State, Uses},
 };
 use crate::base::units::{format_moment, format_size};
 
@@ -21,6 +21,35 @@ fn of_catalog(catalog: &Catalog) -> String {
         count(catalog.fetched_parts, "part"),
         count(catalog.loaded_registers, "register"),
     )
+}
+
+/// What the store hears of what is used here; nothing where it does not want to.
+fn of_uses(uses: &Uses) -> Option<String> {
+    let moment = |millis: Option<u64>| millis.map_or_else(|| "not yet".to_owned(), format_moment);
+    let mut said = Vec::new();
+    if uses.expire_seconds.is_some() {
+        said.push(match uses.told_until_millis {
+            Some(until) => format!(
+                "told {}, good until {}",
+                moment(uses.told_millis),
+                format_moment(until)
+            ),
+            None => "not told yet".to_owned(),
+        });
+    }
+    if uses.lifetime_seconds.is_some() {
+        said.push(format!(
+            "kept young {} ({})",
+            moment(uses.kept_young_millis),
+            count(uses.kept_young_blobs, "blob")
+        ));
+    }
+    if said.is_empty() {
+        return None;
+    }
+    said.push(format!("{} waiting", count(uses.waiting, "name")));
+    said.extend(uses.last_error.as_ref().map(|err| format!("last error: {err}")));
+    Some(said.join("; "))
 }
 
 /// Renders a status as lines of text.
@@ -156,6 +185,9 @@ pub fn text(status: &Status) -> String {
     );
     for catalog in &status.catalogs {
         line("catalog", of_catalog(catalog));
+    }
+    if let Some(uses) = of_uses(&status.uses) {
+        line("uses", uses);
     }
     for tier in &status.tiers {
         let state = if tier.reachable {
@@ -351,6 +383,36 @@ mod tests {
         );
         assert!(
             text.contains("\nover        old as of 2026-01-01 00:00:00 UTC, 1 change read\n"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn what_the_store_hears_of_uses_is_shown_where_it_wants_to() {
+        assert!(!text(&status()).contains("uses"));
+        let mut told = status();
+        told.uses = Uses {
+            expire_seconds: Some(60),
+            waiting: 2,
+            ..Uses::default()
+        };
+        assert!(text(&told).contains("\nuses        not told yet; 2 names waiting\n"));
+        told.uses = Uses {
+            expire_seconds: Some(60),
+            lifetime_seconds: Some(60),
+            told_millis: Some(1_767_225_600_000),
+            told_until_millis: Some(1_767_225_660_000),
+            kept_young_millis: Some(1_767_225_600_000),
+            kept_young_blobs: 1,
+            last_error: Some("denied".into()),
+            ..Uses::default()
+        };
+        let text = text(&told);
+        assert!(
+            text.contains(
+                "\nuses        told 2026-01-01 00:00:00 UTC, good until 2026-01-01 00:01:00 UTC; kept young 2026-01-01 \
+                 00:00:00 UTC (1 blob); 0 names waiting; last error: denied\n"
+            ),
             "{text}"
         );
     }

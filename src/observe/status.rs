@@ -35,6 +35,13 @@
 //!      .names .parts                     of the whole of it; null: nothing was loaded since the start
 //!      .fetched_parts .loaded_registers .last_error
 //! compact.done .last_error               catalogs that this daemon made
+//! uses.expire_seconds                    how long names of the lowest volume may be unused; null: nobody wants to know
+//!     .lifetime_seconds                  how old blobs become by a lifecycle rule of the store; null: there is none
+//!     .waiting                           names that were used here and are not told, or kept young, since
+//!     .told_millis .told_until_millis    when names were last told, and until when that speaks of them; else null
+//!     .kept_young_millis                 when the blobs of all that had been used were last looked at; else null
+//!     .kept_young_blobs                  blobs that were looked at
+//!     .last_error
 //! tiers[].url .reachable .last_error .clock_offset_millis
 //! last_error                  the newest trouble that needs the bucket or an operator, else null
 //! ```
@@ -51,6 +58,7 @@ use crate::{
             table::{Origin, Shown},
         },
         publish::PublishStatus,
+        touch::tell::TellStatus,
     },
     store::ledger::Totals,
     upload::UploadStatus,
@@ -86,6 +94,8 @@ pub struct Status {
     pub catalogs: Vec<Catalog>,
     #[serde(default)]
     pub compact: Compact,
+    #[serde(default)]
+    pub uses: Uses,
     pub tiers: Vec<Tier>,
     pub last_error: Option<String>,
 }
@@ -273,6 +283,33 @@ fn until_millis(layer: &StackLayer) -> Option<u64> {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Uses {
+    pub expire_seconds: Option<u64>,
+    pub lifetime_seconds: Option<u64>,
+    pub waiting: u64,
+    pub told_millis: Option<u64>,
+    pub told_until_millis: Option<u64>,
+    pub kept_young_millis: Option<u64>,
+    pub kept_young_blobs: u64,
+    pub last_error: Option<String>,
+}
+
+impl From<TellStatus> for Uses {
+    fn from(told: TellStatus) -> Self {
+        Self {
+            expire_seconds: told.expire.map(|expire| expire.as_secs()),
+            lifetime_seconds: told.lifetime.map(|lifetime| lifetime.as_secs()),
+            waiting: told.waiting,
+            told_millis: told.told_millis,
+            told_until_millis: told.told_until_millis,
+            kept_young_millis: told.kept_young_millis,
+            kept_young_blobs: told.kept_young_blobs,
+            last_error: told.last_error,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PresetDir {
     pub dir: String,
     pub preset: String,
@@ -384,7 +421,8 @@ mod tests {
         publish.published_changes publish.segments read_only snapshot snapshot.as_of_millis snapshot.tag state store store_id tiers \
         tiers.clock_offset_millis tiers.last_error tiers.reachable tiers.url upload upload.last_error \
         upload.retries upload.uploaded_blobs upload.uploaded_bytes upload.uploading_blobs \
-        upload.uploading_bytes uptime_seconds version volume";
+        upload.uploading_bytes uptime_seconds uses uses.expire_seconds uses.kept_young_blobs uses.kept_young_millis \
+        uses.last_error uses.lifetime_seconds uses.told_millis uses.told_until_millis uses.waiting version volume";
 
     fn collect(prefix: &str, value: &serde_json::Value, names: &mut Vec<String>) {
         match value {

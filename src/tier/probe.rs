@@ -222,16 +222,53 @@ pub async fn read_lifetime(bucket: &dyn Bucket) -> Result<Option<Duration>, Tier
     Ok(read_store(bucket).await?.and_then(|store| store.lifetime()))
 }
 
-/// Says how old blobs and packs of a store become before the bucket's lifecycle rule deletes them.
+/// Says how old blobs and packs of a store become before the bucket's lifecycle rule deletes them; returns what it said
+/// before.
 ///
 /// Machines learn it when they start: none may have the store mounted.
-pub async fn set_lifetime(bucket: &dyn Bucket, lifetime: Option<Duration>) -> Result<(), TierError> {
+///
+/// # Errors
+///
+/// When it is not known, or not so, that the store says it now. A reply that was lost on the way is no reason: what the
+/// store says is read again, because whoever is told that nothing changed may install, or keep, a rule that nobody
+/// refreshes anything for.
+pub async fn set_lifetime(
+    bucket: &dyn Bucket,
+    lifetime: Option<Duration>,
+) -> Result<Option<Duration>, TierError> {
+    let (stored, etag) = read_versioned(bucket).await?;
+    replace_lifetime(bucket, stored, &etag, lifetime).await
+}
+
+/// Takes back what [`set_lifetime`] said: the store says `before` again, unless somebody said something else since.
+pub async fn take_back_lifetime(
+    bucket: &dyn Bucket,
+    said: Option<Duration>,
+    before: Option<Duration>,
+) -> Result<(), TierError> {
+    let (stored, etag) = read_versioned(bucket).await?;
+    if stored.lifetime() == said {
+        replace_lifetime(bucket, stored, &etag, before).await?;
+    }
+    Ok(())
+}
+
+async fn read_versioned(bucket: &dyn Bucket) -> Result<(StoreJson, Etag), TierError> {
     let Some(object) = bucket.get(layout::STORE, None, MAX_BYTES).await? else {
         return Err(TierError::Unsupported {
             why: format!("{} is no casmount store yet", bucket.url()),
         });
     };
-    let stored = StoreJson::decode(&object.bytes, &bucket.url())?;
+    Ok((StoreJson::decode(&object.bytes, &bucket.url())?, object.etag))
+}
+
+async fn replace_lifetime(
+    bucket: &dyn Bucket,
+    stored: StoreJson,
+    etag: &Etag,
+    lifetime: Option<Duration>,
+) -> Result<Option<Duration>, TierError> {
+    let before = stored.lifetime();
     let changed = StoreJson {
         format: match lifetime {
             Some(_) => layout::LIFECYCLE_FORMAT_VERSION,
@@ -241,17 +278,32 @@ pub async fn set_lifetime(bucket: &dyn Bucket, lifetime: Option<Duration>) -> Re
         ..stored.clone()
     };
     if changed == stored {
-        return Ok(());
+        return Ok(before);
     }
-    match bucket
-        .put_if(layout::STORE, Body::raw(changed.encode()), &object.etag)
-        .await?
-    {
-        Put::Written(_) => Ok(()),
-        Put::Refused => Err(TierError::Unavailable {
+    let put = bucket
+        .put_if(layout::STORE, Body::raw(changed.encode()), etag)
+        .await;
+    let failed = match put {
+        Ok(Put::Written(_)) => return Ok(before),
+        Ok(Put::Refused) => TierError::Unavailable {
             verb: "change",
             key: layout::STORE.to_owned(),
             source: "it was changed by others at the same time".into(),
+        },
+        Err(err) if err.is_transient() => err,
+        Err(err) => return Err(err),
+    };
+    // It may have been done all the same.
+    match read_store(bucket).await {
+        Ok(Some(now)) if now == changed => Ok(before),
+        Ok(_) => Err(failed),
+        Err(err) => Err(TierError::Unavailable {
+            verb: "change",
+            key: layout::STORE.to_owned(),
+            source: format!(
+                "whether the store says it now is not known ({err}): run it again before you install or remove a rule"
+            )
+            .into(),
         }),
     }
 }

@@ -270,6 +270,22 @@ mod tests {
         assert!(store.is_young("packs/aa/x").await);
     }
 
+    #[tokio::test]
+    async fn a_lifetime_is_taken_back_unless_another_was_said_since() {
+        let store = Store::new(&[]).await;
+        let all = store.all.as_ref();
+        probe::open_store(all, probe::IfAbsent::Create).await.unwrap();
+        let other = Some(LIFETIME * 2);
+        let said = Some(LIFETIME);
+        assert_eq!(probe::set_lifetime(all, said).await.unwrap(), None);
+        probe::take_back_lifetime(all, said, None).await.unwrap();
+        assert_eq!(probe::read_lifetime(all).await.unwrap(), None);
+        probe::set_lifetime(all, said).await.unwrap();
+        assert_eq!(probe::set_lifetime(all, other).await.unwrap(), said);
+        probe::take_back_lifetime(all, said, None).await.unwrap();
+        assert_eq!(probe::read_lifetime(all).await.unwrap(), other);
+    }
+
     impl Store {
         async fn object_again(&self, key: &str, age: Duration) {
             self.all.delete(key).await.unwrap();

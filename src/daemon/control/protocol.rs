@@ -138,6 +138,9 @@ pub struct DrainReport {
     pub quarantined_blobs: u64,
     /// Changes of the tree that other machines do not see.
     pub unpublished: u64,
+    /// Files that turned out to be lost meanwhile: never published, and their blobs are nowhere any more.
+    #[serde(default)]
+    pub lost_files: u64,
     pub last_error: Option<String>,
     pub seconds: f64,
 }
@@ -150,7 +153,8 @@ impl DrainReport {
             && self.unsealed == 0
             && self.dirty_blobs == 0
             && self.quarantined_blobs == 0
-            && self.unpublished == 0;
+            && self.unpublished == 0
+            && self.lost_files == 0;
         self
     }
 }
@@ -283,7 +287,7 @@ mod tests {
         });
         assert_eq!(
             flushed.to_line().trim_end(),
-            r#"{"reply":"flushed","complete":true,"still_open":[],"unsealed":0,"dirty_blobs":0,"quarantined_blobs":0,"unpublished":0,"last_error":null,"seconds":0.0}"#
+            r#"{"reply":"flushed","complete":true,"still_open":[],"unsealed":0,"dirty_blobs":0,"quarantined_blobs":0,"unpublished":0,"lost_files":0,"last_error":null,"seconds":0.0}"#
         );
         assert_eq!(
             serde_json::from_str::<Reply>(&flushed.to_line()).unwrap(),
@@ -301,7 +305,7 @@ mod tests {
         });
         assert_eq!(
             unmounted.to_line().trim_end(),
-            r#"{"reply":"unmounted","complete":true,"still_open":[],"unsealed":0,"dirty_blobs":0,"quarantined_blobs":0,"unpublished":0,"last_error":null,"seconds":0.0,"committed":{"volume":"job-1","into":"main","changes":2,"removed":0,"segments":0,"error":null}}"#
+            r#"{"reply":"unmounted","complete":true,"still_open":[],"unsealed":0,"dirty_blobs":0,"quarantined_blobs":0,"unpublished":0,"lost_files":0,"last_error":null,"seconds":0.0,"committed":{"volume":"job-1","into":"main","changes":2,"removed":0,"segments":0,"error":null}}"#
         );
         assert_eq!(
             serde_json::from_str::<Reply>(&unmounted.to_line()).unwrap(),
@@ -331,6 +335,10 @@ mod tests {
             },
             DrainReport {
                 unpublished: 1,
+                ..DrainReport::default()
+            },
+            DrainReport {
+                lost_files: 1,
                 ..DrainReport::default()
             },
         ] {

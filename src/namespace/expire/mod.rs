@@ -2,7 +2,8 @@
 //!
 //! One [`expire`] reads what machines told of their uses ([`super::touch`]), reads all names of a volume, decides of each
 //! (`decide`, a function of values), and writes deletions into the log as any machine does. Their blobs go with later
-//! sweeps. `uses` reads what was told and keeps it small, `names` reads the volume.
+//! sweeps. `uses` reads what was told and keeps it small, `names` reads the volume, `inherit` keeps what a fork told that is
+//! deleted.
 //!
 //! # The rules
 //!
@@ -41,6 +42,7 @@
 
 mod decide;
 mod error;
+mod inherit;
 mod names;
 mod uses;
 
@@ -52,6 +54,7 @@ use std::{sync::Arc, time::Duration};
 use serde::Serialize;
 
 pub use error::ExpireError;
+pub use inherit::inherit;
 
 use self::{
     decide::{Fate, Rule, fate},
@@ -279,11 +282,12 @@ impl Expiry<'_> {
         }
     }
 
-    /// Reads what was used.
+    /// Reads what was used, of the forks before the volume: that of a fork that is deleted meanwhile is in the volume
+    /// before it is gone ([`inherit`]).
     async fn used(&self, rule: Rule, tell: &mut (dyn FnMut(&Progress) + Send)) -> Result<Used, ExpireError> {
         let mut used = Used::after(rule.from_millis);
         let own = (self.volume.clone(), false);
-        for (volume, is_apart) in std::iter::once(&own).chain(&self.forks) {
+        for (volume, is_apart) in self.forks.iter().chain([&own]) {
             let found = match uses::list(self.bucket, volume, used.first_millis()).await {
                 Err(ExpireError::Touched { key, .. }) if *is_apart => {
                     tracing::warn!(
@@ -295,7 +299,7 @@ impl Expiry<'_> {
                 found => found?,
             };
             let keys = found.keys.into_iter().map(|(key, _)| key);
-            uses::read(self.bucket, volume, keys, *is_apart, |told| {
+            let is_whole = uses::read(self.bucket, volume, keys, *is_apart, |told| {
                 used.take(&told);
                 tell(&Progress {
                     step: "reading what is used, objects",
@@ -304,6 +308,9 @@ impl Expiry<'_> {
                 });
             })
             .await?;
+            if !is_whole && volume == self.volume {
+                return Err(uses::raced(volume));
+            }
         }
         used.marks.sort();
         Ok(used)

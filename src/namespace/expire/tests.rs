@@ -404,3 +404,129 @@ async fn two_that_run_at_once_and_one_that_is_repeated_say_the_same() {
     store.files(2, &["d/7"]).await;
     assert_eq!(store.names().await, ["d/7"]);
 }
+
+impl Store {
+    async fn fork(&self, name: &str) -> VolumeName {
+        let name = name.parse().unwrap();
+        let bucket = self.bucket.as_ref();
+        stack::create_fork(bucket, &name, &self.volume, ForkPoint::Live, true)
+            .await
+            .unwrap();
+        name
+    }
+
+    /// What was told in a volume, in the order of that.
+    async fn all_told(&self, volume: &str) -> Vec<Told> {
+        let found = uses::list(&self.bucket, &volume.parse().unwrap(), 0)
+            .await
+            .unwrap();
+        let keys = found.keys.into_iter().map(|(key, _)| key);
+        keys.map(|key| Told::decode(&key, &std::fs::read(self.path(&key)).unwrap()).unwrap())
+            .collect()
+    }
+}
+
+fn marks(paths: &[&str]) -> Vec<u64> {
+    let mut marks: Vec<_> = paths
+        .iter()
+        .map(|path| super::super::touch::format::mark(path.as_bytes()))
+        .collect();
+    marks.sort_unstable();
+    marks
+}
+
+#[tokio::test]
+async fn what_a_deleted_fork_used_stays_in_use() {
+    let store = Store::new().await;
+    store.files(1, &["a", "b", "c", "d"]).await;
+    let fork = store.fork("pr-1").await;
+    let noon = (store.now / DAY - 9) * DAY + DAY / 2;
+    store.told("pr-1", noon, &["a", "b"]);
+    store.told("pr-1", noon + HOUR, &["b"]);
+    store.told("pr-1", noon + 2 * DAY, &["b", "x"]);
+    // Too long ago to matter to anybody.
+    store.told("pr-1", noon - 2 * MONTH, &["d"]);
+    // Damaged, and a lie of what is to come.
+    let damaged = store.told("pr-1", noon + 3 * DAY, &["d"]);
+    store.put(&damaged, b"damaged");
+    let lie = Told::new(u64::MAX, DAY, marks(&["c"]));
+    let key = layout::touched("pr-1", noon, MachineId(8), 1);
+    store.put(&key, &lie.encode());
+
+    assert_eq!(inherit(&store.bucket, &fork).await.unwrap(), 4);
+    volumes::delete(&store.bucket, &fork, |_| {}).await.unwrap();
+    assert!(store.all_told("pr-1").await.is_empty());
+    let told = store.all_told("main").await;
+    let seen: Vec<_> = told.iter().map(|told| told.marks().to_vec()).collect();
+    assert_eq!(seen, [marks(&["a"]), marks(&["b", "x"]), marks(&["c"])]);
+    assert_eq!(told[0].written_millis, noon + HOUR);
+    assert_eq!(told[1].written_millis, noon + 2 * DAY);
+    assert!(told[2].written_millis < store.now + DAY, "{told:?}");
+    let report = store.expire().await;
+    assert_eq!((report.used.names, report.expired.names), (3, 1));
+    assert_eq!(store.names().await, ["a", "b", "c"]);
+    // And again, after a deletion that was broken off.
+    assert_eq!(inherit(&store.bucket, &fork).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_fork_is_deleted_also_where_nothing_can_be_kept() {
+    let store = Store::unasked().await;
+    store.files(1, &["a"]).await;
+    let fork = store.fork("pr-1").await;
+    store.told("pr-1", store.now, &["a"]);
+    assert_eq!(
+        inherit(&store.bucket, &fork).await.unwrap(),
+        0,
+        "nobody wants to know"
+    );
+    assert!(store.all_told("main").await.is_empty());
+    store.put(&layout::expiry("main"), b"{\"version\": 2}");
+    assert_eq!(inherit(&store.bucket, &fork).await.unwrap(), 0);
+    std::fs::remove_file(store.path(&layout::expiry("main"))).unwrap();
+    store.put(
+        &layout::expiry("main"),
+        &ExpiryJson::new(store.now - 2 * MONTH, MONTH).encode(),
+    );
+    store.put(&format!("{}tomorrow", layout::touched_prefix("pr-1")), b"?");
+    assert_eq!(inherit(&store.bucket, &fork).await.unwrap(), 0);
+    assert_eq!(
+        inherit(&store.bucket, &store.volume).await.unwrap(),
+        0,
+        "it is no fork"
+    );
+}
+
+#[tokio::test]
+async fn a_fork_that_is_deleted_while_an_expiry_reads_it_ends_nothing() {
+    let store = Store::new().await;
+    let paths: Vec<String> = (0..100).map(|number| format!("d/{number}")).collect();
+    let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
+    store.files(1, &paths).await;
+    let fork = store.fork("pr-1").await;
+    // More than are read at once.
+    for (number, path) in (1..).zip(&paths[..60]) {
+        store.told("pr-1", store.now - number * HOUR, &[path]);
+    }
+    let mut is_deleted = false;
+    let mut delete = |_: &Progress| {
+        if !std::mem::replace(&mut is_deleted, true) {
+            let (bucket, fork) = (Arc::clone(&store.bucket), fork.clone());
+            let deletion = std::thread::spawn(move || {
+                let runtime = tokio::runtime::Runtime::new().unwrap();
+                runtime.block_on(async {
+                    inherit(&bucket, &fork).await.unwrap();
+                    volumes::delete(&bucket, &fork, |_| {}).await.unwrap();
+                });
+            });
+            deletion.join().unwrap();
+        }
+    };
+    let now = store.now;
+    let clock: BucketTime = Arc::new(move || now);
+    let done = expire_by(&store.bucket, clock, &Store::options(), &mut delete).await;
+    let report = done.unwrap().remove(0);
+    assert!(store.all_told("pr-1").await.is_empty());
+    assert_eq!((report.used.names, report.expired.names), (60, 40));
+    assert_eq!(store.names().await.len(), 60);
+}

@@ -68,16 +68,17 @@ pub async fn list(
     }
 }
 
-/// Reads what was told, and hands it over, in no order. What cannot be read ends it, but of a volume whose writers
-/// are not trusted (`is_apart`): they must not be able to stop an expiry.
+/// Reads what was told, and hands it over, in no order; false when some of it is gone by now. What cannot be read ends
+/// it, but of a volume whose writers are not trusted (`is_apart`): they must not be able to stop an expiry.
 pub async fn read(
     bucket: &SharedBucket,
     volume: &VolumeName,
     keys: impl IntoIterator<Item = String>,
     is_apart: bool,
     mut take: impl FnMut(Told),
-) -> Result<(), ExpireError> {
+) -> Result<bool, ExpireError> {
     let mut keys = keys.into_iter();
+    let mut is_whole = true;
     let mut under_way = JoinSet::new();
     loop {
         while under_way.len() < PARALLEL
@@ -87,7 +88,7 @@ pub async fn read(
             under_way.spawn(async move { (fetch(&bucket, &key).await, key) });
         }
         let Some(done) = under_way.join_next().await else {
-            return Ok(());
+            return Ok(is_whole);
         };
         let (fetched, key) = match done {
             Ok(done) => done,
@@ -96,12 +97,7 @@ pub async fn read(
         };
         match fetched {
             Ok(Some(told)) => take(told),
-            // Another expiry has put it together with others.
-            Ok(None) => {
-                return Err(ExpireError::Raced {
-                    volume: volume.clone(),
-                });
-            }
+            Ok(None) => is_whole = false,
             Err(err @ (TierError::Malformed { .. } | TierError::Unsupported { .. })) if is_apart => {
                 tracing::warn!(key, error = %err, "it counts for nothing, because its writers are not trusted");
             }
@@ -114,6 +110,13 @@ pub async fn read(
             }
             Err(err) => return Err(err.into()),
         }
+    }
+}
+
+/// Another expiry has put together with others what one volume told.
+pub fn raced(volume: &VolumeName) -> ExpireError {
+    ExpireError::Raced {
+        volume: volume.clone(),
     }
 }
 
@@ -186,12 +189,15 @@ pub async fn put_together(
     for keys in crowded(found, now_millis) {
         let mut marks: HashSet<u64> = HashSet::new();
         let (mut written, mut good_for) = (0, 0);
-        read(bucket, volume, keys.clone(), false, |told| {
+        let is_whole = read(bucket, volume, keys.clone(), false, |told| {
             written = written.max(told.written_millis);
             good_for = good_for.max(told.good_for_millis);
             marks.extend(told.marks());
         })
         .await?;
+        if !is_whole {
+            return Err(raced(volume));
+        }
         // More than one object can have: they stay as they are.
         if marks.len() > MAX_NAMES {
             continue;

@@ -1,6 +1,9 @@
 //! Single facts about the log that chance seldom meets.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
@@ -13,7 +16,7 @@ use crate::{
     base::id::MachineId,
     namespace::{
         follow::{self, FollowError},
-        publish::{self, PublishError},
+        publish::{self, OLD_MILLIS, PublishError},
         segment::{self, Head},
     },
     tier::layout,
@@ -90,6 +93,46 @@ async fn a_segment_whose_reply_was_lost_is_published_under_another_key() {
         heads.iter().all(|head| head.previous.is_none()),
         "the first was never acknowledged"
     );
+}
+
+#[tokio::test]
+async fn a_change_older_than_deletions_are_kept_is_told_as_made_now_or_not_at_all() {
+    let world = world();
+    let machine = Machine::new(1, 0, &world);
+    let mut writer = machine.writer();
+    machine.change(b"old", Some(1), 0);
+    machine.knows.store(false, Ordering::Relaxed);
+    world.advance(OLD_MILLIS - 1);
+    machine.change(b"new", Some(2), 0);
+    world.advance(1);
+    // Nothing waits for what may not be told.
+    let step = writer.step().await.unwrap();
+    assert_eq!((step.published, step.pending), (1, 1));
+    machine.knows.store(true, Ordering::Relaxed);
+    assert_eq!(writer.step().await.unwrap().published, 1);
+    let told: Vec<_> = world
+        .segments()
+        .values()
+        .flat_map(|bytes| segment::decode(bytes).unwrap().changes)
+        .map(|change| (change.path, change.stamp.millis))
+        .collect();
+    let now = START + OLD_MILLIS;
+    assert_eq!(told, [(b"new".to_vec(), now - 1), (b"old".to_vec(), now)]);
+}
+
+#[tokio::test]
+async fn who_sleeps_before_the_segment_is_written_writes_none() {
+    let world = world();
+    let machine = Machine::new(1, 0, &world);
+    let mut writer = machine.writer();
+    machine.change(b"a", Some(1), 0);
+    // Until then their blobs are sure to be kept.
+    machine.vouches_until.store(START, Ordering::Relaxed);
+    let slept = writer.step().await;
+    assert!(matches!(slept, Err(PublishError::Slept { .. })), "{slept:?}");
+    assert!(world.segments().is_empty());
+    machine.vouches_until.store(u64::MAX, Ordering::Relaxed);
+    assert_eq!(writer.step().await.unwrap().published, 1);
 }
 
 #[tokio::test]

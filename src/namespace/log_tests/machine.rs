@@ -2,7 +2,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -65,6 +68,9 @@ pub struct Machine {
     skew: i64,
     world: Arc<World>,
     hlc: Hlc,
+    /// Whether it has read what the others said.
+    pub knows: AtomicBool,
+    pub vouches_until: AtomicU64,
     disk: Mutex<Disk>,
     /// The others, to look up the order in which they made what is seen here.
     fleet: Mutex<Vec<Arc<Machine>>>,
@@ -78,6 +84,8 @@ impl Machine {
             skew,
             world: Arc::clone(world),
             hlc: Hlc::new(id, Stamp::ZERO),
+            knows: AtomicBool::new(true),
+            vouches_until: AtomicU64::new(u64::MAX),
             disk: Mutex::default(),
             fleet: Mutex::default(),
         })
@@ -90,6 +98,8 @@ impl Machine {
             skew,
             world: Arc::clone(&self.world),
             hlc: Hlc::new(self.id, self.hlc.now(0)),
+            knows: AtomicBool::new(true),
+            vouches_until: AtomicU64::new(u64::MAX),
             disk: Mutex::new(std::mem::take(&mut self.disk())),
             fleet: Mutex::default(),
         })
@@ -317,7 +327,23 @@ impl Source for Machine {
 
     fn vouch<'a>(&'a self, _chosen: &'a [Pending]) -> BoxFuture<'a, Result<Option<u64>, PublishError>> {
         // Directories have no blobs.
-        Box::pin(std::future::ready(Ok(Some(u64::MAX))))
+        let until = self.vouches_until.load(Ordering::Relaxed);
+        Box::pin(std::future::ready(Ok(Some(until))))
+    }
+
+    fn renew<'a>(&'a self, old: &'a [Pending]) -> BoxFuture<'a, Result<bool, TreeError>> {
+        let knows = self.knows.load(Ordering::Relaxed);
+        let mut disk = self.disk();
+        for old in old.iter().filter(|_| knows) {
+            let stamp = self.hlc.now(self.now());
+            disk.places += 1;
+            let seq = disk.places;
+            let register = disk.registers.get_mut(&old.name).expect("names stay");
+            register.change.stamp = stamp;
+            let place = register.place.as_mut().expect("it is pending");
+            place.seq = seq;
+        }
+        Box::pin(std::future::ready(Ok(knows)))
     }
 
     fn published(&self, done: Vec<(Ino, Vec<u8>, Stamp)>) -> BoxFuture<'_, Result<(), TreeError>> {

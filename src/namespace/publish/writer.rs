@@ -12,7 +12,12 @@
 //!   acknowledged within [`LATE_MILLIS`] of the time in its key: later than
 //!   that, a follower may have looked past that time already.
 //! - It is marked only when it was acknowledged while all blobs that it names were sure to be kept by sweeps
-//!   ([`crate::upload::vouch`]): a machine that slept in the middle looks at them again, and publishes again.
+//!   ([`crate::upload::vouch`]): a machine that slept in the middle looks at them again, and publishes again. One
+//!   that slept before it began to write the segment writes none.
+//! - A change that waited for so long that catalogs may have forgotten a later deletion of its name ([`OLD_MILLIS`]) is not
+//!   told as it was made: machines that know the deletion would show something else than those that do not. It is made
+//!   again, now ([`Source::renew`]), once this machine has read what the others said meanwhile; until then it stays
+//!   here and nothing waits for it.
 //! - A sequence number is never used twice. It is reserved in the ledger before use, and
 //!   each run of the daemon begins at a number made from the time, so that
 //!   even a cache directory that was restored from a backup does not repeat one.
@@ -35,6 +40,7 @@ use crate::{
     base::{BoxFuture, clock::Stamp, id::MachineId},
     namespace::{
         TreeError,
+        catalog::compact::TOMBSTONE_MILLIS,
         change::PathChange,
         cut::{self, Limits, Look, Row, RowState},
         segment::{self, EncodedChange, Head},
@@ -50,6 +56,10 @@ use crate::{
 
 /// How far the bucket's time may be from the time in a key when the segment is acknowledged.
 pub const LATE_MILLIS: u64 = 60_000;
+
+/// A change that is older when it could be told may have been followed by a deletion that nobody remembers; the hour is
+/// for those who read it late.
+pub const OLD_MILLIS: u64 = TOMBSTONE_MILLIS - 3_600_000;
 
 /// Rows of the first look, and of the largest: what is behind waits for the next step.
 const FIRST_LOOK: usize = 1024;
@@ -76,6 +86,9 @@ pub trait Source: Send + Sync + 'static {
     /// Says until when a segment may be acknowledged that carries `chosen`; `None`: not now, some of
     /// their blobs are to be uploaded again first.
     fn vouch<'a>(&'a self, chosen: &'a [Pending]) -> BoxFuture<'a, Result<Option<u64>, PublishError>>;
+    /// Has changes count as made now, unless the name changed again since; false while it is not known here what the
+    /// others said meanwhile.
+    fn renew<'a>(&'a self, old: &'a [Pending]) -> BoxFuture<'a, Result<bool, TreeError>>;
     /// Marks changes as published, unless the name changed again since.
     fn published(&self, done: Vec<(Ino, Vec<u8>, Stamp)>) -> BoxFuture<'_, Result<(), TreeError>>;
     /// A place behind that of every change so far.
@@ -105,6 +118,9 @@ pub enum PublishError {
     /// Whether the bucket has the blobs of the changes, and will keep them, is not known.
     #[error("cannot make sure that the bucket keeps the blobs")]
     Blobs(#[from] UploadError),
+    /// This machine slept before it wrote them: a sweep may have taken blobs.
+    #[error("{} s passed since the blobs of the changes were last sure to be kept: they are looked at again", late_millis / 1000)]
+    Slept { late_millis: u64 },
     /// A sweep may have taken blobs that it names.
     #[error("segment {key} was acknowledged {} s after its blobs were last sure to be kept", late_millis / 1000)]
     Stale { key: String, late_millis: u64 },
@@ -215,7 +231,11 @@ impl<S: Source> Writer<S> {
     /// Publishes what may be published now.
     pub async fn step(&mut self) -> Result<Step, PublishError> {
         let began = (self.clocks.uptime)();
-        let (mut pending, complete) = self.look().await?;
+        let (mut pending, mut complete) = self.look().await?;
+        let old: Vec<Pending> = pending.iter().filter(|of| self.is_old(of)).cloned().collect();
+        if !old.is_empty() && self.source.renew(&old).await? {
+            (pending, complete) = self.look().await?;
+        }
         self.remember(&pending, complete);
         let mut step = Step {
             look_took: (self.clocks.uptime)().saturating_sub(began),
@@ -249,6 +269,12 @@ impl<S: Source> Writer<S> {
         }
         step.pending = pending.len() as u64;
         Ok(step)
+    }
+
+    /// Whether a change could be told, but not as it was made.
+    fn is_old(&self, pending: &Pending) -> bool {
+        let until = pending.stamp.made_millis().saturating_add(OLD_MILLIS);
+        matches!(pending.readiness, Readiness::Ready(_)) && until <= (self.clocks.bucket)()
     }
 
     /// Reads pending changes until all are seen, or enough to publish some.
@@ -314,6 +340,7 @@ impl<S: Source> Writer<S> {
             Readiness::Waiting => RowState::Waiting,
             Readiness::Never => RowState::Never,
             Readiness::Ready(_) if self.unpublishable.contains(&pending.place.seq) => RowState::Never,
+            Readiness::Ready(_) if self.is_old(pending) => RowState::Never,
             Readiness::Ready(change) => RowState::Ready {
                 bytes: segment::estimate_bytes(change),
             },
@@ -360,6 +387,11 @@ impl<S: Source> Writer<S> {
         }
         let seq = self.take_seq()?;
         let millis = self.key_millis();
+        let now = (self.clocks.bucket)();
+        if now >= until_millis {
+            let late_millis = now - until_millis;
+            return Err(PublishError::Slept { late_millis });
+        }
         let head = Head {
             machine: self.machine,
             seq,

@@ -17,7 +17,8 @@
 //! Every daemon whose mount can be written to, once a sweep was run with `--expire`: before that nobody wants to know, and
 //! nothing is noted, kept or written. Names of a volume that lies over nothing expire, so those are told, also by
 //! whoever sees them through a fork: in the volume that has them, or, when the credentials do not permit that, below
-//! the fork's prefix, where an expiry looks as well. A fork that is deleted takes with it what was told there.
+//! the fork's prefix, where an expiry looks as well. When such a fork is deleted, what was told there goes to the volume that
+//! has the names ([`super::expire::inherit`]).
 //!
 //! Not told is what a mount that is read only uses (it writes nothing, whatever it may), nor what a machine uses that may
 //! write nothing (it says so once), nor what an older casmount uses. For these a volume looks as if they were not there:

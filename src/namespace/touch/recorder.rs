@@ -42,6 +42,12 @@ impl Inos {
         self.0.is_empty()
     }
 
+    /// How many they are.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.0.values().map(|bits| u64::from(bits.count_ones())).sum()
+    }
+
     pub fn add_all(&mut self, other: &Self) {
         for (word, bits) in &other.0 {
             *self.0.entry(*word).or_default() |= bits;
@@ -115,6 +121,11 @@ impl Touched {
     /// Whether anything waits to be told.
     pub fn is_waiting(&self) -> bool {
         !self.uses().fresh.is_empty()
+    }
+
+    /// How many wait to be told.
+    pub fn waiting(&self) -> u64 {
+        self.uses().fresh.len()
     }
 
     /// What waits to be told; it counts as told from now on.

@@ -14,7 +14,10 @@
 //! - What cannot be written is told later. Where the credentials do not permit it, a fork tells below its own prefix;
 //!   else nothing is told, and that is said once.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
 
 use tokio::{
     sync::watch,
@@ -80,13 +83,43 @@ pub struct Refresh {
     pub voucher: Voucher,
 }
 
+/// What was told of uses, and kept young.
+#[derive(Clone, Debug, Default)]
+pub struct TellStatus {
+    /// How long names may be unused; `None`: nobody wants to know.
+    pub expire: Option<Duration>,
+    /// How old blobs of the store become; `None`: as old as a sweep lets them.
+    pub lifetime: Option<Duration>,
+    /// Names that were used and are not told, or whose blobs were not looked at, since.
+    pub waiting: u64,
+    /// When names were last told, in milliseconds since 1970 of the bucket's clock.
+    pub told_millis: Option<u64>,
+    /// Until when what was told then speaks of them.
+    pub told_until_millis: Option<u64>,
+    /// When the blobs of all that had been used were last looked at.
+    pub kept_young_millis: Option<u64>,
+    /// Blobs that were looked at.
+    pub kept_young_blobs: u64,
+    /// Until it is done.
+    pub last_error: Option<String>,
+}
+
 #[derive(Debug)]
 pub struct TellerHandle {
+    status: Arc<Mutex<TellStatus>>,
+    tree: Arc<Tree>,
     stop: watch::Sender<bool>,
     task: tokio::task::JoinHandle<()>,
 }
 
 impl TellerHandle {
+    pub fn status(&self) -> TellStatus {
+        TellStatus {
+            waiting: self.tree.touched().waiting(),
+            ..locked(&self.status).clone()
+        }
+    }
+
     /// Tells what was not told yet, if the bucket answers soon, and stops.
     pub async fn shutdown(self) {
         self.stop.send_replace(true);
@@ -109,6 +142,10 @@ pub fn spawn(
     let lowest = layers.last().map_or(stack.volume(), |layer| &layer.volume);
     let layer = TreeLayer::new(layers.len().saturating_sub(1) as u64);
     tree.touched().turn_on();
+    let status = Arc::new(Mutex::new(TellStatus {
+        lifetime: refresh.as_ref().map(|refresh| refresh.lifetime),
+        ..TellStatus::default()
+    }));
     let teller = Teller {
         volume: lowest.clone(),
         own: (layers.len() > 1).then(|| stack.volume().clone()),
@@ -118,12 +155,21 @@ pub fn spawn(
         machine,
         refresh,
         below_own: false,
-        last_error: None,
+        status: Arc::clone(&status),
         taken: None,
     };
     let (stop, stopped) = watch::channel(false);
     let task = runtime.spawn(teller.run(stopped));
-    TellerHandle { stop, task }
+    TellerHandle {
+        status,
+        tree: Arc::clone(tree),
+        stop,
+        task,
+    }
+}
+
+fn locked(status: &Mutex<TellStatus>) -> MutexGuard<'_, TellStatus> {
+    status.lock().expect("no code panics while it holds the status")
 }
 
 struct Teller {
@@ -138,7 +184,7 @@ struct Teller {
     refresh: Option<Refresh>,
     /// Told below the fork's prefix, because more is not permitted.
     below_own: bool,
-    last_error: Option<String>,
+    status: Arc<Mutex<TellStatus>>,
     /// What is being told.
     taken: Option<Inos>,
 }
@@ -222,13 +268,16 @@ impl Teller {
     }
 
     /// Whether and how names are told; `None` when nobody knows.
-    async fn look(&mut self) -> Option<Option<Pace>> {
+    async fn look(&self) -> Option<Option<Pace>> {
         match read_expiry(self.bucket.as_ref(), &self.volume).await {
             Ok(Some((expiry, _))) => {
                 self.tree.touched().turn_on();
-                Some(Some(Pace::of(Duration::from_millis(expiry.expire_millis))))
+                let expire = Duration::from_millis(expiry.expire_millis);
+                self.status().expire = Some(expire);
+                Some(Some(Pace::of(expire)))
             }
             Ok(None) => {
+                self.status().expire = None;
                 self.turn_off();
                 Some(None)
             }
@@ -246,12 +295,17 @@ impl Teller {
         }
     }
 
-    fn failed(&mut self, err: &TellError) {
+    fn status(&self) -> MutexGuard<'_, TellStatus> {
+        locked(&self.status)
+    }
+
+    fn failed(&self, err: &TellError) {
         let text = words(err);
-        if self.last_error.as_ref() != Some(&text) {
+        let mut status = self.status();
+        if status.last_error.as_ref() != Some(&text) {
             tracing::warn!(error = text, volume = %self.volume, "which names are used here is not told; trying again");
         }
-        self.last_error = Some(text);
+        status.last_error = Some(text);
     }
 
     /// Tells what was used since the last time; false when that is no use any more, for a while.
@@ -269,7 +323,7 @@ impl Teller {
         }
         self.taken = None;
         match result {
-            Ok(()) => self.last_error = None,
+            Ok(()) => self.status().last_error = None,
             Err(err) => {
                 self.failed(&err);
                 if err.is_denied() {
@@ -288,6 +342,7 @@ impl Teller {
         }
         if let Some(refresh) = &self.refresh {
             self.keep_young(refresh, inos, hasty).await?;
+            self.status().kept_young_millis = Some(self.now_millis());
         }
         Ok(())
     }
@@ -313,6 +368,10 @@ impl Teller {
             let told = Told::new(now, pace.good_for().as_millis() as u64, marks.to_vec());
             let names = told.marks().len();
             self.bucket.put_new(&key, Body::raw(told.encode())).await?;
+            let mut status = self.status();
+            status.told_millis = Some(told.written_millis);
+            status.told_until_millis = Some(told.until_millis());
+            drop(status);
             tracing::debug!(key, names, "told which names are used here");
         }
         Ok(())
@@ -326,7 +385,9 @@ impl Teller {
             let blobs = blocking(move || tree.blobs_of(&together)).await?;
             let named = blobs.iter().filter_map(named).collect();
             // What is nowhere any more reads as "no such file" when it is wanted.
+            let looked = blobs.len() as u64;
             let vouched = refresh.voucher.vouch(named).await?;
+            self.status().kept_young_blobs += looked;
             tracing::debug!(?vouched, "looked at blobs that are used");
             if !hasty {
                 sleep(began.elapsed() * REST_SHARE).await;

@@ -169,6 +169,26 @@ impl Tree {
         Ok(())
     }
 
+    /// Makes changes again that wait to be published, as they are, unless the name changed again since; returns their
+    /// paths. They keep their order, and are later than all that was heard of.
+    pub fn renew(&self, old: &[(Ino, Vec<u8>, Stamp)]) -> Result<Vec<Vec<u8>>, TreeError> {
+        for (parent, name, _) in old {
+            self.need_name(*parent, name)?;
+        }
+        let mut in_use = self.lock();
+        let mut edit = super::Edit::new(self, &mut in_use);
+        let mut renewed = Vec::with_capacity(old.len());
+        for (parent, name, stamp) in old {
+            let row = edit.name(*parent, name)?;
+            if let Some(row) = row.filter(|row| row.stamp == *stamp && row.pending.is_some()) {
+                edit.own(*parent, name, row.state)?;
+                renewed.push(join(self.dir_path(*parent)?, name));
+            }
+        }
+        edit.commit()?;
+        Ok(renewed)
+    }
+
     /// Marks changes as published, unless the name changed again since.
     pub fn published(&self, done: &[(Ino, Vec<u8>, Stamp)]) -> Result<(), TreeError> {
         let mut in_use = self.lock();

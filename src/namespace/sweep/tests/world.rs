@@ -67,6 +67,8 @@ struct State {
     moments: Vec<u64>,
     /// What snapshots show: what counted when they were made, by their tags.
     snapshots: BTreeMap<SnapshotTag, Winners>,
+    /// When each object was last named or used, as far as the rule of the bucket has to know.
+    promised: HashMap<String, u64>,
     /// Segments and parts of catalogs that were deleted.
     trimmed: u64,
     wrong: Option<String>,
@@ -183,8 +185,60 @@ impl World {
         let mut state = self.state();
         if let Some(blob) = change.entry.as_ref().and_then(|entry| entry.blob.as_ref()) {
             state.acknowledged.insert((change.stamp, object_of(blob)));
+            state.promised.insert(object_of(blob), self.now());
         }
         state.published.push((millis, change.clone()));
+    }
+
+    /// Notes that a machine that uses an object was told at `millis` that it is there.
+    pub fn promise(&self, key: &str, millis: u64) {
+        let mut state = self.state();
+        let promised = state.promised.entry(key.to_owned()).or_default();
+        *promised = millis.max(*promised);
+    }
+
+    /// The objects that acknowledged names refer to.
+    pub fn objects_in_use(&self) -> Vec<String> {
+        let state = self.state();
+        let winners = state.winners(u64::MAX).into_values().flatten();
+        let named =
+            winners.filter_map(|change| Some((change.stamp, object_of(change.entry?.blob.as_ref()?))));
+        let mut keys: Vec<_> = named
+            .filter(|named| state.acknowledged.contains(named))
+            .map(|(_, key)| key)
+            .collect();
+        keys.sort();
+        keys.dedup();
+        keys
+    }
+
+    /// Deletes chunks and packs that are as old as `lifetime`, as a rule of the bucket does the moment they are; what was
+    /// named or used in the last quarter of that must not be among them.
+    pub fn age_out(&self, lifetime: u64) {
+        // Doors have a clock that goes on for some milliseconds.
+        const SLACK: u64 = 5000;
+        let now = self.now();
+        let mut state = self.state();
+        let is_old =
+            |key: &str, modified: u64| layout::object_digest(key).is_some() && modified + lifetime <= now;
+        let old: Vec<_> = state
+            .objects
+            .iter()
+            .filter(|(key, stored)| is_old(key, stored.modified))
+            .map(|(key, stored)| (key.clone(), stored.modified + lifetime))
+            .collect();
+        for (key, due) in old {
+            state.objects.remove(&key);
+            if let Some(promised) = state.promised.get(&key)
+                && *promised <= due
+                && promised + lifetime / 4 > due + SLACK
+            {
+                let promised = *promised;
+                state.wrong = Some(format!(
+                    "{key} aged out at {due}, and was named or used at {promised}"
+                ));
+            }
+        }
     }
 
     /// Makes a fork that sees the volume as it is now.
@@ -497,7 +551,7 @@ impl Bucket for Door {
                     None => stored.bytes.clone(),
                 };
                 Object {
-                    modified_millis: 0,
+                    modified_millis: stored.modified,
                     transferred_bytes: bytes.len() as u64,
                     bytes,
                     etag: Etag(stored.version.to_string()),
@@ -570,8 +624,17 @@ impl Bucket for Door {
         })
     }
 
-    fn refresh<'a>(&'a self, _key: &'a str) -> BoxFuture<'a, Result<bool, TierError>> {
-        unreachable!("nothing has a lifetime here")
+    fn refresh<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<bool, TierError>> {
+        Box::pin(async move {
+            self.pass().await;
+            let now = self.world.now();
+            let mut state = self.world.state();
+            let Some(stored) = state.objects.get_mut(key) else {
+                return Ok(false);
+            };
+            stored.modified = now;
+            Ok(true)
+        })
     }
 
     fn delete<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<(), TierError>> {

@@ -64,7 +64,11 @@ fn digest_of(content: u8) -> Digest {
 
 impl Writer {
     pub fn new(id: u64, world: &Arc<World>) -> Self {
-        let door: SharedBucket = Arc::new(Door::open(world));
+        Self::through(id, world, Arc::new(Door::open(world)))
+    }
+
+    /// One that sees the bucket as `door` shows it.
+    pub fn through(id: u64, world: &Arc<World>, door: SharedBucket) -> Self {
         Self {
             id: MachineId(id),
             world: Arc::clone(world),
