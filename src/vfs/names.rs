@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{
     Attr, Lend, OpenRequest, OpenStep, Opened, Vfs, VfsError, count,
     handle::{Handle, OpenNode, Serving},
+    open::stat,
 };
 use crate::{
     namespace::{
@@ -13,7 +14,7 @@ use crate::{
     },
     store::{
         fetch::ReadCursor,
-        rows::{Ino, NodeKind},
+        rows::{Ino, NodeKind, StagingId},
     },
 };
 
@@ -62,12 +63,13 @@ impl Vfs {
         self.used();
         self.tree.touch(parent);
         let (id, file) = self.store.staging.create()?;
-        let mut made = self.tree.create(parent, name, new.clone().into_node(Some(id)));
+        let staging = Some((id, stat(&file)?.1));
+        let mut made = self.tree.create(parent, name, new.clone().into_node(staging));
         if matches!(made, Err(TreeError::Exists)) && self.is_withheld(parent, name).unwrap_or(false) {
             // Nobody sees what is there.
             made = self.tree.unlink(parent, name).and_then(|removed| {
                 self.removed(removed);
-                self.tree.create(parent, name, new.into_node(Some(id)))
+                self.tree.create(parent, name, new.into_node(staging))
             });
         }
         let node = match made {
@@ -179,7 +181,7 @@ impl Vfs {
 }
 
 impl NewFile {
-    fn into_node(self, staging: Option<crate::store::rows::StagingId>) -> NewNode {
+    fn into_node(self, staging: Option<(StagingId, i64)>) -> NewNode {
         NewNode {
             kind: self.kind,
             perm: self.perm & 0o7777,
