@@ -71,8 +71,11 @@ impl Vfs {
         let start = usize::try_from(offset).map_err(|_| VfsError::Invalid)?;
         while seen.entries.len() <= start + 2 && !seen.complete {
             let (names, next) = self.tree.list(dir.ino, seen.after.as_deref(), PAGE)?;
-            seen.entries
-                .extend(names.into_iter().map(|(name, node)| (name, node.ino, node.kind)));
+            for (name, node) in names {
+                if !self.is_known_withheld(dir.ino, &name, &node)? {
+                    seen.entries.push((name, node.ino, node.kind));
+                }
+            }
             seen.complete = next.is_none();
             seen.after = next;
         }

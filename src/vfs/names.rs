@@ -18,6 +18,9 @@ use crate::{
     },
 };
 
+/// Names looked at at once in a directory that is to be removed; mostly the first one is seen.
+const WITHHELD_PAGE: usize = 64;
+
 /// What a new file, directory or other object starts with.
 #[derive(Clone, Debug)]
 pub struct NewFile {
@@ -151,8 +154,40 @@ impl Vfs {
     pub fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<(), VfsError> {
         self.writable()?;
         self.used();
-        self.removed(self.tree.rmdir(parent, name)?);
+        let mut removed = self.tree.rmdir(parent, name);
+        if matches!(removed, Err(TreeError::NotEmpty)) && self.remove_withheld(parent, name)? {
+            removed = self.tree.rmdir(parent, name);
+        }
+        self.removed(removed?);
         Ok(())
+    }
+
+    /// Removes from a directory the entries that nobody sees; false, and nothing is removed, if there is more in it.
+    fn remove_withheld(&self, parent: Ino, name: &[u8]) -> Result<bool, VfsError> {
+        let Some(dir) = self.tree.lookup(parent, name)? else {
+            return Ok(false);
+        };
+        let (mut withheld, mut after) = (Vec::new(), None);
+        loop {
+            let (names, next) = self.tree.list(dir.ino, after.as_deref(), WITHHELD_PAGE)?;
+            for (name, node) in names {
+                if !self.is_known_withheld(dir.ino, &name, &node)? {
+                    return Ok(false);
+                }
+                withheld.push(name);
+            }
+            after = next;
+            if after.is_none() {
+                break;
+            }
+        }
+        for name in withheld {
+            match self.tree.unlink(dir.ino, &name) {
+                Err(TreeError::NotFound) => {}
+                removed => self.removed(removed?),
+            }
+        }
+        Ok(true)
     }
 
     pub fn rename(&self, from: (Ino, &[u8]), to: (Ino, &[u8]), mode: RenameMode) -> Result<(), VfsError> {

@@ -46,8 +46,9 @@ exec chroot "$root" /usr/bin/env -i USER=root HOME=/tmp LANG=C.UTF-8 PATH=/usr/b
 /// Runs one command.
 const RUN: &str = r#"cd "$1" && exec bazel "${@:2}""#;
 
-/// Runs one command with a server, which collects when it has nothing else to do, until it is told to end.
-const SERVE: &str = r#"cd "$1" && bazel "${@:2}" && read -r; exec bazel "${@:2:3}" shutdown"#;
+/// Runs one command with a server, which collects when it has nothing else to do, until it is told to end. The
+/// shell stays: as the first process it also has to take note of the server's end.
+const SERVE: &str = r#"cd "$1" && bazel "${@:2}" && read -r; bazel "${@:2:3}" shutdown; exit $?"#;
 
 /// Of both: the package says where the rest of Bazel is.
 const STARTUP: [&str; 2] = ["--nohome_rc", "--server_javabase=/java"];

@@ -1,0 +1,107 @@
+//! pjdfstest, which asks a file system call by call for what POSIX says, and what it found.
+//!
+//! It becomes other users by itself where it runs as root. So that it need not make any, it is told of two that
+//! every system has.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
+    path::{Path, PathBuf},
+};
+
+use super::{
+    posix::file,
+    programs::{self, LIMIT},
+    wait,
+};
+
+/// What the suite found, by the names of its cases.
+#[derive(Debug, Default)]
+pub struct Found {
+    pub passed: BTreeSet<String>,
+    pub failed: BTreeSet<String>,
+    pub skipped: BTreeSet<String>,
+    pub said: String,
+}
+
+/// Runs all of it in a directory of a file system; `home` is a directory for what it needs elsewhere.
+#[track_caller]
+pub fn run(program: &Path, dir: &Path, home: &Path, user: Option<u32>) -> Found {
+    let [first, second] = two_users();
+    let settings = format!(
+        "[features]
+         posix_fallocate = {{}}
+         rename_ctime = {{}}
+         utime_now = {{}}
+         utimensat = {{}}
+         secondary_fs = \"/dev/shm\"
+         [settings]
+         # Longer than a step of the clock of file systems.
+         naptime = 0.02
+         allow_remount = true
+         [dummy_auth]
+         entries = [[\"{}\", \"{}\"], [\"{}\", \"{}\"]]",
+        first.0, first.1, second.0, second.1
+    );
+    let settings = file(&home.join("suite.toml"), settings.as_bytes());
+    let mut command = programs::command(program, home);
+    command.arg("-c").arg(settings).arg("-p").arg(dir);
+    command.env("PATH", path_with_plain_remount(home));
+    if let Some(user) = user {
+        command.uid(user).gid(user);
+    }
+    let output = wait::run(&mut command, LIMIT);
+    let said =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let mut found = Found::default();
+    for line in said.lines().filter(|line| !line.starts_with([' ', '\t'])) {
+        let Some((name, verdict)) = line.split_once(' ') else {
+            continue;
+        };
+        let cases = match verdict.trim() {
+            "ok" => &mut found.passed,
+            "FAILED" => &mut found.failed,
+            "skipped" => &mut found.skipped,
+            _ => continue,
+        };
+        cases.insert(name.to_owned());
+    }
+    assert_eq!(output.status.success(), found.failed.is_empty(), "{said}");
+    found.said = said;
+    found
+}
+
+/// Two users who are not root, each with the name of their group.
+fn two_users() -> [(String, String); 2] {
+    let read = |path: &str| fs::read_to_string(path).expect("every system has it");
+    let (users, groups) = (read("/etc/passwd"), read("/etc/group"));
+    let field = |line: &str, n: usize| line.split(':').nth(n).unwrap_or_default().to_owned();
+    let mut found = Vec::<(String, String)>::new();
+    for user in users.lines().filter(|line| field(line, 2) != "0") {
+        let group = groups.lines().find(|line| field(line, 2) == field(user, 3));
+        let Some(group) = group.map(|line| field(line, 0)) else {
+            continue;
+        };
+        // Groups of their own.
+        if group != "root" && found.iter().all(|(_, known)| *known != group) {
+            found.push((field(user, 0), group));
+        }
+    }
+    found.truncate(2);
+    found.try_into().expect("every system has other users than root")
+}
+
+/// A `PATH` on which `mount` asks the kernel by itself: for types of FUSE it else has a program mount anew, and
+/// remounting is for the kernel alone.
+fn path_with_plain_remount(home: &Path) -> std::ffi::OsString {
+    let dir = home.join("suite-bin");
+    fs::create_dir_all(&dir).expect("a directory can be made");
+    let mount = programs::find("mount").unwrap_or_else(|| PathBuf::from("mount"));
+    let script = format!("#!/bin/sh\nexec {} -i \"$@\"\n", mount.display());
+    let script = file(&dir.join("mount"), script.as_bytes());
+    fs::set_permissions(script, fs::Permissions::from_mode(0o755)).expect("our own file");
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let dirs = [dir].into_iter().chain(std::env::split_paths(&path));
+    std::env::join_paths(dirs).expect("no colons in paths of tests")
+}
