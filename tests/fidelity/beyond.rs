@@ -1,10 +1,10 @@
 //! What a local disk has besides, and what a mount answers then: each line is one of the README's table, or none.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, Permissions},
     os::{
         fd::AsRawFd,
-        unix::fs::{FileExt, MetadataExt},
+        unix::fs::{FileExt, MetadataExt, PermissionsExt},
     },
     process::Command,
     time::Duration,
@@ -70,7 +70,9 @@ fn what_only_some_disks_have_is_refused_cleanly() {
             rename(RenameFlags::NOREPLACE | RenameFlags::EXCHANGE),
         );
         t.call("exchange with nothing", rename(RenameFlags::EXCHANGE));
-        t.call("whiteout", rename(RenameFlags::WHITEOUT));
+        if rustix::process::geteuid().is_root() {
+            t.call("whiteout", rename(RenameFlags::WHITEOUT));
+        }
         t.call("sync", rustix::fs::syncfs(&open));
         t.call(
             "advice",
@@ -91,6 +93,7 @@ fn access_lists_are_refused_by_the_programs_that_set_them() {
             skip!("a disk has them");
         }
         let path = file(&place.path("f"), b"x");
+        fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
         let run = |program, args: &[&str]| wait::run(Command::new(program).args(args).arg(&path), SOON);
         let refused = run(&setfacl, &["-m", "u:1234:r"]);
         let said = String::from_utf8_lossy(&refused.stderr).into_owned();
@@ -98,6 +101,22 @@ fn access_lists_are_refused_by_the_programs_that_set_them() {
             !refused.status.success() && said.contains("Operation not supported"),
             "{said}"
         );
+        // Of what has one on a disk that knows them, all else is copied.
+        let (from, to) = (place.path("../with-list"), place.path("copy"));
+        file(&from, b"copied all the same");
+        let listed = Command::new(&setfacl)
+            .args(["-m", "u:1234:r"])
+            .arg(&from)
+            .status();
+        if listed.unwrap().success() {
+            let copied = wait::run(Command::new("cp").arg("-a").arg(&from).arg(&to), SOON);
+            let said = String::from_utf8_lossy(&copied.stderr).into_owned();
+            assert!(
+                !copied.status.success() && said.contains("Operation not supported"),
+                "{said}"
+            );
+            assert_eq!(content(&to), b"copied all the same");
+        }
         // What the mode bits say is there to be read.
         let shown = run(&getfacl, &["--omit-header", "--absolute-names"]);
         assert_eq!(
@@ -105,6 +124,24 @@ fn access_lists_are_refused_by_the_programs_that_set_them() {
             "user::rw-\ngroup::r--\nother::r--\n\n"
         );
     }
+}
+
+#[test]
+fn a_file_has_as_many_names_as_on_ext4() {
+    const MOST: u64 = 65_000;
+    let place = Place::new();
+    if !place.is_casmount() {
+        skip!("disks differ in it");
+    }
+    let path = file(&place.path("f"), b"x");
+    let link = |n: u64| fs::hard_link(&path, place.path(format!("l{n}")));
+    for n in 1..MOST {
+        link(n).unwrap();
+    }
+    assert_eq!(fs::metadata(&path).unwrap().nlink(), MOST);
+    assert_errno!(link(MOST), EMLINK);
+    fs::remove_file(place.path("l1")).unwrap();
+    link(MOST).unwrap();
 }
 
 #[test]

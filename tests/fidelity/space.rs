@@ -97,7 +97,7 @@ fn all_data_is_found_wherever_the_file_is(kind: StoreKind) {
         assert!(seek(SeekFrom::Data(0)).unwrap() <= DATA);
         assert_eq!(seek(SeekFrom::Data(DATA + 1)).unwrap(), DATA + 1);
         assert!((DATA + 4..=END).contains(&seek(SeekFrom::Hole(DATA)).unwrap()));
-        assert_eq!(seek(SeekFrom::Hole(END - 1)).unwrap(), END - 1);
+        assert!((END - 1..=END).contains(&seek(SeekFrom::Hole(END - 1)).unwrap()));
         assert_errno!(seek(SeekFrom::Data(END)), ENXIO);
         assert_errno!(seek(SeekFrom::Hole(END)), ENXIO);
     };
