@@ -9,6 +9,7 @@ use std::{
 use rustix::fs::{FallocateFlags, SeekFrom, copy_file_range, fallocate};
 
 use crate::{
+    assert_errno,
     lab::{Lab, StoreKind},
     support::{
         posix::{content, file, ro, rw},

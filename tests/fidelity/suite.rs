@@ -1,9 +1,10 @@
 //! A test suite of others that holds file systems to POSIX, see [`posix_suite`].
 
-use std::{fs, os::unix::fs::PermissionsExt};
+use std::fs;
 
 use crate::{
     lab::{Lab, StoreKind},
+    need,
     support::posix_suite,
 };
 
@@ -26,16 +27,13 @@ fn the_suite_of_posix_finds_no_fault(kind: StoreKind) {
         let mut spec = lab.spec(name).arg("--owner").arg("preserve");
         spec.args.extend(more.iter().map(Into::into));
         let mut machine = spec.start();
-        let dir = machine.path(name);
-        fs::create_dir(&dir).unwrap();
-        fs::set_permissions(&dir, fs::Permissions::from_mode(0o777)).unwrap();
-        let found = posix_suite::run(&program, &dir, lab.dir(), None);
+        let found = posix_suite::run(&program, machine.root(), lab.dir(), None);
         assert!(found.failed.is_empty(), "{name}: {}", found.said);
         let skipped: Vec<_> = found.skipped.iter().filter(|case| *case != NOT_KNOWN).collect();
         assert!(skipped.is_empty(), "{name}: {}", found.said);
         assert!(found.passed.len() > 390, "{name}: {}", found.said);
         // It left nothing, and neither does the daemon.
-        assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(machine.root()).unwrap().count(), 0);
         machine.unmount();
     }
 }
