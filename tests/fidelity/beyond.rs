@@ -162,7 +162,7 @@ fn dates_that_cannot_be_kept_become_the_nearest() {
 #[test]
 fn mappings_show_and_keep_the_same() {
     compare(&[], &[], |t: &Trial| {
-        let path = file(&t.path("f"), &[b'.'; 20_000]);
+        let path = file(&t.path("f"), &vec![b'.'; 20_000]);
         let open = rw(&path);
         let shared = Mapping::new(&open, 20_000, true, true).unwrap();
         let private = Mapping::new(&ro(&path), 20_000, true, false).unwrap();
