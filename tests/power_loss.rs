@@ -154,7 +154,7 @@ fn power_cut(kind: &str) {
         .arg("0")
         // What was promised must be found without the store, so nothing may leave.
         .arg("--cache-size")
-        .arg(format!("{}", DISK_BYTES));
+        .arg(format!("{DISK_BYTES}"));
     let mut a = spec.cache_dir(&disk.path().join("cache")).start();
     let mut rng = Rng::from_environment();
     let ledger = Ledger::default();
