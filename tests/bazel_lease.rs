@@ -4,10 +4,11 @@
 //! perhaps. What is gone by then ends it with exit code 39, "lost inputs". So here blobs that nobody's names
 //! mention are swept all the time, and names go on another machine, between the one and the other.
 //!
-//! It needs a Bazel that can do that with a disk cache alone, from version 7 on: `scripts/test.d/bazel-root`
-//! makes a root directory with one below `target/tools`, where this may be made. Without it, and without
-//! root, the tests say that they are skipped.
+//! It needs a newer Bazel, see [`bazel_root`].
 
+#[path = "support/bazel_root.rs"]
+#[macro_use]
+mod bazel_root;
 #[path = "support/lab.rs"]
 mod lab;
 mod s3server;
@@ -15,200 +16,25 @@ mod support;
 
 use std::{
     fs,
-    path::{Path, PathBuf},
-    process::Command,
+    path::PathBuf,
     sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     time::Duration,
 };
 
+use bazel_root::{ACTIONS, PARTS, Workspace, digest_of, large};
 use lab::{Lab, StoreKind};
 use serde_json::Value;
-use support::{machine::Machine, posix::file, rng::Rng, tree, wait};
+use support::{machine::Machine, posix::file, rng::Rng, wait};
 
 on_both_stores!(
     what_a_build_without_the_bytes_relies_on_outlives_sweeps_and_the_deletes_of_others,
     a_blob_that_the_bucket_loses_is_noticed_and_made_again,
 );
 
-const PARTS: usize = 12;
-
-/// Parts, the large one, and the whole.
-const ACTIONS: usize = PARTS + 2;
-
-const BUILD_LIMIT: Duration = Duration::from_secs(240);
-
 const SOON: Duration = Duration::from_secs(90);
 
 /// "Lost inputs", or what else Bazel's remote cache caused.
 const LOST_INPUTS: i32 = 39;
-
-/// Runs a Bazel in its own root, with the lab at `/lab`, and everything that is mounted there for it alone.
-const ENTER: &str = r#"
-root=$0 lab=$1 work=$2
-shift 2
-mount --rbind "$lab" "$root/lab"
-mount --rbind /dev "$root/dev"
-mount -t proc proc "$root/proc"
-mount -t tmpfs tmpfs "$root/tmp"
-exec chroot "$root" /usr/bin/env -i USER=root HOME=/tmp LANG=C.UTF-8 PATH=/usr/bin /usr/bin/bash -c \
-    'cd "$0" && exec bazel "$@"' "$work" "$@"
-"#;
-
-/// The root directory of a Bazel, where there is one and it can be entered.
-fn bazel_root() -> Option<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/bazel-root");
-    (root.join("usr/bin/bazel").exists() && rustix::process::geteuid().is_root()).then_some(root)
-}
-
-macro_rules! bazel_root_or_skip {
-    () => {
-        match bazel_root() {
-            Some(root) => root,
-            None => skip!(
-                "there is no Bazel that builds without the bytes (scripts/test.d/bazel-root), or no root"
-            ),
-        }
-    };
-}
-
-/// A workspace on one machine, with Bazel's own memory of what it built there.
-struct Workspace<'a> {
-    root: &'a Path,
-    lab: &'a Lab,
-    name: String,
-}
-
-/// How a build ended, and what Bazel said.
-struct Built {
-    code: Option<i32>,
-    said: String,
-}
-
-impl Built {
-    /// Outputs that were taken from the cache.
-    fn hits(&self) -> usize {
-        let before = self.said.split(" disk cache hit").next().unwrap_or_default();
-        let number = before.rsplit([' ', ',']).next().unwrap_or_default();
-        number.parse().unwrap_or(0)
-    }
-
-    #[track_caller]
-    fn succeeded(self) -> Self {
-        assert_eq!(self.code, Some(0), "{}", self.said);
-        self
-    }
-}
-
-impl<'a> Workspace<'a> {
-    fn new(root: &'a Path, lab: &'a Lab, machine: &Machine) -> Self {
-        let workspace = Self {
-            root,
-            lab,
-            name: machine.spec.name.clone(),
-        };
-        fs::create_dir_all(workspace.dir()).unwrap();
-        file(&workspace.dir().join("WORKSPACE"), b"");
-        workspace.ask_for("first");
-        workspace
-    }
-
-    fn dir(&self) -> PathBuf {
-        self.lab.dir().join(format!("workspace-{}", self.name))
-    }
-
-    /// Changes the last action, so that it has to run, with all outputs of the others.
-    fn ask_for(&self, title: &str) {
-        let rules = format!(
-            r#"
-[genrule(
-    name = "part%d" % n,
-    outs = ["part%d.txt" % n],
-    cmd = "echo part %d > $@" % n,
-) for n in range({PARTS})]
-
-# Too large for a pack.
-genrule(
-    name = "large",
-    outs = ["large.txt"],
-    cmd = "i=0; while [ $$i -lt 20000 ]; do echo line $$i; i=$$((i + 1)); done > $@",
-)
-
-genrule(
-    name = "whole",
-    srcs = [":large"] + [":part%d" % n for n in range({PARTS})],
-    outs = ["whole.txt"],
-    cmd = "echo {title} > $@; cat $(SRCS) >> $@",
-)
-"#
-        );
-        file(&self.dir().join("BUILD"), rules.as_bytes());
-    }
-
-    fn build(&self, more: &[&str]) -> Built {
-        let work = format!("/lab/workspace-{}", self.name);
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "--propagation", "private", "bash", "-c", ENTER]);
-        command.arg(self.root).arg(self.lab.dir()).arg(&work);
-        // No server is left behind; the package says where the rest of Bazel is.
-        command.args(["--batch", "--nohome_rc", "--server_javabase=/java"]);
-        command.arg(format!("--output_user_root=/lab/output-{}", self.name));
-        command.args(["build", "--noenable_bzlmod", "--enable_workspace"]);
-        command.arg(format!("--disk_cache=/lab/{}/mnt/disk", self.name));
-        command.args([
-            "--spawn_strategy=local",
-            "--color=no",
-            "--curses=no",
-            "--remote_download_minimal",
-            // What is lost is to be told, not mended by another try.
-            "--experimental_remote_cache_eviction_retries=0",
-        ]);
-        let done = wait::run(command.args(more).arg("//:whole"), BUILD_LIMIT);
-        // Read-only trees that the directory of the test could not remove.
-        let mut chmod = Command::new("chmod");
-        chmod.args(["-R", "u+w"]);
-        chmod.arg(self.lab.dir().join(format!("output-{}", self.name)));
-        wait::run_ok(&mut chmod, BUILD_LIMIT);
-        Built {
-            code: done.status.code(),
-            said: String::from_utf8_lossy(&done.stderr).into_owned(),
-        }
-    }
-
-    /// Builds with the bytes of the last output, and looks at them.
-    #[track_caller]
-    fn whole(&self, title: &str) -> Built {
-        self.ask_for(title);
-        let built = self.build(&["--remote_download_toplevel"]).succeeded();
-        let output = format!("output-{}", self.name);
-        let mut find = Command::new("find");
-        find.arg(self.lab.dir().join(output));
-        find.args([
-            "-path",
-            "*/bin/whole.txt",
-            "-type",
-            "f",
-            "-exec",
-            "cat",
-            "{}",
-            "+",
-        ]);
-        let text = wait::run_ok(&mut find, BUILD_LIMIT);
-        let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines.len(), 1 + 20_000 + PARTS, "{}", built.said);
-        assert_eq!((lines[0], lines[20_001]), (title, "part 0"));
-        built
-    }
-}
-
-/// The digest of what an action of the workspace makes.
-fn digest_of(bytes: &[u8]) -> String {
-    tree::hex(&tree::digest(bytes))
-}
-
-fn large() -> Vec<u8> {
-    let lines = (0..20_000).map(|number| format!("line {number}\n"));
-    lines.collect::<String>().into_bytes()
-}
 
 fn in_cas(machine: &Machine, digest: &str) -> PathBuf {
     machine.path("disk/cas").join(&digest[..2]).join(digest)

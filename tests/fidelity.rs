@@ -9,6 +9,8 @@ mod s3server;
 #[macro_use]
 mod support;
 
+#[path = "fidelity/beyond.rs"]
+mod beyond;
 #[path = "fidelity/kinds.rs"]
 mod kinds;
 #[path = "fidelity/names.rs"]
@@ -19,5 +21,7 @@ mod open_files;
 mod rights;
 #[path = "fidelity/space.rs"]
 mod space;
+#[path = "fidelity/suite.rs"]
+mod suite;
 #[path = "fidelity/times.rs"]
 mod times;

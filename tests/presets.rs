@@ -26,6 +26,7 @@ use support::{
 on_both_stores!(
     what_bazel_stores_on_one_machine_is_a_hit_on_the_other,
     an_entry_is_shown_when_all_that_it_names_is_there_and_no_longer,
+    a_cache_with_entries_that_nobody_sees_is_listed_and_deleted_as_any_tree,
     the_tree_of_an_output_directory_counts_with_all_its_files,
     a_blob_that_the_bucket_lost_makes_its_entries_misses,
     bytes_that_their_name_does_not_promise_never_leave_the_machine,
@@ -241,6 +242,35 @@ fn an_entry_is_shown_when_all_that_it_names_is_there_and_no_longer(kind: StoreKi
     let listed = fs::read_dir(on_a.0.join("ac")).unwrap().count();
     assert!(listed > 0);
     assert!(!on_a.touch("ac", &key("part")));
+}
+
+fn a_cache_with_entries_that_nobody_sees_is_listed_and_deleted_as_any_tree(kind: StoreKind) {
+    let lab = Lab::new(kind);
+    let (a, b) = (spec(&lab, "a").start(), spec(&lab, "b").start());
+    let (on_a, on_b) = (Disk::of(&a), Disk::of(&b));
+    on_a.start();
+    let (one, two) = (on_a.blob(b"one"), on_a.blob(b"two"));
+    on_a.put("ac", &key("of one"), &action_result(&[&one], &[]));
+    on_a.put("ac", &key("of both"), &action_result(&[&one, &two], &[]));
+    on_b.until("B has the entry", true, "ac", &key("of both"));
+    // As a collector does, oldest first.
+    fs::remove_file(on_a.place("cas", &two)).unwrap();
+    on_a.until("the entry is withheld", false, "ac", &key("of both"));
+    let find = |disk: &Disk, args: &[&str]| {
+        let mut find = std::process::Command::new("find");
+        wait::run_ok(find.arg(&disk.0).args(args), SOON).lines().count()
+    };
+    // It says nothing of what it cannot look at, which it finds in no listing.
+    assert_eq!(find(&on_a, &["-path", "*/ac/*", "-type", "f"]), 1);
+    assert_eq!(find(&on_b, &["-path", "*/ac/*", "-type", "f"]), 2);
+    let shard = on_a.place("ac", &key("of one"));
+    assert_errno!(fs::remove_dir(shard.parent().unwrap()), ENOTEMPTY);
+    // The blobs first: after that no entry is seen, and each is in the way.
+    fs::remove_dir_all(on_a.0.join("cas")).unwrap();
+    assert_eq!(find(&on_a, &["-type", "f", "-path", "*/ac/*"]), 0);
+    fs::remove_dir_all(&on_a.0).unwrap();
+    assert_errno!(fs::metadata(&on_a.0), ENOENT);
+    assert!(on_b.hit(&key("of both"), &[&one, &two]));
 }
 
 fn the_tree_of_an_output_directory_counts_with_all_its_files(kind: StoreKind) {

@@ -11,6 +11,7 @@ use std::sync::{
 use casmount::{
     base::id::MachineId,
     namespace::{
+        TreeError,
         change::PathChange,
         tree::{AttrChange, NewNode, RenameMode, Tree},
     },
@@ -222,4 +223,19 @@ fn a_name_of_a_lower_file_that_goes_leaves_the_others_to_the_parent() {
     fork.hear(below(), &parent.publish());
     fork.assert_one(&["two"], 0o777);
     assert!(fork.tree.resolve(b"one").is_err());
+}
+
+#[test]
+fn a_file_has_as_many_names_as_on_ext4() {
+    const MOST: u32 = 65_000;
+    let machine = Machine::new(1);
+    let ino = machine.make("one", 0o600);
+    for n in 1..MOST {
+        machine.link(ino, &n.to_string());
+    }
+    assert_eq!(machine.node("one").nlink, MOST);
+    let link = |name: &[u8]| machine.tree.link(ino, Ino::ROOT, name);
+    assert!(matches!(link(b"more"), Err(TreeError::TooManyLinks)));
+    machine.tree.unlink(Ino::ROOT, b"1").unwrap();
+    link(b"more").unwrap();
 }

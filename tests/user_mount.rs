@@ -11,7 +11,7 @@ mod support;
 use std::{
     fs::{self, File},
     os::unix::{
-        fs::{FileExt, MetadataExt},
+        fs::{FileExt, MetadataExt, PermissionsExt},
         process::CommandExt,
     },
     path::Path,
@@ -25,7 +25,7 @@ use support::{
     machine::{Machine, MachineSpec},
     namespace,
     posix::{content, file, rw},
-    tree, wait,
+    posix_suite, tree, wait,
 };
 
 on_both_stores!(
@@ -167,6 +167,25 @@ fn a_crashed_mount_of_a_user_is_taken_over(kind: StoreKind) {
     machine.restart();
     as_user("child_that_finds_what_was_kept", machine.root());
     machine.unmount();
+}
+
+#[test]
+fn the_suite_of_posix_finds_no_fault_in_the_mount_of_a_user() {
+    let [program] = need!("pjdfstest");
+    // Where it is, the user need not be able to go.
+    let program = fs::read(program).unwrap();
+    if let Some(why) = obstacle("") {
+        skip!("{why}");
+    }
+    let lab = Lab::new(StoreKind::File);
+    let machine = user_spec(&lab, StoreKind::File).start();
+    let copy = file(&lab.dir().join("pjdfstest"), &program);
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
+    let found = posix_suite::run(&copy, machine.root(), lab.dir(), Some(USER));
+    assert!(found.failed.is_empty(), "{}", found.said);
+    // Half of it becomes other users, which only root may.
+    assert!(found.passed.len() > 180, "{}", found.said);
+    assert!(found.said.contains("requires root privileges"), "{}", found.said);
 }
 
 #[test]

@@ -14,7 +14,9 @@
 //!
 //! - An offset names its listing and a place in it, so it never means another entry, whoever gave it: the kernel goes
 //!   on behind an entry that it had kept from another handle when what it kept is dropped in between.
-//! - Offsets are positive for programs, and 0 is the start. A listing goes round after 2^31 others.
+//! - What depends on more than the names of the directory (entries of an action cache that are not shown, see
+//!   [`super::lookup`]) is listed anew for each open.
+//! - Offsets are positive for programs, and 0 is the start. Numbers of listings come again after 2^31.
 
 use std::{
     num::NonZeroUsize,
@@ -66,6 +68,8 @@ impl DirHandle {
 #[derive(Debug)]
 struct Listing {
     edition: u64,
+    /// What offsets in it begin with.
+    number: u64,
     seen: Mutex<Seen>,
 }
 
@@ -75,23 +79,13 @@ struct Seen {
     /// The last name asked for, and whether there may be more behind it.
     after: Option<Vec<u8>>,
     complete: bool,
+    /// What it shows depends on more than the names in the directory: nobody may keep it.
+    depends: bool,
 }
 
 impl Listing {
-    fn new(edition: u64) -> Arc<Self> {
-        Arc::new(Self {
-            edition,
-            seen: Mutex::default(),
-        })
-    }
-
     fn seen(&self) -> MutexGuard<'_, Seen> {
         self.seen.lock().expect("a panic ends the process")
-    }
-
-    /// What offsets in it begin with.
-    fn number(&self) -> u64 {
-        self.edition & (u64::MAX >> 33)
     }
 }
 
@@ -107,6 +101,7 @@ const MAX_NAMES: usize = 1 << 18;
 pub(super) struct Listings {
     kept: LruCache<Ino, (Arc<Listing>, usize)>,
     names: usize,
+    last: u64,
 }
 
 impl Listings {
@@ -114,11 +109,27 @@ impl Listings {
         Self {
             kept: LruCache::new(MAX_LISTINGS),
             names: 0,
+            last: 0,
         }
+    }
+
+    fn make(&mut self, edition: u64) -> Arc<Listing> {
+        self.last += 1;
+        Arc::new(Listing {
+            edition,
+            number: self.last & (u64::MAX >> 33),
+            seen: Mutex::default(),
+        })
     }
 
     fn get(&mut self, dir: Ino) -> Option<Arc<Listing>> {
         self.kept.get(&dir).map(|(listing, _)| Arc::clone(listing))
+    }
+
+    fn drop_kept(&mut self, dir: Ino) {
+        if let Some((_, names)) = self.kept.pop(&dir) {
+            self.names -= names;
+        }
     }
 
     /// Keeps a listing that has `names` names by now, as long as there is room.
@@ -138,7 +149,7 @@ impl Listings {
 
 /// An offset behind the first `count` entries of a listing.
 fn offset_of(listing: &Listing, count: usize) -> u64 {
-    listing.number() << 32 | count as u64
+    listing.number << 32 | count as u64
 }
 
 impl Vfs {
@@ -164,7 +175,7 @@ impl Vfs {
         if let Some(listing) = listings.get(dir).filter(|listing| listing.edition == edition) {
             return (listing, true);
         }
-        let listing = Listing::new(edition);
+        let listing = listings.make(edition);
         listings.put(dir, &listing, 0);
         (listing, false)
     }
@@ -188,9 +199,13 @@ impl Vfs {
         let before = seen.entries.len();
         while seen.entries.len() <= start + 2 && !seen.complete {
             let (names, next) = self.tree.list(dir.ino, seen.after.as_deref(), PAGE)?;
-            let names = names.into_iter();
-            seen.entries
-                .extend(names.map(|(name, node)| (name.into(), node.ino, node.kind)));
+            for (name, node) in names {
+                let may_be_withheld = self.tree.name_rule(dir.ino, &name)?.action.is_some();
+                seen.depends |= may_be_withheld;
+                if !may_be_withheld || !self.is_known_withheld(dir.ino, &name, &node)? {
+                    seen.entries.push((name.into(), node.ino, node.kind));
+                }
+            }
             seen.complete = next.is_none();
             seen.after = next;
         }
@@ -221,18 +236,18 @@ impl Vfs {
     fn place_of(&self, dir: &DirHandle, offset: u64) -> (Arc<Listing>, usize) {
         let mut mine = dir.listing();
         if offset == 0 {
-            if self.tree.edition(dir.ino) != mine.edition {
+            if self.tree.edition(dir.ino) != mine.edition || mine.seen().depends {
                 *mine = self.listing_of(dir.ino).0;
             }
             return (Arc::clone(&mine), 0);
         }
         let start = (offset & u64::from(u32::MAX)) as usize;
-        if offset >> 32 == mine.number() {
+        if offset >> 32 == mine.number {
             return (Arc::clone(&mine), start);
         }
         // The kernel had entries of another handle. Should that be too long ago, the place is as good as any.
         let other = self.listings().get(dir.ino);
-        let other = other.filter(|other| offset >> 32 == other.number());
+        let other = other.filter(|other| offset >> 32 == other.number);
         (other.unwrap_or_else(|| Arc::clone(&mine)), start)
     }
 

@@ -12,6 +12,9 @@
 //! - What is no entry, cannot be read now, or is too long to be read is not shown: whether its blobs exist
 //!   is not known.
 //! - The kernel may not keep what it is told of such a name, because that does not depend on the name alone.
+//! - A listing leaves out what is known not to be shown, and shows what could be said only after a request. That
+//!   is no use of anything. A directory with nothing else in it is empty for rmdir(2), too: who deletes a cache
+//!   must come to an end.
 
 use std::{collections::HashMap, fs::File, io::Read, num::NonZeroUsize, sync::Arc, sync::atomic::Ordering};
 
@@ -66,6 +69,13 @@ pub struct Wanted {
     ino: Ino,
     blob: Arc<Blob>,
     is_tree: bool,
+}
+
+/// What an entry is looked at for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Use,
+    List,
 }
 
 /// What could be said of an entry.
@@ -138,10 +148,23 @@ impl Vfs {
         let Some(node) = self.tree.lookup(parent, name)? else {
             return Ok(false);
         };
-        match self.judge(parent, place, &node, &Brought::new()) {
+        match self.judge(parent, place, &node, &Brought::new(), Purpose::Use) {
             Ok(Verdict::Shown) => Ok(false),
             Ok(Verdict::Withheld | Verdict::Wanted(_)) => Ok(true),
             Err(err) if err.not_loaded().is_some() => Ok(true),
+            Err(err) => Err(err),
+        }
+    }
+
+    /// Whether a name of a directory is an action-cache entry that is known not to be shown.
+    pub(super) fn is_known_withheld(&self, dir: Ino, name: &[u8], node: &NodeRow) -> Result<bool, VfsError> {
+        let place = self.tree.name_rule(dir, name)?.action;
+        let Some(place) = place.filter(|_| node.kind == NodeKind::File) else {
+            return Ok(false);
+        };
+        match self.judge(dir, place, node, &Brought::new(), Purpose::List) {
+            Ok(verdict) => Ok(matches!(verdict, Verdict::Withheld)),
+            Err(err) if err.not_loaded().is_some() => Ok(false),
             Err(err) => Err(err),
         }
     }
@@ -153,7 +176,7 @@ impl Vfs {
         let action = self.tree.name_rule(parent, name)?.action;
         let keep = if action.is_some() { Keep::Not } else { Keep::Long };
         if let Some(place) = action.filter(|_| node.kind == NodeKind::File) {
-            match self.judge(parent, place, &node, brought)? {
+            match self.judge(parent, place, &node, brought, Purpose::Use)? {
                 Verdict::Shown => {}
                 Verdict::Withheld => {
                     let withheld = &self.tree.presets().counters.withheld;
@@ -173,7 +196,14 @@ impl Vfs {
     }
 
     /// Whether every blob is there that the entry `node` in the directory `dir` names.
-    fn judge(&self, dir: Ino, place: Blobs, node: &NodeRow, brought: &Brought) -> Result<Verdict, VfsError> {
+    fn judge(
+        &self,
+        dir: Ino,
+        place: Blobs,
+        node: &NodeRow,
+        brought: &Brought,
+        purpose: Purpose,
+    ) -> Result<Verdict, VfsError> {
         let blobs = match place {
             Blobs::Beside => Some(dir),
             Blobs::Sharded => {
@@ -186,7 +216,7 @@ impl Vfs {
             }
         };
         let stored = |blob: &Digest| match blobs {
-            Some(blobs) => self.stored(blobs, place, blob),
+            Some(blobs) => self.stored(blobs, place, blob, purpose),
             // Nothing is there; an entry that names nothing is shown all the same.
             None => Ok(None),
         };
@@ -219,7 +249,13 @@ impl Vfs {
     }
 
     /// The file that a blob is, below `dir`.
-    fn stored(&self, dir: Ino, place: Blobs, blob: &Digest) -> Result<Option<Arc<NodeRow>>, VfsError> {
+    fn stored(
+        &self,
+        dir: Ino,
+        place: Blobs,
+        blob: &Digest,
+        purpose: Purpose,
+    ) -> Result<Option<Arc<NodeRow>>, VfsError> {
         let name = blob.to_string();
         let dir = match place {
             Blobs::Beside => dir,
@@ -240,7 +276,7 @@ impl Vfs {
             }
             Content::None | Content::Lost(_) => false,
         };
-        if is_there {
+        if is_there && purpose == Purpose::Use {
             // Whoever is shown the entry will want what it names.
             self.tree.touch(node.ino);
         }

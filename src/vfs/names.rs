@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{
     Attr, Lend, OpenRequest, OpenStep, Opened, Vfs, VfsError, count,
     handle::{Handle, OpenNode, Serving},
+    open::stat,
 };
 use crate::{
     namespace::{
@@ -13,9 +14,12 @@ use crate::{
     },
     store::{
         fetch::ReadCursor,
-        rows::{Ino, NodeKind},
+        rows::{Ino, NodeKind, StagingId},
     },
 };
+
+/// Names looked at at once in a directory that is to be removed; mostly the first one is seen.
+const WITHHELD_PAGE: usize = 64;
 
 /// What a new file, directory or other object starts with.
 #[derive(Clone, Debug)]
@@ -62,12 +66,13 @@ impl Vfs {
         self.used();
         self.tree.touch(parent);
         let (id, file) = self.store.staging.create()?;
-        let mut made = self.tree.create(parent, name, new.clone().into_node(Some(id)));
+        let staging = Some((id, stat(&file)?.1));
+        let mut made = self.tree.create(parent, name, new.clone().into_node(staging));
         if matches!(made, Err(TreeError::Exists)) && self.is_withheld(parent, name).unwrap_or(false) {
             // Nobody sees what is there.
             made = self.tree.unlink(parent, name).and_then(|removed| {
                 self.removed(removed);
-                self.tree.create(parent, name, new.into_node(Some(id)))
+                self.tree.create(parent, name, new.into_node(staging))
             });
         }
         let node = match made {
@@ -149,8 +154,40 @@ impl Vfs {
     pub fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<(), VfsError> {
         self.writable()?;
         self.used();
-        self.removed(self.tree.rmdir(parent, name)?);
+        let mut removed = self.tree.rmdir(parent, name);
+        if matches!(removed, Err(TreeError::NotEmpty)) && self.remove_withheld(parent, name)? {
+            removed = self.tree.rmdir(parent, name);
+        }
+        self.removed(removed?);
         Ok(())
+    }
+
+    /// Removes from a directory the entries that nobody sees; false, and nothing is removed, if there is more in it.
+    fn remove_withheld(&self, parent: Ino, name: &[u8]) -> Result<bool, VfsError> {
+        let Some(dir) = self.tree.lookup(parent, name)? else {
+            return Ok(false);
+        };
+        let (mut withheld, mut after) = (Vec::new(), None);
+        loop {
+            let (names, next) = self.tree.list(dir.ino, after.as_deref(), WITHHELD_PAGE)?;
+            for (name, node) in names {
+                if !self.is_known_withheld(dir.ino, &name, &node)? {
+                    return Ok(false);
+                }
+                withheld.push(name);
+            }
+            after = next;
+            if after.is_none() {
+                break;
+            }
+        }
+        for name in withheld {
+            match self.tree.unlink(dir.ino, &name) {
+                Err(TreeError::NotFound) => {}
+                removed => self.removed(removed?),
+            }
+        }
+        Ok(true)
     }
 
     pub fn rename(&self, from: (Ino, &[u8]), to: (Ino, &[u8]), mode: RenameMode) -> Result<(), VfsError> {
@@ -179,7 +216,7 @@ impl Vfs {
 }
 
 impl NewFile {
-    fn into_node(self, staging: Option<crate::store::rows::StagingId>) -> NewNode {
+    fn into_node(self, staging: Option<(StagingId, i64)>) -> NewNode {
         NewNode {
             kind: self.kind,
             perm: self.perm & 0o7777,

@@ -8,10 +8,16 @@ use std::{
 
 use rustix::fs::{FallocateFlags, SeekFrom, copy_file_range, fallocate};
 
-use crate::support::{
-    posix::{content, file, ro, rw},
-    trial::compare,
+use crate::{
+    assert_errno,
+    lab::{Lab, StoreKind},
+    support::{
+        posix::{content, file, ro, rw},
+        trial::compare,
+    },
 };
+
+on_both_stores!(all_data_is_found_wherever_the_file_is);
 
 #[test]
 fn files_over_four_gigabytes_are_sparse_and_searched_alike() {
@@ -74,6 +80,37 @@ fn files_over_four_gigabytes_are_sparse_and_searched_alike() {
         t.ask("empty: data", rustix::fs::seek(&empty, SeekFrom::Data(0)));
         t.ask("empty: hole", rustix::fs::seek(&empty, SeekFrom::Hole(0)));
     });
+}
+
+/// Sealed, taken over by a writer, and on a machine that has to fetch it, a file says no less of its holes than POSIX
+/// wants: all data is found, and the end is a hole.
+fn all_data_is_found_wherever_the_file_is(kind: StoreKind) {
+    const DATA: u64 = 4 << 20;
+    const END: u64 = 9 << 20;
+    let lab = Lab::new(kind);
+    let (a, b) = (lab.machine("a"), lab.spec("b").arg("--no-passthrough").start());
+    let sparse = File::create(a.path("sparse")).unwrap();
+    sparse.write_all_at(b"data", DATA).unwrap();
+    sparse.set_len(END).unwrap();
+    drop(sparse);
+    let search = |file: &File| {
+        let seek = |from| rustix::fs::seek(file, from);
+        assert!(seek(SeekFrom::Data(0)).unwrap() <= DATA);
+        assert_eq!(seek(SeekFrom::Data(DATA + 1)).unwrap(), DATA + 1);
+        assert!((DATA + 4..=END).contains(&seek(SeekFrom::Hole(DATA)).unwrap()));
+        assert!((END - 1..=END).contains(&seek(SeekFrom::Hole(END - 1)).unwrap()));
+        assert_errno!(seek(SeekFrom::Data(END)), ENXIO);
+        assert_errno!(seek(SeekFrom::Hole(END)), ENXIO);
+    };
+    search(&ro(&a.path("sparse")));
+    a.flush();
+    search(&ro(&a.path("sparse")));
+    b.until_content("sparse", &content(&a.path("sparse")));
+    search(&ro(&b.path("sparse")));
+    let writer = rw(&b.path("sparse"));
+    writer.write_all_at(b"more", DATA - 4).unwrap();
+    assert!(rustix::fs::seek(&writer, SeekFrom::Data(0)).unwrap() <= DATA - 4);
+    search(&writer);
 }
 
 #[test]

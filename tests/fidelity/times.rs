@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use rustix::fs::{AtFlags, CWD, FallocateFlags, Timespec, Timestamps, utimensat};
+use rustix::fs::{AtFlags, CWD, FallocateFlags, RenameFlags, Timespec, Timestamps, renameat_with, utimensat};
 
 use crate::support::{
     posix::{Mapping, file, rw},
@@ -232,6 +232,37 @@ fn each_call_changes_the_same_times() {
         };
         let moved = moved(t);
         t.note("rename of a file keeps its times", moved);
+        changed(t, "rename a directory: itself", &["e/d"], |t| {
+            fs::rename(t.path("e/d"), t.path("x")).unwrap();
+            fs::rename(t.path("x"), t.path("e/d")).unwrap();
+        });
+        changed(t, "exchange a directory and a file", &["e/d", "e/k", "e"], |t| {
+            let exchange = || renameat_with(CWD, t.path("e/d"), CWD, t.path("e/k"), RenameFlags::EXCHANGE);
+            exchange().unwrap();
+            exchange().unwrap();
+        });
+    });
+}
+
+#[test]
+fn the_times_that_were_shown_first_stay() {
+    compare(&[], &[], |t| {
+        // A daemon's clock and that of its disk differ by less than a step of the latter.
+        for n in 0..20 {
+            let path = file(&t.path(format!("f{n}")), b"");
+            let first = fs::metadata(&path).unwrap();
+            // Its answer brings what is told now.
+            fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+            let later = fs::metadata(&path).unwrap();
+            t.note(
+                format!("modified: {n}"),
+                first.modified().unwrap() == later.modified().unwrap(),
+            );
+            t.note(
+                format!("accessed: {n}"),
+                first.accessed().unwrap() == later.accessed().unwrap(),
+            );
+        }
     });
 }
 

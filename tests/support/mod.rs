@@ -16,6 +16,7 @@ pub mod machine;
 pub mod namespace;
 pub mod place;
 pub mod posix;
+pub mod posix_suite;
 pub mod programs;
 pub mod rng;
 pub mod tempdir;

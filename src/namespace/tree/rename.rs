@@ -125,9 +125,10 @@ impl Edit<'_> {
             dir: Some(left),
             ..Arc::unwrap_or_clone(row)
         });
+        let now = self.now;
         let place = self.node_mut(moved)?;
-        let attributes = (source.perm, source.uid, source.gid, source.mtime);
-        (place.perm, place.uid, place.gid, place.mtime) = attributes;
+        let attributes = (source.perm, source.uid, source.gid, source.mtime, now);
+        (place.perm, place.uid, place.gid, place.mtime, place.ctime) = attributes;
         let dir = place.dir.as_mut().ok_or(TreeError::NotDirectory)?;
         (dir.up, dir.name) = (to.0, to.1.to_vec());
         self.moved = true;
