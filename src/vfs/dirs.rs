@@ -219,14 +219,17 @@ impl Vfs {
                 next_offset: offset_of(&listing, index + 1),
             })
             .collect();
+        let depends = seen.depends;
         drop(seen);
-        if grown != before {
+        if grown != before || depends {
             let mut listings = self.listings();
-            if listings
-                .get(dir.ino)
-                .is_some_and(|kept| Arc::ptr_eq(&kept, &listing))
-            {
-                listings.put(dir.ino, &listing, grown);
+            let kept = listings.get(dir.ino);
+            if kept.is_some_and(|kept| Arc::ptr_eq(&kept, &listing)) {
+                if depends {
+                    listings.drop_kept(dir.ino);
+                } else {
+                    listings.put(dir.ino, &listing, grown);
+                }
             }
         }
         Ok(page)
