@@ -24,8 +24,12 @@ mod disk;
 mod drive;
 #[path = "model/files.rs"]
 mod files;
+#[path = "model/fleet.rs"]
+mod fleet;
 #[path = "model/fs.rs"]
 mod fs;
+#[path = "model/mount.rs"]
+mod mount;
 #[path = "model/names.rs"]
 mod names;
 #[path = "model/ops.rs"]
@@ -34,3 +38,7 @@ mod ops;
 mod real;
 #[path = "model/script.rs"]
 mod script;
+#[path = "model/steps.rs"]
+mod steps;
+#[path = "model/world.rs"]
+mod world;

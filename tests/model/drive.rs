@@ -2,7 +2,8 @@
 
 use std::{
     cell::RefCell,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    fmt::Debug,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use proptest::{
@@ -98,18 +99,22 @@ impl Trials {
 
     /// Fails with the shortest script that was found when a sequence does not do what it shall.
     #[track_caller]
-    pub fn run<S: Strategy>(&self, sequences: &S, act: impl FnMut(&S::Value) -> Result<(), String>) {
+    pub fn run<T: Clone + Debug>(
+        &self,
+        sequences: &impl Strategy<Value = Vec<T>>,
+        act: impl FnMut(&[T]) -> Result<(), String>,
+    ) {
         if let Some((_, script)) = self.find(sequences, act) {
             panic!("{script}");
         }
     }
 
     /// The shortest sequence that was found not to do what it shall, and the script of it.
-    pub fn find<S: Strategy>(
+    pub fn find<T: Clone + Debug>(
         &self,
-        sequences: &S,
-        act: impl FnMut(&S::Value) -> Result<(), String>,
-    ) -> Option<(S::Value, String)> {
+        sequences: &impl Strategy<Value = Vec<T>>,
+        act: impl FnMut(&[T]) -> Result<(), String>,
+    ) -> Option<(Vec<T>, String)> {
         let mut seeds = Rng::from_environment();
         let act = RefCell::new(act);
         let first = std::env::var("CASMOUNT_TEST_SEED").ok().and_then(|text| text.parse().ok());
@@ -123,18 +128,49 @@ impl Trials {
             let shortest = RefCell::new(String::new());
             let result = runner.run(sequences, |sequence| {
                 (act.borrow_mut())(&sequence).map_err(|script| {
-                    let first_line = "CASMOUNT_MODEL_CASES=1 CASMOUNT_TEST_SEED";
-                    eprintln!("a sequence of {} lines fails: {first_line}={seed}", script.lines().count());
+                    if shortest.borrow().is_empty() {
+                        eprintln!("fails: CASMOUNT_MODEL_CASES=1 CASMOUNT_TEST_SEED={seed}\n{script}");
+                    }
                     shortest.replace(script);
                     TestCaseError::fail("see the script")
                 })
             });
             match result {
                 Ok(()) => {}
-                Err(TestError::Fail(_, sequence)) => return Some((sequence, shortest.into_inner())),
+                Err(TestError::Fail(_, sequence)) => {
+                    let mut act = act.borrow_mut();
+                    return Some(self.shorten(sequence, shortest.into_inner(), &mut *act));
+                }
                 Err(TestError::Abort(why)) => panic!("{why}"),
             }
         }
         None
+    }
+    /// Leaves out what a failure does not need, large parts first.
+    fn shorten<T: Clone>(
+        &self,
+        mut sequence: Vec<T>,
+        mut script: String,
+        act: &mut impl FnMut(&[T]) -> Result<(), String>,
+    ) -> (Vec<T>, String) {
+        let began = Instant::now();
+        let mut size = sequence.len().div_ceil(2);
+        while size > 0 {
+            let mut end = sequence.len();
+            let mut shorter = false;
+            while end > 0 && began.elapsed().as_millis() < u128::from(self.config.max_shrink_time) {
+                let start = end.saturating_sub(size);
+                let mut without = sequence.clone();
+                without.drain(start..end);
+                if let Err(found) = act(&without) {
+                    (sequence, script, shorter) = (without, found, true);
+                }
+                end = start;
+            }
+            if size > 1 || !shorter {
+                size /= 2;
+            }
+        }
+        (sequence, script)
     }
 }

@@ -3,7 +3,7 @@
 use super::{
     answer::{Answer, Expected, Time},
     fs::{Body, Fs, Handle, Id, Mistake, Res, UMASK},
-    ops::{self, How, Op, SLOTS, Slot, Space},
+    ops::{self, How, Op, Slot, Space},
 };
 
 impl Fs {
@@ -25,11 +25,12 @@ impl Fs {
                     reads: how.reads(),
                     writes: how.writes(),
                     append: how.append,
+                    made,
                 });
                 if made || how.truncate {
                     self.written(node);
                     // A file that is made is told of when it is closed, also if nothing was written.
-                    self.node_mut(node).dirty |= how.writes();
+                    self.node_mut(node).dirty |= how.writes() || made;
                 }
                 Answer::Done
             }
@@ -101,7 +102,7 @@ impl Fs {
             } => self.copy((from, from_at), (to, to_at), len)?,
             Op::Fsync { slot } => {
                 let handle = self.handle(slot);
-                if handle.writes {
+                if handle.is_writer() {
                     self.record(handle.node);
                 }
                 Answer::Done
@@ -166,7 +167,7 @@ impl Fs {
         let Some(handle) = self.handles[slot].take() else {
             return;
         };
-        if handle.writes {
+        if handle.is_writer() {
             self.record(handle.node);
             if !self.has_writer(handle.node) {
                 self.shadows.retain(|_, node| *node != handle.node);
@@ -267,12 +268,6 @@ impl Fs {
             most: written.map_or(size - 1, |behind| at + behind as u64),
             or_none: written.is_none(),
         })
-    }
-
-    /// The open files of a node.
-    pub fn slots_of(&self, id: Id) -> Vec<Slot> {
-        let is_open = |slot: &Slot| self.handles[*slot].as_ref().is_some_and(|handle| handle.node == id);
-        (0..SLOTS).filter(is_open).collect()
     }
 }
 

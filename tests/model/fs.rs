@@ -6,7 +6,7 @@
 //! The model also notes which paths an operation has changed for other machines, and when ([`Fs::told`]).
 //! That is the only thing here that a local file system does not have.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::{
     answer::{Answer, DIR, Expected, FILE, Kind, LINK, Meta, Nanos, Time},
@@ -83,6 +83,15 @@ pub struct Handle {
     pub reads: bool,
     pub writes: bool,
     pub append: bool,
+    /// The file was made by this open: for others it is there when this is closed.
+    pub made: bool,
+}
+
+impl Handle {
+    /// Whether its close is what others are told.
+    pub fn is_writer(&self) -> bool {
+        self.writes || self.made
+    }
 }
 
 /// Where a path leads: a name in a directory, and what has that name.
@@ -288,7 +297,7 @@ impl Fs {
     }
 
     pub fn has_writer(&self, id: Id) -> bool {
-        self.handles.iter().flatten().any(|handle| handle.node == id && handle.writes)
+        self.handles.iter().flatten().any(|handle| handle.node == id && handle.is_writer())
     }
 
     /// Gives a file one more name.
@@ -351,11 +360,6 @@ impl Fs {
         if let Some(id) = id {
             self.node_mut(id).mtime = Time::At(meta.mtime);
         }
-    }
-
-    /// The inodes that are open.
-    pub fn open_nodes(&self) -> BTreeSet<Id> {
-        self.handles.iter().flatten().map(|handle| handle.node).collect()
     }
 }
 
