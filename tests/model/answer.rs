@@ -32,7 +32,10 @@ impl<T: fmt::Debug> fmt::Debug for Meta<T> {
             size,
             mtime,
         } = self;
-        write!(f, "{kind} {perm:04o}, {nlink} links, {size} bytes, mtime {mtime:?}")
+        write!(
+            f,
+            "{kind} {perm:04o}, {nlink} links, {size} bytes, mtime {mtime:?}"
+        )
     }
 }
 
@@ -93,7 +96,11 @@ pub enum Expected {
     /// The standard says nothing.
     Anything,
     /// An offset in a range, or that there is none.
-    Offset { least: u64, most: u64, or_none: bool },
+    Offset {
+        least: u64,
+        most: u64,
+        or_none: bool,
+    },
 }
 
 impl Expected {
@@ -154,7 +161,12 @@ impl fmt::Display for Brief<'_> {
         let sum = self.0.iter().fold(0_u32, |sum, byte| {
             sum.wrapping_mul(31).wrapping_add(u32::from(*byte))
         });
-        write!(f, "{} bytes ({}.., sum {sum:08x})", self.0.len(), first.collect::<String>())
+        write!(
+            f,
+            "{} bytes ({}.., sum {sum:08x})",
+            self.0.len(),
+            first.collect::<String>()
+        )
     }
 }
 

@@ -36,8 +36,8 @@ fn compare(model: &mut Fs, root: &Path) -> io::Result<Vec<String>> {
         if !names.contains(path) {
             continue;
         }
-        let found = real::found(&root.join(path))
-            .map_err(|err| io::Error::other(format!("{path}: {err}")))?;
+        let found =
+            real::found(&root.join(path)).map_err(|err| io::Error::other(format!("{path}: {err}")))?;
         let mut line = String::new();
         differs(model, id, &found, &mut line);
         // Names of one file here are names of one file there.
@@ -62,7 +62,11 @@ fn differs(model: &Fs, id: u64, found: &Found, line: &mut String) {
         return;
     }
     if want.perm != found.meta.perm && !node.vague {
-        let _ = write!(line, ", has mode {:04o} instead of {:04o}", found.meta.perm, want.perm);
+        let _ = write!(
+            line,
+            ", has mode {:04o} instead of {:04o}",
+            found.meta.perm, want.perm
+        );
     }
     if want.nlink != found.meta.nlink && !node.vague {
         let _ = write!(line, ", has {} links instead of {}", found.meta.nlink, want.nlink);
@@ -71,15 +75,27 @@ fn differs(model: &Fs, id: u64, found: &Found, line: &mut String) {
         let _ = write!(line, ", has {} bytes instead of {}", found.meta.size, want.size);
     }
     if !want.mtime.admits(found.meta.mtime) && !node.vague {
-        let _ = write!(line, ", has mtime {} instead of {:?}", found.meta.mtime, want.mtime);
+        let _ = write!(
+            line,
+            ", has mtime {} instead of {:?}",
+            found.meta.mtime, want.mtime
+        );
     }
-    let xattrs: Vec<_> = node.xattrs.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+    let xattrs: Vec<_> = node
+        .xattrs
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), value.clone()))
+        .collect();
     if xattrs != found.xattrs && !node.vague {
         let _ = write!(line, ", has attributes {:?} instead of {xattrs:?}", found.xattrs);
     }
     match &node.body {
         Body::File(bytes) if *bytes != found.bytes => {
-            let same = bytes.iter().zip(&found.bytes).take_while(|(want, have)| want == have).count();
+            let same = bytes
+                .iter()
+                .zip(&found.bytes)
+                .take_while(|(want, have)| want == have)
+                .count();
             let _ = write!(line, ", has {} instead of {}", Brief(&found.bytes), Brief(bytes));
             let _ = write!(line, ", which differ from byte {same} on");
         }

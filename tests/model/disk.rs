@@ -102,17 +102,52 @@ fn printed() -> Vec<Op> {
         how,
     };
     vec![
-        Op::Mkdir { path: d.clone(), mode: 0o777 },
-        Op::Mkdir { path: "d/e".to_owned(), mode: 0o700 },
-        Op::Put { path: a.clone(), len: 5_000, fill: 4_711 },
-        Op::Link { from: a.clone(), to: "d/f".to_owned() },
-        Op::Symlink { target: "d/f".to_owned(), path: b.clone() },
-        Op::Chmod { path: a.clone(), mode: 0o640 },
+        Op::Mkdir {
+            path: d.clone(),
+            mode: 0o777,
+        },
+        Op::Mkdir {
+            path: "d/e".to_owned(),
+            mode: 0o700,
+        },
+        Op::Put {
+            path: a.clone(),
+            len: 5_000,
+            fill: 4_711,
+        },
+        Op::Link {
+            from: a.clone(),
+            to: "d/f".to_owned(),
+        },
+        Op::Symlink {
+            target: "d/f".to_owned(),
+            path: b.clone(),
+        },
+        Op::Chmod {
+            path: a.clone(),
+            mode: 0o640,
+        },
         open(1, "c", Access::Both, true),
-        Op::Write { slot: 1, at: 10, len: 300, fill: 99 },
+        Op::Write {
+            slot: 1,
+            at: 10,
+            len: 300,
+            fill: 99,
+        },
         open(2, "a", Access::Read, false),
-        Op::Copy { from: 2, from_at: 0, to: 1, to_at: 4_000, len: 100 },
-        Op::Space { slot: 1, how: ops::Space::Punch, at: 20, len: 50 },
+        Op::Copy {
+            from: 2,
+            from_at: 0,
+            to: 1,
+            to_at: 4_000,
+            len: 100,
+        },
+        Op::Space {
+            slot: 1,
+            how: ops::Space::Punch,
+            at: 20,
+            len: 50,
+        },
         Op::SetLen { slot: 1, len: 6_000 },
         Op::Truncate { path: b, len: 4_999 },
         Op::Close { slot: 1 },
@@ -121,9 +156,21 @@ fn printed() -> Vec<Op> {
         rename("c", "d/f", Renaming::Exchange),
         rename("d/e", "e", Renaming::Replace),
         Op::Rmdir { path: "e".to_owned() },
-        Op::SetXattr { path: c.clone(), name: "user.x", value: 12 },
-        Op::Utime { path: c, seconds: 1_000_000_000, nofollow: false },
-        Op::Utime { path: d, seconds: 4_000_000_000, nofollow: false },
+        Op::SetXattr {
+            path: c.clone(),
+            name: "user.x",
+            value: 12,
+        },
+        Op::Utime {
+            path: c,
+            seconds: 1_000_000_000,
+            nofollow: false,
+        },
+        Op::Utime {
+            path: d,
+            seconds: 4_000_000_000,
+            nofollow: false,
+        },
     ]
 }
 

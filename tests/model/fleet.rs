@@ -1,10 +1,6 @@
 //! Real machines with one store, which live through stories beside the model of them.
 
-use std::{
-    path::PathBuf,
-    thread,
-    time::Duration,
-};
+use std::{path::PathBuf, thread, time::Duration};
 
 use super::{
     compare, drive,
@@ -149,7 +145,10 @@ impl Fleet {
         story.at_work = Some(who);
         // Between two stamps, like any operation of another machine.
         thread::sleep(APART);
-        story.say(NAMES[who], format!(": kill -9 the daemon of {}, mount again", NAMES[who]));
+        story.say(
+            NAMES[who],
+            format!(": kill -9 the daemon of {}, mount again", NAMES[who]),
+        );
         self.machines[who].kill9();
         story.reals[who].close_all();
         self.machines[who].restart();
@@ -160,7 +159,12 @@ impl Fleet {
         (model.step, model.now) = (step, drive::now());
         model.shadows.clear();
         model.handles = Fs::new().handles;
-        let dirty: Vec<Id> = model.nodes.iter().filter(|(_, node)| node.dirty).map(|(id, _)| *id).collect();
+        let dirty: Vec<Id> = model
+            .nodes
+            .iter()
+            .filter(|(_, node)| node.dirty)
+            .map(|(id, _)| *id)
+            .collect();
         for id in dirty {
             model.record(id);
         }
@@ -222,7 +226,10 @@ impl Fleet {
         for _ in 0..4 {
             self.set_trouble(None);
             self.tell_all();
-            story.say("A", ": casmount flush on all machines, and wait until they see the same".to_owned());
+            story.say(
+                "A",
+                ": casmount flush on all machines, and wait until they see the same".to_owned(),
+            );
             let repairs = story.world.agree();
             for who in machines.clone() {
                 self.check(story, who)?;
@@ -243,7 +250,11 @@ impl Fleet {
     /// Compares a machine that was never there before.
     fn compare_fresh(&mut self, story: &mut Story) -> Result<(), String> {
         self.fresh += 1;
-        let fresh = self.lab.spec(&format!("fresh{}", self.fresh)).arg("--xattr").start();
+        let fresh = self
+            .lab
+            .spec(&format!("fresh{}", self.fresh))
+            .arg("--xattr")
+            .start();
         self.await_marks(&fresh);
         let root = fresh.path(&story.dir);
         let mut model = story.world.machines[0].clone();

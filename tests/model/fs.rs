@@ -258,7 +258,10 @@ impl Fs {
 
     pub fn paths_of(&self, id: Id) -> Vec<String> {
         let paths = self.paths().into_iter();
-        paths.filter(|(_, node)| *node == id).map(|(path, _)| path).collect()
+        paths
+            .filter(|(_, node)| *node == id)
+            .map(|(path, _)| path)
+            .collect()
     }
 
     /// The path of a name in a directory.
@@ -289,7 +292,9 @@ impl Fs {
         let back: Vec<_> = self.shadows.iter().filter(|(_, node)| **node == id).collect();
         let back: Vec<String> = back.into_iter().map(|(path, _)| path.clone()).collect();
         for path in back {
-            let place = self.place(&path, false).expect("its directory stays while a name is shadowed");
+            let place = self
+                .place(&path, false)
+                .expect("its directory stays while a name is shadowed");
             self.detach(place.dir, &place.name);
             self.attach(place.dir, &place.name, id);
             self.tell(&path);
@@ -297,7 +302,10 @@ impl Fs {
     }
 
     pub fn has_writer(&self, id: Id) -> bool {
-        self.handles.iter().flatten().any(|handle| handle.node == id && handle.is_writer())
+        self.handles
+            .iter()
+            .flatten()
+            .any(|handle| handle.node == id && handle.is_writer())
     }
 
     /// Gives a file one more name.

@@ -2,12 +2,7 @@
 
 use std::time::Duration;
 
-use super::{
-    drive::Trials,
-    fleet::Fleet,
-    lab::StoreKind,
-    steps,
-};
+use super::{drive::Trials, fleet::Fleet, lab::StoreKind, steps};
 
 on_both_stores!(one_machine_answers_as_the_model, two_machines_agree_as_the_model);
 

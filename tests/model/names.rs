@@ -61,7 +61,11 @@ impl Fs {
                     return Err(libc::ENOTDIR);
                 }
                 let names = self.entries(id).iter();
-                Answer::Names(names.map(|(name, id)| (name.clone(), self.node(*id).kind())).collect())
+                Answer::Names(
+                    names
+                        .map(|(name, id)| (name.clone(), self.node(*id).kind()))
+                        .collect(),
+                )
             }
             _ => return Ok(None),
         };

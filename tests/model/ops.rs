@@ -75,38 +75,128 @@ pub enum Renaming {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
     /// Open, write from the start, close. `fill` decides the bytes, see [`bytes`].
-    Put { path: Path, len: usize, fill: u16 },
+    Put {
+        path: Path,
+        len: usize,
+        fill: u16,
+    },
     /// Opens a file; one that is open under this number is closed before.
-    Open { slot: Slot, path: Path, how: How },
-    Close { slot: Slot },
-    Write { slot: Slot, at: u64, len: usize, fill: u16 },
-    Read { slot: Slot, at: u64, len: usize },
-    SetLen { slot: Slot, len: u64 },
-    Space { slot: Slot, how: Space, at: u64, len: u64 },
-    Copy { from: Slot, from_at: u64, to: Slot, to_at: u64, len: usize },
-    Fsync { slot: Slot },
-    Fstat { slot: Slot },
-    Fchmod { slot: Slot, mode: u32 },
-    SeekData { slot: Slot, at: u64 },
-    SeekHole { slot: Slot, at: u64 },
+    Open {
+        slot: Slot,
+        path: Path,
+        how: How,
+    },
+    Close {
+        slot: Slot,
+    },
+    Write {
+        slot: Slot,
+        at: u64,
+        len: usize,
+        fill: u16,
+    },
+    Read {
+        slot: Slot,
+        at: u64,
+        len: usize,
+    },
+    SetLen {
+        slot: Slot,
+        len: u64,
+    },
+    Space {
+        slot: Slot,
+        how: Space,
+        at: u64,
+        len: u64,
+    },
+    Copy {
+        from: Slot,
+        from_at: u64,
+        to: Slot,
+        to_at: u64,
+        len: usize,
+    },
+    Fsync {
+        slot: Slot,
+    },
+    Fstat {
+        slot: Slot,
+    },
+    Fchmod {
+        slot: Slot,
+        mode: u32,
+    },
+    SeekData {
+        slot: Slot,
+        at: u64,
+    },
+    SeekHole {
+        slot: Slot,
+        at: u64,
+    },
     /// The whole content by its name.
-    Cat { path: Path },
-    Truncate { path: Path, len: u64 },
-    Mkdir { path: Path, mode: u32 },
-    Rmdir { path: Path },
-    Unlink { path: Path },
-    Rename { from: Path, to: Path, how: Renaming },
-    Link { from: Path, to: Path },
-    Symlink { target: String, path: Path },
-    Readlink { path: Path },
-    Chmod { path: Path, mode: u32 },
+    Cat {
+        path: Path,
+    },
+    Truncate {
+        path: Path,
+        len: u64,
+    },
+    Mkdir {
+        path: Path,
+        mode: u32,
+    },
+    Rmdir {
+        path: Path,
+    },
+    Unlink {
+        path: Path,
+    },
+    Rename {
+        from: Path,
+        to: Path,
+        how: Renaming,
+    },
+    Link {
+        from: Path,
+        to: Path,
+    },
+    Symlink {
+        target: String,
+        path: Path,
+    },
+    Readlink {
+        path: Path,
+    },
+    Chmod {
+        path: Path,
+        mode: u32,
+    },
     /// Sets the time of modification, in seconds since 1970; of the link itself with `nofollow`.
-    Utime { path: Path, seconds: i64, nofollow: bool },
-    Stat { path: Path },
-    Lstat { path: Path },
-    List { path: Path },
-    SetXattr { path: Path, name: &'static str, value: u16 },
-    RemoveXattr { path: Path, name: &'static str },
+    Utime {
+        path: Path,
+        seconds: i64,
+        nofollow: bool,
+    },
+    Stat {
+        path: Path,
+    },
+    Lstat {
+        path: Path,
+    },
+    List {
+        path: Path,
+    },
+    SetXattr {
+        path: Path,
+        name: &'static str,
+        value: u16,
+    },
+    RemoveXattr {
+        path: Path,
+        name: &'static str,
+    },
 }
 
 /// The nanoseconds that [`Op::Utime`] sets besides.
@@ -237,6 +327,15 @@ fn handled() -> impl Strategy<Value = Op> {
 /// One operation.
 pub fn op() -> impl Strategy<Value = Op> {
     prop_oneof![3 => named(), 2 => handled()]
+}
+
+/// An operation that makes something.
+pub fn making() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        3 => (path(), mode()).prop_map(|(path, mode)| Op::Mkdir { path, mode }),
+        4 => (path(), len(), any::<u16>()).prop_map(|(path, len, fill)| Op::Put { path, len, fill }),
+        1 => (path(), path()).prop_map(|(from, to)| Op::Link { from, to }),
+    ]
 }
 
 /// A sequence of operations on one file system.

@@ -66,9 +66,14 @@ py() { printf '%s\n' "$1" >&8; read -r said <&9; echo "$said"; }
 
 /// The whole script.
 pub fn script(lines: &[Line]) -> String {
-    let mut text = "#!/bin/sh\n# Do it again in directories of your own: A=/mnt/one/case B=/mnt/two/case sh THIS\n".to_owned();
+    let mut text =
+        "#!/bin/sh\n# Do it again in directories of your own: A=/mnt/one/case B=/mnt/two/case sh THIS\n"
+            .to_owned();
     text.push_str("umask 022\n");
-    if lines.iter().any(|line| matches!(&line.what, What::Op(op) if command(op, "$A").starts_with("py "))) {
+    if lines
+        .iter()
+        .any(|line| matches!(&line.what, What::Op(op) if command(op, "$A").starts_with("py ")))
+    {
         text.push_str(PYTHON);
     }
     for line in lines {
@@ -101,7 +106,9 @@ pub fn command(op: &Op, dir: &str) -> String {
             to,
             to_at,
             len,
-        } => py(format!("copy_file_range(h[{from}], h[{to}], {len}, {from_at}, {to_at})")),
+        } => py(format!(
+            "copy_file_range(h[{from}], h[{to}], {len}, {from_at}, {to_at})"
+        )),
         Op::Fsync { slot } => py(format!("fsync(h[{slot}])")),
         Op::Fstat { slot } => py(format!("meta(fstat(h[{slot}]))")),
         Op::Fchmod { slot, mode } => py(format!("fchmod(h[{slot}], 0o{mode:o})")),

@@ -54,8 +54,19 @@ fn chapter(machines: usize, most: usize) -> impl Strategy<Value = Vec<Step>> {
     })
 }
 
+/// What is there before anything happens: without it most operations find nothing to be done to.
+fn prologue(machines: usize) -> impl Strategy<Value = Vec<Step>> {
+    let make = |who: usize, op: Op| Step::Do(who, op);
+    let made = prop::collection::vec(ops::making(), 0..12);
+    (0..machines, made).prop_map(move |(who, made)| {
+        let made = made.into_iter().map(|op| make(who, op));
+        made.chain([Step::Agree]).collect()
+    })
+}
+
 /// A whole story.
 pub fn story(machines: usize) -> impl Strategy<Value = Vec<Step>> {
     let chapters = prop::collection::vec(chapter(machines, 40), 1..5);
-    chapters.prop_map(|chapters| chapters.concat())
+    (prologue(machines), chapters)
+        .prop_map(|(prologue, chapters)| [vec![prologue], chapters].concat().concat())
 }

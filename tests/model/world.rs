@@ -46,7 +46,9 @@ impl World {
     /// Whether an operation is left out, because its outcome is not promised in this situation.
     pub fn is_open(&self, machine: usize, op: &Op, apart: bool, away: bool) -> bool {
         let model = &self.machines[machine];
-        self.moves_shadows(model, op) || (away && needs_store(model, op)) || (apart && self.is_late(machine, op))
+        self.moves_shadows(model, op)
+            || (away && needs_store(model, op))
+            || (apart && self.is_late(machine, op))
     }
 
     /// A change of attributes of a file that waits to be told goes with its last close, whose stamp it
@@ -67,7 +69,11 @@ impl World {
         if model.node(id).is_dir() {
             return model.entries(id).values().any(|child| model.has_writer(*child));
         }
-        let others = self.machines.iter().enumerate().filter(|(other, _)| *other != machine);
+        let others = self
+            .machines
+            .iter()
+            .enumerate()
+            .filter(|(other, _)| *other != machine);
         let others: Vec<_> = others.map(|(_, other)| other).collect();
         model.paths_of(id).iter().any(|path| {
             let own = model.told.get(path);
@@ -94,7 +100,9 @@ impl World {
     pub fn to_close(&self, machine: usize) -> Vec<Slot> {
         let model = &self.machines[machine];
         let is_unsure = |slot: &Slot| {
-            let Some(handle) = &model.handles[*slot] else { return false };
+            let Some(handle) = &model.handles[*slot] else {
+                return false;
+            };
             let node = model.node(handle.node);
             let paths = model.paths_of(handle.node);
             let is_told = paths.iter().any(|path| model.told.contains_key(path));
@@ -110,18 +118,21 @@ impl World {
         let model = &self.machines[machine];
         let seen = visible(&self.registers());
         let is_unsure = |slot: &Slot| {
-            let Some(handle) = &model.handles[*slot] else { return false };
+            let Some(handle) = &model.handles[*slot] else {
+                return false;
+            };
             let paths = model.paths_of(handle.node);
             // Names of one file of which some are taken are another file's, or not, by the order of arrival.
             paths.len() > 1 && paths.iter().any(|path| self.is_others(machine, &seen, path))
                 || paths.iter().any(|path| {
-                    let entry = seen.get(path).filter(|entry| entry.by.is_some_and(|by| by != machine));
+                    let entry = seen
+                        .get(path)
+                        .filter(|entry| entry.by.is_some_and(|by| by != machine));
                     let is_dir = entry.is_some_and(|entry| entry.node.is_dir());
                     let is_same = entry.is_some_and(|entry| holds(model.node(handle.node), &entry.node));
                     let above = path.rsplit_once('/').map(|(above, _)| above);
-                    let is_lonely = above.is_some_and(|above| {
-                        seen.get(above).is_none_or(|above| !above.node.is_dir())
-                    });
+                    let is_lonely =
+                        above.is_some_and(|above| seen.get(above).is_none_or(|above| !above.node.is_dir()));
                     is_dir || is_same || is_lonely
                 })
         };
@@ -145,7 +156,10 @@ impl World {
         }
         let register = |path: String| {
             let steps = self.machines.iter().map(|model| model.told.get(&path).copied());
-            let (by, step) = steps.enumerate().max_by_key(|(_, step)| *step).expect("there is a machine");
+            let (by, step) = steps
+                .enumerate()
+                .max_by_key(|(_, step)| *step)
+                .expect("there is a machine");
             let entry = trees[by].get(&path).map(|id| Entry {
                 by: step.map(|_| by),
                 node: self.machines[by].node(*id).clone(),
@@ -200,10 +214,7 @@ fn visible(registers: &BTreeMap<String, Option<Entry>>) -> Seen {
                 };
                 let mut node = Node::new(body, 0o755, 0);
                 node.vague = true;
-                Entry {
-                    by: None,
-                    node,
-                }
+                Entry { by: None, node }
             });
             seen.insert(above.to_owned(), shown);
         }
@@ -223,10 +234,15 @@ fn links(seen: &Seen) -> (BTreeSet<u64>, BTreeMap<u64, Vec<String>>) {
         let first = &seen[&paths[0]].node;
         paths.iter().any(|path| {
             let node = &seen[path].node;
-            !holds(first, node) || (node.perm, &node.xattrs, node.mtime) != (first.perm, &first.xattrs, first.mtime)
+            !holds(first, node)
+                || (node.perm, &node.xattrs, node.mtime) != (first.perm, &first.xattrs, first.mtime)
         })
     };
-    let unsure = names.iter().filter(|(_, paths)| differ(paths)).map(|(link, _)| *link).collect();
+    let unsure = names
+        .iter()
+        .filter(|(_, paths)| differ(paths))
+        .map(|(link, _)| *link)
+        .collect();
     (unsure, names)
 }
 
@@ -313,9 +329,12 @@ fn needs_store(model: &Fs, op: &Op) -> bool {
         Op::Put { path, .. } | Op::Truncate { path, .. } => path,
         _ => return false,
     };
-    let Ok(id) = model.find(path, true) else { return false };
-    let Body::File(bytes) = &model.node(id).body else { return false };
+    let Ok(id) = model.find(path, true) else {
+        return false;
+    };
+    let Body::File(bytes) = &model.node(id).body else {
+        return false;
+    };
     let mut others = model.nodes.iter().filter(|(other, _)| **other != id);
     !bytes.is_empty() && others.any(|(_, node)| matches!(&node.body, Body::File(other) if other == bytes))
 }
-
