@@ -186,11 +186,7 @@ impl Fs {
 
     fn write(&mut self, id: Id, at: u64, bytes: &[u8]) {
         let (at, end) = (at as usize, at as usize + bytes.len());
-        let gap = if self.mistake == Some(Mistake::GapOfOnes) {
-            1
-        } else {
-            0
-        };
+        let gap = u8::from(self.mistake == Some(Mistake::GapOfOnes));
         let file = self.bytes_mut(id);
         if file.len() < end {
             file.resize(end, gap);

@@ -73,7 +73,7 @@ impl Fleet {
     /// Lives through a story. The script of it is the error when something is not as the model has it.
     pub fn live(&mut self, steps: &[Step]) -> Result<(), String> {
         self.set_trouble(None);
-        if self.stories % STOCK == 0 {
+        if self.stories.is_multiple_of(STOCK) {
             for number in 0..STOCK {
                 let dir = self.machines[0].path(format!("{}", self.stories + number));
                 std::fs::create_dir(dir).expect("a directory can be made");
@@ -168,7 +168,7 @@ impl Fleet {
         for id in dirty {
             model.record(id);
         }
-        self.check(story, who)
+        Self::check(story, who)
     }
 
     fn remount(&mut self, story: &mut Story, who: usize) -> Result<(), String> {
@@ -183,11 +183,11 @@ impl Fleet {
         self.machines[who].unmount();
         self.machines[who].restart();
         story.at_work = Some(who);
-        self.check(story, who)
+        Self::check(story, who)
     }
 
     /// Compares a machine with what the model has of it.
-    fn check(&self, story: &mut Story, who: usize) -> Result<(), String> {
+    fn check(story: &mut Story, who: usize) -> Result<(), String> {
         let root = story.reals[who].root().to_owned();
         // The kernel hears of changes of others a moment after the daemon.
         let model = &mut story.world.machines[who];
@@ -220,7 +220,7 @@ impl Fleet {
             }
         }
         for who in machines.clone() {
-            self.check(story, who)?;
+            Self::check(story, who)?;
         }
         // Each repair makes less to repair; twice does in all cases that were thought of.
         for _ in 0..4 {
@@ -232,7 +232,7 @@ impl Fleet {
             );
             let repairs = story.world.agree();
             for who in machines.clone() {
-                self.check(story, who)?;
+                Self::check(story, who)?;
             }
             story.at_work = None;
             if repairs.is_empty() {

@@ -78,6 +78,7 @@ impl Node {
 
 /// An open file.
 #[derive(Clone, Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub struct Handle {
     pub node: Id,
     pub reads: bool,

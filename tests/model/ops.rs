@@ -27,6 +27,7 @@ pub enum Access {
 
 /// The flags of open(2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag of the call")]
 pub struct How {
     pub access: Access,
     pub create: bool,

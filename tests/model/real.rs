@@ -241,7 +241,7 @@ fn meta(stat: &Stat) -> Meta<Nanos> {
     Meta {
         kind,
         perm: stat.st_mode & 0o7777,
-        nlink: u64::from(stat.st_nlink),
+        nlink: stat.st_nlink,
         size: if kind == DIR { 0 } else { stat.st_size as u64 },
         mtime: Nanos::from(stat.st_mtime) * 1_000_000_000 + Nanos::from(stat.st_mtime_nsec),
     }

@@ -36,17 +36,16 @@ fn chapter(machines: usize, most: usize) -> impl Strategy<Value = Vec<Step>> {
     let event = (0..machines).prop_map(Step::Kill);
     let steps = prop::collection::vec(prop_oneof![40 => deed, 1 => event], 1..most);
     (apart, 0..machines, steps, prop::bool::weighted(0.1)).prop_map(|(apart, one, mut steps, remount)| {
-        match apart {
-            Some(trouble) => steps.insert(0, Step::Trouble(trouble)),
-            None => {
-                for step in &mut steps {
-                    if let Step::Do(who, _) = step {
-                        *who = one;
-                    }
+        if let Some(trouble) = apart {
+            steps.insert(0, Step::Trouble(trouble));
+        } else {
+            for step in &mut steps {
+                if let Step::Do(who, _) = step {
+                    *who = one;
                 }
-                if remount {
-                    steps.push(Step::Remount(one));
-                }
+            }
+            if remount {
+                steps.push(Step::Remount(one));
             }
         }
         steps.push(Step::Agree);

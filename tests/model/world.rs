@@ -46,9 +46,7 @@ impl World {
     /// Whether an operation is left out, because its outcome is not promised in this situation.
     pub fn is_open(&self, machine: usize, op: &Op, apart: bool, away: bool) -> bool {
         let model = &self.machines[machine];
-        self.moves_shadows(model, op)
-            || (away && needs_store(model, op))
-            || (apart && self.is_late(machine, op))
+        moves_shadows(model, op) || (away && needs_store(model, op)) || (apart && self.is_late(machine, op))
     }
 
     /// A change of attributes of a file that waits to be told goes with its last close, whose stamp it
@@ -81,20 +79,6 @@ impl World {
         })
     }
 
-    /// Names that another machine took from an open file are known by their paths.
-    fn moves_shadows(&self, model: &Fs, op: &Op) -> bool {
-        let moved: Vec<&String> = match op {
-            Op::Rename { from, to, .. } => vec![from, to],
-            Op::Rmdir { path } => vec![path],
-            _ => return false,
-        };
-        !model.shadows.is_empty()
-            && moved.iter().any(|path| {
-                let found = model.find(path, false);
-                found.is_ok_and(|id| model.node(id).is_dir())
-            })
-    }
-
     /// Which open files have to be closed before the machines agree: those of which it is not promised
     /// what becomes of them.
     pub fn to_close(&self, machine: usize) -> Vec<Slot> {
@@ -123,7 +107,7 @@ impl World {
             };
             let paths = model.paths_of(handle.node);
             // Names of one file of which some are taken are another file's, or not, by the order of arrival.
-            paths.len() > 1 && paths.iter().any(|path| self.is_others(machine, &seen, path))
+            paths.len() > 1 && paths.iter().any(|path| is_others(machine, &seen, path))
                 || paths.iter().any(|path| {
                     let entry = seen
                         .get(path)
@@ -137,13 +121,6 @@ impl World {
                 })
         };
         (0..SLOTS).filter(is_unsure).collect()
-    }
-
-    fn is_others(&self, machine: usize, seen: &Seen, path: &str) -> bool {
-        match seen.get(path) {
-            Some(entry) => entry.by.is_some_and(|by| by != machine),
-            None => true,
-        }
     }
 
     /// All registers: of each path the last change, if anybody changed it.
@@ -337,4 +314,26 @@ fn needs_store(model: &Fs, op: &Op) -> bool {
     };
     let mut others = model.nodes.iter().filter(|(other, _)| **other != id);
     !bytes.is_empty() && others.any(|(_, node)| matches!(&node.body, Body::File(other) if other == bytes))
+}
+
+/// Names that another machine took from an open file are known by their paths.
+fn moves_shadows(model: &Fs, op: &Op) -> bool {
+    let moved: Vec<&String> = match op {
+        Op::Rename { from, to, .. } => vec![from, to],
+        Op::Rmdir { path } => vec![path],
+        _ => return false,
+    };
+    !model.shadows.is_empty()
+        && moved.iter().any(|path| {
+            let found = model.find(path, false);
+            found.is_ok_and(|id| model.node(id).is_dir())
+        })
+}
+
+/// Whether another machine says what is at a path, or that nothing is.
+fn is_others(machine: usize, seen: &Seen, path: &str) -> bool {
+    match seen.get(path) {
+        Some(entry) => entry.by.is_some_and(|by| by != machine),
+        None => true,
+    }
 }
