@@ -14,7 +14,9 @@ impl Fs {
                 if len > 0 {
                     self.write(id, 0, &ops::bytes(fill, len));
                 }
-                self.written(id);
+                // It is told with this close, whoever else has it open.
+                self.node_mut(id).dirty = true;
+                self.record(id);
                 Answer::Done
             }
             Op::Open { slot, ref path, how } => {

@@ -19,9 +19,11 @@ fn one_machine_answers_as_the_model(kind: StoreKind) {
     };
     let mut fleet = Fleet::new(kind, 1, args);
     Trials::new(12, SHRINK_STEPS, SHRINK).run(&steps::story(1), |steps| fleet.live(steps));
+    fleet.assert_told_much();
 }
 
 fn two_machines_agree_as_the_model(kind: StoreKind) {
     let mut fleet = Fleet::new(kind, 2, &[]);
     Trials::new(6, SHRINK_STEPS, SHRINK).run(&steps::story(2), |steps| fleet.live(steps));
+    fleet.assert_told_much();
 }

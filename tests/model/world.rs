@@ -30,8 +30,6 @@ type Seen = BTreeMap<String, Entry>;
 pub struct World {
     pub machines: Vec<Fs>,
     pub step: u64,
-    /// Operations that were not done, because what comes of them is not promised.
-    pub left_out: u64,
 }
 
 impl World {
@@ -39,12 +37,11 @@ impl World {
         Self {
             machines: vec![Fs::new(); machines],
             step: 0,
-            left_out: 0,
         }
     }
 
     /// Whether an operation is left out, because its outcome is not promised in this situation.
-    pub fn is_open(&self, machine: usize, op: &Op, apart: bool, away: bool) -> bool {
+    pub fn is_unpromised(&self, machine: usize, op: &Op, apart: bool, away: bool) -> bool {
         let model = &self.machines[machine];
         moves_shadows(model, op) || (away && needs_store(model, op)) || (apart && self.is_late(machine, op))
     }
