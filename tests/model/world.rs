@@ -250,9 +250,9 @@ fn adopt(model: &mut Fs, machine: usize, seen: &Seen, unsure: &BTreeSet<u64>) {
     }
     // Then what comes, from above.
     let mut linked: BTreeMap<u64, Id> = BTreeMap::new();
-    for id in model.paths().values() {
-        if let Some(link) = model.node(*id).link {
-            linked.insert(link, *id);
+    for (path, id) in model.paths() {
+        if let Some(link) = seen[&path].node.link {
+            linked.insert(link, id);
         }
     }
     for (path, entry) in seen {
