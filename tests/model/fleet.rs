@@ -21,6 +21,9 @@ const NAMES: [&str; 2] = ["A", "B"];
 /// How long machines may take to hear of each other.
 const SOON: Duration = Duration::from_secs(60);
 
+/// How long the kernel may take to hear what the daemon knows, where much else runs.
+const HEARD: Duration = Duration::from_secs(5);
+
 /// Stamps are in milliseconds: operations of different machines are not done in the same.
 const APART: Duration = Duration::from_millis(3);
 
@@ -83,7 +86,7 @@ impl Fleet {
                 let dir = self.machines[0].path(format!("{}", self.stories + number));
                 std::fs::create_dir(dir).expect("a directory can be made");
             }
-            self.tell_all();
+            self.tell_all(&vec![false; self.machines.len()]);
         }
         let dir = self.stories.to_string();
         self.stories += 1;
@@ -195,6 +198,7 @@ impl Fleet {
             story.one(who, &Op::Close { slot })?;
         }
         story.say(NAMES[who], format!(": unmount {0}, mount {0} again", NAMES[who]));
+        self.flush_whole(who);
         self.machines[who].unmount();
         self.machines[who].restart();
         story.at_work = Some(who);
@@ -207,7 +211,7 @@ impl Fleet {
         // The kernel hears of changes of others a moment after the daemon.
         let model = &mut story.world.machines[who];
         let mut differences = Vec::new();
-        let _ = wait::try_until(Duration::from_secs(5), || {
+        let _ = wait::try_until(HEARD, || {
             differences = compare::differences(model, &root);
             differences.is_empty().then_some(())
         });
@@ -240,7 +244,11 @@ impl Fleet {
         // Each repair makes less to repair; twice does in all cases that were thought of.
         for _ in 0..4 {
             self.set_trouble(None);
-            self.tell_all();
+            let open = story.world.machines.iter();
+            let open: Vec<_> = open
+                .map(|model| model.handles.iter().any(Option::is_some))
+                .collect();
+            self.tell_all(&open);
             story.say(
                 "A",
                 ": casmount flush on all machines, and wait until they see the same".to_owned(),
@@ -277,7 +285,7 @@ impl Fleet {
             node.mtime = super::answer::Time::Any;
         }
         let mut differences = Vec::new();
-        let _ = wait::try_until(Duration::from_secs(5), || {
+        let _ = wait::try_until(HEARD, || {
             differences = compare::differences(&mut model, &root);
             differences.is_empty().then_some(())
         });
@@ -285,21 +293,33 @@ impl Fleet {
         drive::same(&differences, "a fresh machine", &mut story.lines)
     }
 
-    /// Makes all machines see what each of them has to tell.
-    fn tell_all(&mut self) {
+    /// Makes all machines see what each of them has to tell; some may have files open.
+    fn tell_all(&mut self, open: &[bool]) {
         self.marks += 1;
         for machine in &self.machines {
             posix::file(&machine.path(mark_of(machine)), self.mark().as_bytes());
         }
-        for machine in &self.machines {
-            let said = machine.control("flush", &["--deadline", "90s"]);
+        for (who, is_open) in open.iter().enumerate() {
+            if !is_open {
+                self.flush_whole(who);
+                continue;
+            }
             // 1 when a file is still open for writing, which is no part of it.
+            let said = self.machines[who].control("flush", &["--deadline", "90s"]);
             let code = said.status.code();
             assert!(matches!(code, Some(0 | 1)), "flush: {said:?}");
         }
         for machine in &self.machines {
             self.await_marks(machine);
         }
+    }
+
+    /// Flushes a machine on which all is closed. It hears of that a moment after close(2) has returned.
+    fn flush_whole(&self, who: usize) {
+        wait::until("a flush leaves nothing out", SOON, || {
+            let said = self.machines[who].control("flush", &["--deadline", "90s"]);
+            said.status.success().then_some(())
+        });
     }
 
     fn mark(&self) -> String {
