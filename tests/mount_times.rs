@@ -244,3 +244,66 @@ fn touching_does_not_change_content_or_inode() {
     assert_eq!(fs::metadata(&path).unwrap().ino(), ino);
     assert_eq!(fs::read(&path).unwrap(), b"content");
 }
+
+/// Waits so long that a time from before is told from one of now.
+fn a_moment_later() -> SystemTime {
+    let start = SystemTime::now();
+    wait::until("the clock moves", Duration::from_secs(5), || {
+        (start.elapsed().ok()? > Duration::from_millis(300)).then_some(())
+    });
+    SystemTime::now()
+}
+
+#[test]
+fn an_empty_file_that_is_opened_for_writing_and_not_written_keeps_its_time() {
+    let mut place = Place::new();
+    let path = file(&place.path("f"), b"");
+    for sealed in [false, true] {
+        set(&path, (1000, 1), (1000, 1)).unwrap();
+        if sealed {
+            place.seal();
+        }
+        let open = rw(&path);
+        assert_eq!(times(&path)[1], (1000, 1), "open, sealed: {sealed}");
+        drop(open);
+        assert_eq!(times(&path)[1], (1000, 1), "closed, sealed: {sealed}");
+    }
+    place.remount();
+    assert_eq!(times(&path)[1], (1000, 1));
+}
+
+/// Files to write to are kept ready; their times are no file's.
+#[test]
+fn an_empty_file_has_the_time_at_which_it_was_made_or_emptied() {
+    let mut place = Place::new();
+    let is_new = |path: &Path, since: SystemTime| {
+        let modified = fs::metadata(path).unwrap().modified().unwrap();
+        // The clock of file systems goes in steps.
+        modified >= since - Duration::from_millis(50)
+    };
+    let (made, full) = (place.path("made"), file(&place.path("full"), b"full"));
+    let since = a_moment_later();
+    let open = fs::File::create(&made).unwrap();
+    assert!(is_new(&made, since), "made and open");
+    drop(open);
+    assert!(is_new(&made, since), "made");
+
+    let since = a_moment_later();
+    let open = fs::File::create(&full).unwrap();
+    assert!(is_new(&full, since), "emptied and open");
+    drop(open);
+    assert!(is_new(&full, since), "emptied");
+
+    let before = times(&made);
+    let since = a_moment_later();
+    let killed = fs::File::create(place.path("killed")).unwrap();
+    if let Some(machine) = place.machine() {
+        machine.kill9();
+        machine.restart();
+    }
+    drop(killed);
+    assert!(is_new(&place.path("killed"), since), "made before a kill");
+    place.remount();
+    assert!(is_new(&place.path("killed"), since), "and a stop");
+    assert_eq!(times(&made)[1], before[1]);
+}

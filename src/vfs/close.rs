@@ -5,7 +5,8 @@ use std::sync::Arc;
 use super::{
     Vfs, VfsError,
     handle::{Handle, OpenNode, OpenState, Serving},
-    open::{change_time, stat},
+    open::{change_time, is_spare, stat},
+    set_attr::set_file_times,
 };
 use crate::{
     namespace::tree::Notice,
@@ -76,7 +77,11 @@ impl Vfs {
         let Serving::Staging { file, .. } = &state.serving else {
             return Ok(());
         };
-        let now = stat(file)?;
+        let mut now = stat(file)?;
+        if let Some(born) = state.born.take().filter(|born| is_spare(now, *born)) {
+            set_file_times(file, None, Some(born))?;
+            now = stat(file)?;
+        }
         if now == state.recorded && !state.written {
             return Ok(());
         }

@@ -59,6 +59,9 @@ pub(super) struct OpenState {
     pub(super) serving: Serving,
     /// Size and modification time when the last change was recorded.
     pub(super) recorded: (u64, i64),
+    /// When the file was made or emptied by an open, while nobody is known to have written to it or set its
+    /// times: its staging file lay ready, and has an older time.
+    pub(super) born: Option<i64>,
     /// The daemon itself wrote since; the time alone may be too coarse to tell.
     pub(super) written: bool,
     /// The kernel may have attributes from before the last change: stores to a mapping of a
@@ -79,6 +82,7 @@ impl OpenNode {
             writers: 0,
             serving: Serving::Nothing,
             recorded: (0, 0),
+            born: None,
             written: false,
             attr_given: false,
         };

@@ -92,6 +92,7 @@ impl Vfs {
             state.handles += 1;
             state.writers += 1;
             state.recorded = (0, node.mtime);
+            state.born = Some(node.mtime);
             state.written = true;
             let loan = lend.and_then(|lend| lend(&file).ok());
             state.serving = Serving::Staging {

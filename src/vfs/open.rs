@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     base::digest::Digest,
-    namespace::TreeError,
+    namespace::{TreeError, tree::wall_nanos},
     store::{
         StoreError,
         blobs::{Blob, FileId, TakeOver},
@@ -407,17 +407,24 @@ impl Vfs {
         let Serving::Staging { file, loan, .. } = &mut state.serving else {
             return Ok(Served::Changed);
         };
+        let is_emptied = fresh && request.truncate;
+        if is_emptied {
+            state.born = Some(wall_nanos());
+        } else if fresh {
+            // Opening an empty file changes nothing.
+            super::set_attr::set_file_times(file, Some(row.atime), Some(row.mtime))?;
+        }
         if first {
             *loan = lend.and_then(|lend| lent(lend(file)));
         }
         let file = Arc::clone(file);
         if state.writers == 0 {
-            state.recorded = if fresh {
+            state.recorded = if is_emptied {
                 (row.size, row.mtime)
             } else {
                 stat(&file)?
             };
-            state.written = fresh;
+            state.written = is_emptied;
         }
         if request.truncate && !fresh {
             file.set_len(0)?;
@@ -576,6 +583,11 @@ fn lend_blob(
 pub(super) fn stat(file: &File) -> io::Result<(u64, i64)> {
     let stat = rustix::fs::fstat(file)?;
     Ok((stat.st_size as u64, nanos(stat.st_mtime, stat.st_mtime_nsec)))
+}
+
+/// Whether a staging file with this size and time is as it lay ready when its file was made at `born`.
+pub(super) fn is_spare(now: (u64, i64), born: i64) -> bool {
+    now.0 == 0 && now.1 < born
 }
 
 /// When a staging file was changed last, in nanoseconds since 1970.

@@ -4,7 +4,8 @@ use std::{io, time::Duration};
 
 use super::{
     Vfs, VfsError,
-    open::{change_time, stat},
+    open::{change_time, is_spare, stat},
+    set_attr::set_file_times,
 };
 use crate::store::{
     StoreError,
@@ -43,7 +44,10 @@ impl Vfs {
             Err(err) => return Err(err.into()),
         };
         let (size, mtime) = stat(&file)?;
-        if (size, mtime) != (node.size, node.mtime) {
+        if node.size == 0 && is_spare((size, mtime), node.mtime) {
+            // Made, and not written to: its time is that of the making.
+            set_file_times(&file, None, Some(node.mtime))?;
+        } else if (size, mtime) != (node.size, node.mtime) {
             self.tree.closed(node.ino, size, mtime, change_time(&file)?)?;
         }
         self.settling.rest(node.ino, Duration::ZERO);

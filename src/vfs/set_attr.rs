@@ -7,7 +7,7 @@ use rustix::fs::{Timespec, Timestamps};
 use super::{
     Attr, Lend, OpenRequest, OpenStep, Vfs, VfsError,
     handle::Serving,
-    open::{ATTEMPTS, Missing, may_block, nanos, stat},
+    open::{ATTEMPTS, Missing, is_spare, may_block, nanos, stat},
 };
 use crate::{
     namespace::{
@@ -46,10 +46,13 @@ impl Vfs {
         if !matches!(node.content, Content::Staging(_)) {
             return attr;
         }
-        if let Some(stat) = self.stat_of_written(node.ino) {
+        if let Some((stat, born)) = self.stat_of_written(node.ino) {
             attr.size = stat.st_size as u64;
             attr.blocks = stat.st_blocks as u64;
             attr.mtime = nanos(stat.st_mtime, stat.st_mtime_nsec);
+            if let Some(born) = born.filter(|born| is_spare((attr.size, attr.mtime), *born)) {
+                attr.mtime = born;
+            }
             attr.ctime = attr.ctime.max(nanos(stat.st_ctime, stat.st_ctime_nsec));
             return attr;
         }
@@ -60,19 +63,22 @@ impl Vfs {
         }
     }
 
-    /// What the disk says of a staging file that is open for writing.
-    fn stat_of_written(&self, ino: Ino) -> Option<rustix::fs::Stat> {
+    /// What the disk says of a staging file that is open for writing, and [`OpenState::born`].
+    ///
+    /// [`OpenState::born`]: super::handle::OpenState::born
+    fn stat_of_written(&self, ino: Ino) -> Option<(rustix::fs::Stat, Option<i64>)> {
         let open = self.nodes.get(ino)?;
         let file = {
             let mut state = open.lock();
             state.attr_given |= state.writers > 0;
             match &state.serving {
-                Serving::Staging { file, .. } if state.writers > 0 => Some(Arc::clone(file)),
+                Serving::Staging { file, .. } if state.writers > 0 => Some((Arc::clone(file), state.born)),
                 _ => None,
             }
         };
         self.nodes.release(ino, &open, |open| open.lock().handles == 0);
-        file.and_then(|file| rustix::fs::fstat(&file).ok())
+        let (file, born) = file?;
+        Some((rustix::fs::fstat(&file).ok()?, born))
     }
 
     /// Changes attributes, or says what must be fetched first (to cut a file short in its middle).
@@ -182,6 +188,7 @@ impl Vfs {
                 let file = Arc::clone(file);
                 let written = state.written || (state.writers > 0 && stat(&file)? != state.recorded);
                 set_file_times(&file, at(change.atime), at(change.mtime))?;
+                state.born = state.born.filter(|_| change.mtime.is_none());
                 state.written = written;
                 state.recorded = stat(&file)?;
                 drop(state);
