@@ -5,7 +5,6 @@ use std::sync::Arc;
 use super::{
     Attr, Lend, OpenRequest, OpenStep, Opened, Vfs, VfsError, count,
     handle::{Handle, OpenNode, Serving},
-    open::stat,
 };
 use crate::{
     namespace::{
@@ -66,13 +65,12 @@ impl Vfs {
         self.used();
         self.tree.touch(parent);
         let (id, file) = self.store.staging.create()?;
-        let staging = Some((id, stat(&file)?.1));
-        let mut made = self.tree.create(parent, name, new.clone().into_node(staging));
+        let mut made = self.tree.create(parent, name, new.clone().into_node(Some(id)));
         if matches!(made, Err(TreeError::Exists)) && self.is_withheld(parent, name).unwrap_or(false) {
             // Nobody sees what is there.
             made = self.tree.unlink(parent, name).and_then(|removed| {
                 self.removed(removed);
-                self.tree.create(parent, name, new.into_node(staging))
+                self.tree.create(parent, name, new.into_node(Some(id)))
             });
         }
         let node = match made {
@@ -217,7 +215,7 @@ impl Vfs {
 }
 
 impl NewFile {
-    fn into_node(self, staging: Option<(StagingId, i64)>) -> NewNode {
+    fn into_node(self, staging: Option<StagingId>) -> NewNode {
         NewNode {
             kind: self.kind,
             perm: self.perm & 0o7777,

@@ -21,9 +21,8 @@ pub struct NewNode {
     pub rdev: u32,
     /// Of a symbolic link.
     pub target: Vec<u8>,
-    /// The staging file of a regular file that is created open, and its time in nanoseconds since 1970, which
-    /// is what its close will tell; without it a file is empty and sealed.
-    pub staging: Option<(StagingId, i64)>,
+    /// The staging file of a regular file that is created open; without it a file is empty and sealed.
+    pub staging: Option<StagingId>,
 }
 
 /// What became of names that were removed or replaced.
@@ -61,9 +60,8 @@ impl Tree {
         let known = edit.name(parent, name)?.and_then(|row| row.dir);
         let ino = edit.next_ino();
         let is_dir = new.kind == NodeKind::Dir;
-        let made = new.staging.map_or(edit.now, |(_, made)| made);
         let content = match (new.kind, new.staging) {
-            (NodeKind::File, Some((id, _))) => Content::Staging(id),
+            (NodeKind::File, Some(id)) => Content::Staging(id),
             (NodeKind::File, None) => Content::Blob(Digest::EMPTY),
             _ => Content::None,
         };
@@ -88,7 +86,7 @@ impl Tree {
                 subdirs: 0,
                 unloaded: Unloaded::default(),
             }),
-            ..NodeRow::new(ino, new.kind, made)
+            ..NodeRow::new(ino, new.kind, edit.now)
         });
         if let (true, Some(known)) = (is_dir, known) {
             edit.inherit(known, ino)?;
