@@ -1,7 +1,14 @@
-//! Everything below `volumes/`: lists it, and knows every key, or stops.
+//! Everything below `volumes/`: lists it, and knows every key of a volume, or stops.
 //!
 //! A new kind of object below `volumes/` gets a [`Kind`] here, and what it refers to is read in `references`; until
 //! then a sweep refuses the store.
+//!
+//! Somebody who may write below some names only, and is not trusted, must not be able to stop sweeps. So what is not known
+//! counts for nothing, and is told, where no machine looks for anything that refers to blobs:
+//!
+//! - what is of no volume ([`layout`]), because its name is none, or because nothing of it exists;
+//! - what is of a volume that keeps its blobs apart, or that the operator calls untrusted. That only he can tell of a
+//!   volume without settings: the main one may have none either, and his policy says who may write which.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +17,7 @@ use crate::{
     base::{
         digest::Digest,
         snapshot::SnapshotTag,
-        volume::{Base, VolumeName},
+        volume::{Base, VolumeName, VolumePattern},
     },
     namespace::{
         follow::SegmentKey,
@@ -50,8 +57,10 @@ pub enum Standing {
 pub struct Volume {
     has_json: bool,
     pub standing: Standing,
-    /// It keeps its blobs apart, because its writers are trusted less: what they write must not end a sweep.
+    /// Its writers are trusted less: it keeps its blobs apart, or is called so. What they write must not end a sweep.
     pub is_apart: bool,
+    /// There is something of it that machines go by.
+    exists: bool,
     /// It has blobs or packs of its own.
     pub has_blobs: bool,
     /// A key that nothing is known of.
@@ -119,20 +128,29 @@ fn kind(volume: &str, key: &str) -> Option<Kind> {
 ///
 /// It is listed twice, and what was there at either time counts: names can move from a volume that is listed
 /// late to one that was listed before, and their volume be deleted in between.
-pub async fn inventory(asking: &Asking) -> Result<Volumes, SweepError> {
+pub async fn inventory(asking: &Asking, untrusted: &[VolumePattern]) -> Result<Volumes, SweepError> {
     let mut volumes = Volumes::new();
     for _ in 0..2 {
         add_listed(asking, &mut volumes).await?;
     }
     add_stacks(asking, &mut volumes).await?;
-    for volume in volumes.values() {
+    for (name, volume) in &mut volumes {
+        volume.is_apart |= untrusted.iter().any(|untrusted| untrusted.matches(name));
         match &volume.unknown {
-            Some(key) if !volume.is_apart => return Err(SweepError::Unknown { key: key.clone() }),
-            Some(key) => tracing::warn!(key, "nothing is known of this object, and it counts for nothing"),
+            Some(key) if volume.exists && !volume.is_apart => {
+                return Err(SweepError::Unknown { key: key.clone() });
+            }
+            Some(key) => asking.ignore(&format_args!("{key}: nothing is known of it")),
             None => {}
         }
     }
     Ok(volumes)
+}
+
+/// The volume that an object is of; `None`: of none.
+fn volume_of(key: &str) -> Option<VolumeName> {
+    let rest = key.strip_prefix(layout::VOLUMES_PREFIX)?;
+    rest.split_once('/')?.0.parse().ok()
 }
 
 async fn add_listed(asking: &Asking, volumes: &mut Volumes) -> Result<(), SweepError> {
@@ -140,17 +158,17 @@ async fn add_listed(asking: &Asking, volumes: &mut Volumes) -> Result<(), SweepE
     loop {
         let (objects, more) = asking.page(layout::VOLUMES_PREFIX, &mut after).await?;
         for object in objects {
-            let unknown = || SweepError::Unknown {
-                key: object.key.clone(),
+            let Some(name) = volume_of(&object.key) else {
+                asking.ignore(&format_args!("{}: it is of no volume", object.key));
+                continue;
             };
-            let rest = object
-                .key
-                .strip_prefix(layout::VOLUMES_PREFIX)
-                .unwrap_or_default();
-            let (name, _) = rest.split_once('/').ok_or_else(unknown)?;
-            let name: VolumeName = name.parse().map_err(|_| unknown())?;
             let kind = kind(name.as_str(), &object.key);
+            let of_log = layout::log_prefix(name.as_str());
+            let is_head = object.key == layout::head(name.as_str());
             let volume = volumes.entry(name).or_default();
+            volume.exists |= is_head
+                || object.key.starts_with(&of_log)
+                || matches!(kind, Some(Kind::Json | Kind::Snapshot(_)));
             let Some(kind) = kind else {
                 volume.unknown.get_or_insert(object.key);
                 continue;

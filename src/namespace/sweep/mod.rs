@@ -50,8 +50,9 @@
 //! What a snapshot names stays as long as its object is there ([`crate::namespace::snapshot`]). It names what was in use
 //! when its making began, and is withdrawn when that took half a window, so rule 2 keeps all of it until its object is seen.
 //!
-//! Everything below `volumes/` must be understood: a key, a segment or a version that is not stops the pass before
-//! anything is condemned or deleted.
+//! Everything of a volume must be understood: a key, a segment or a version that is not stops the pass before
+//! anything is condemned or deleted. Not so where its writers are not trusted, who could stop every pass: what of them
+//! cannot be read counts for nothing and is told, and only the readers of their volume may lose something by that.
 //!
 //! # Catalogs
 //!
@@ -98,9 +99,11 @@ use self::{
     inventory::{Volumes, inventory},
     log::{Ages, MIN_LOG_AGE_MILLIS, fence},
     objects::Walk,
+    references::unless_apart,
     state::State,
 };
 use crate::{
+    base::volume::VolumePattern,
     tier::{SharedBucket, layout, sweeping::mark_of_key},
     upload::condemned::BucketTime,
 };
@@ -128,6 +131,9 @@ pub struct SweepOptions {
     pub wait: bool,
     /// Dollars for a gigabyte (10^9 bytes) and month.
     pub price: f64,
+    /// Volumes whose writers are not trusted, beside those that keep their blobs apart: what cannot be read of them counts for
+    /// nothing, and stops no sweep.
+    pub untrusted: Vec<VolumePattern>,
     /// [`MIN_LOG_AGE`], but for tests.
     pub log_age: Duration,
 }
@@ -203,7 +209,7 @@ async fn pass(
     {
         state.window_millis = window.as_millis() as u64;
     }
-    let volumes = inventory(asking).await?;
+    let volumes = inventory(asking, &options.untrusted).await?;
     if !options.dry_run {
         fence_all(asking, &volumes, &state).await?;
     }
@@ -216,7 +222,10 @@ async fn pass(
     if condemn && !options.dry_run {
         // Before anything is condemned by it.
         for (name, log) in &mut references.logs {
-            log.say(asking, name.as_str()).await?;
+            let said = log.say(asking, name.as_str()).await;
+            if volumes.get(name).is_none_or(|volume| !volume.is_apart) {
+                said?;
+            }
         }
     }
     let mut walk = Walk::new(asking, &state, &references.marks, began, options.dry_run);
@@ -240,6 +249,7 @@ async fn pass(
         names: references.names,
         lost_lists: references.lost_lists,
         snapshots: references.snapshots,
+        ignored: asking.take_ignored(),
         next_due_millis: next_due,
         price_per_gb_month: options.price,
         objects: found.amounts,
@@ -253,11 +263,8 @@ async fn fence_all(asking: &Asking, volumes: &Volumes, state: &State) -> Result<
         let keys = volume.catalogs.keys();
         let mut keys = keys.map(|digest| layout::catalog(name.as_str(), digest));
         if keys.any(|key| is_due(mark_of_key(&key))) {
-            match fence(asking, name.as_str()).await {
-                // All of its catalogs are kept then.
-                Err(SweepError::Catalog { .. }) if volume.is_apart => {}
-                fenced => fenced?,
-            }
+            // Where its writers are not trusted, and prevent it, only its own readers may miss a catalog.
+            unless_apart(asking, volume, fence(asking, name.as_str()).await)?;
         }
     }
     Ok(())

@@ -187,8 +187,8 @@ impl Reading<'_> {
         let mut winners = Winners::new(&views, part, marks);
         if let Some(floor) = &log.floor {
             for together in floor.root.parts.chunks(TOGETHER) {
-                for items in
-                    unless_apart(volume, read_parts(self.asking, name, together).await)?.unwrap_or_default()
+                for items in unless_apart(self.asking, volume, read_parts(self.asking, name, together).await)?
+                    .unwrap_or_default()
                 {
                     for change in items.into_iter().filter_map(Item::into_change) {
                         let held = self.held_by(&change, "a catalog", source).await?;
@@ -211,7 +211,7 @@ impl Reading<'_> {
             fetched.sort_unstable_by_key(|(index, _)| *index);
             for (segment, (_, decoded)) in together.iter().zip(fetched) {
                 let key = segment.to_key(name.as_str());
-                let changes = unless_apart(volume, decoded.map(|decoded| decoded.changes))?;
+                let changes = unless_apart(self.asking, volume, decoded.map(|decoded| decoded.changes))?;
                 let is_seen = source.all_until.is_some_and(|until| segment.millis <= until);
                 for change in &changes.unwrap_or_default() {
                     let held = self.held_by(change, &key, source).await?;
@@ -256,8 +256,8 @@ impl Reading<'_> {
             uncovered: HashSet::new(),
         };
         for together in opened.root.parts.chunks(TOGETHER) {
-            for items in
-                unless_apart(volume, read_parts(self.asking, name, together).await)?.unwrap_or_default()
+            for items in unless_apart(self.asking, volume, read_parts(self.asking, name, together).await)?
+                .unwrap_or_default()
             {
                 for change in items.into_iter().filter_map(Item::into_change) {
                     let held = self.held_by(&change, "a catalog", &source).await?;
@@ -289,7 +289,7 @@ impl Reading<'_> {
             None => None,
             Some(Entry { blob: None, .. }) => Some(Held::Nothing),
             Some(Entry { blob: Some(blob), .. }) => {
-                let held = unless_apart(source.volume, self.held(blob, by, source.name).await)?;
+                let held = unless_apart(self.asking, source.volume, self.held(blob, by, source.name).await)?;
                 Some(held.unwrap_or(Held::Nothing))
             }
         })
@@ -369,7 +369,7 @@ async fn read_parts(
     fetched.sort_unstable_by_key(|(index, _)| *index);
     let items = fetched
         .into_iter()
-        .map(|(_, read)| read.map_err(SweepError::from_catalog));
+        .map(|(_, read)| read.map_err(|err| SweepError::from_catalog(name.as_str(), err)));
     items.collect()
 }
 
@@ -387,16 +387,15 @@ fn is_in_floor(winners: &Winners<'_>, change: &PathChange, source: &Source<'_>, 
     }
 }
 
-/// Lets what the writers of a volume that is kept apart got wrong count for nothing: only its own readers lose.
-fn unless_apart<T>(volume: &Volume, result: Result<T, SweepError>) -> Result<Option<T>, SweepError> {
+/// Lets what the writers of a volume that are not trusted got wrong count for nothing: only its own readers lose.
+pub(super) fn unless_apart<T>(
+    asking: &Asking,
+    volume: &Volume,
+    result: Result<T, SweepError>,
+) -> Result<Option<T>, SweepError> {
     match result {
-        Err(
-            err @ (SweepError::Segment { .. }
-            | SweepError::List { .. }
-            | SweepError::Snapshot { .. }
-            | SweepError::Catalog { .. }),
-        ) if volume.is_apart => {
-            tracing::warn!(error = %err, "it counts for nothing, because its writers are not trusted");
+        Err(err) if volume.is_apart && err.is_of_writer() => {
+            asking.ignore(&err.told());
             Ok(None)
         }
         result => result.map(Some),
