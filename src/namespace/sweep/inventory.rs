@@ -17,11 +17,12 @@ use crate::{
     base::{
         digest::Digest,
         snapshot::SnapshotTag,
-        volume::{Base, VolumeName, VolumePattern},
+        volume::{Base, Stack, VolumeName, VolumePattern},
     },
     namespace::{
         follow::SegmentKey,
         stack::{self, StackError},
+        together::together,
     },
     tier::layout,
 };
@@ -61,6 +62,8 @@ pub struct Volume {
     pub is_apart: bool,
     /// There is something of it that machines go by.
     exists: bool,
+    /// It has catalogs that something names, or had.
+    pub has_head: bool,
     /// It has blobs or packs of its own.
     pub has_blobs: bool,
     /// A key that nothing is known of.
@@ -165,7 +168,9 @@ async fn add_listed(asking: &Asking, volumes: &mut Volumes) -> Result<(), SweepE
             let kind = kind(name.as_str(), &object.key);
             let of_log = layout::log_prefix(name.as_str());
             let is_head = object.key == layout::head(name.as_str());
+            let is_trim = object.key == layout::trim(name.as_str());
             let volume = volumes.entry(name).or_default();
+            volume.has_head |= is_head || is_trim;
             volume.exists |= is_head
                 || object.key.starts_with(&of_log)
                 || matches!(kind, Some(Kind::Json | Kind::Snapshot(_)));
@@ -198,26 +203,58 @@ async fn add_listed(asking: &Asking, volumes: &mut Volumes) -> Result<(), SweepE
     }
 }
 
+/// What the settings of a volume say.
+enum Settings {
+    Live(Stack),
+    Deleted { is_apart: bool },
+}
+
+/// How often a stack is read of which volumes are deleted meanwhile, from the top.
+const RACES: u32 = 4;
+
+async fn settings(asking: &Asking, name: &VolumeName) -> Result<Settings, SweepError> {
+    let mut races = 0;
+    loop {
+        let read = match stack::read_json(asking.bucket(), name).await {
+            Ok(Some((json, _))) if json.deleted_millis.is_some() => {
+                return Ok(Settings::Deleted {
+                    is_apart: json.own_prefix,
+                });
+            }
+            Ok(_) => stack::read(asking.bucket(), name).await,
+            Err(err) => Err(err),
+        };
+        match read {
+            Ok(stack) => return Ok(Settings::Live(stack)),
+            Err(StackError::Bucket(err)) => return Err(err.into()),
+            Err(StackError::Deleted { .. }) if races < RACES => races += 1,
+            Err(source) => return Err(SweepError::Volume { source }),
+        }
+    }
+}
+
 /// Reads what lies over what, and from when on.
 async fn add_stacks(asking: &Asking, volumes: &mut Volumes) -> Result<(), SweepError> {
     let with_json = volumes.iter().filter(|(_, volume)| volume.has_json);
     let names: Vec<VolumeName> = with_json.map(|(name, _)| name.clone()).collect();
-    for name in names {
-        let stack = match stack::read(asking.bucket(), &name).await {
-            Ok(stack) => Some(stack),
-            Err(StackError::Bucket(err)) => return Err(err.into()),
-            // It sees nothing any more. What is left of its log is read all the same.
-            Err(StackError::Deleted { volume: gone }) if gone == name => None,
-            Err(source) => return Err(SweepError::Volume { source }),
-        };
-        let volume = volumes.entry(name.clone()).or_default();
-        let Some(stack) = stack else {
-            volume.standing = Standing::Deleted;
-            // Its writers may have credentials still, and must not end a sweep now either.
-            volume.is_apart = stack::keeps_apart(asking.bucket(), &name)
-                .await
-                .map_err(|source| SweepError::Volume { source })?;
-            continue;
+    let asks = names.into_iter().map(|name| {
+        let asking = asking.clone();
+        async move {
+            let settings = settings(&asking, &name).await;
+            (name, settings)
+        }
+    });
+    for (name, settings) in together(asks).await {
+        let volume = volumes.entry(name).or_default();
+        let stack = match settings? {
+            Settings::Live(stack) => stack,
+            Settings::Deleted { is_apart } => {
+                // It sees nothing any more. What is left of its log is read all the same. Its writers may have
+                // credentials still, and must not end a sweep now either.
+                volume.standing = Standing::Deleted;
+                volume.is_apart = is_apart;
+                continue;
+            }
         };
         volume.is_apart = stack.layers()[0].own_prefix;
         if stack.layers().len() > 1 {

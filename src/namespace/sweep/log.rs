@@ -123,6 +123,10 @@ impl Log {
                 ..log
             });
         }
+        if !volume.has_head {
+            // If there is one by now: nothing of what it has was removed so far.
+            return Ok(log);
+        }
         let catalogs = Catalogs { asking, name };
         let Some((newest, stored)) = catalogs.newest().await? else {
             return Ok(log);

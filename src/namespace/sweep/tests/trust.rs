@@ -63,6 +63,7 @@ async fn own_prefix_fork(world: &Arc<World>, name: &str) {
         bases: std::collections::BTreeMap::new(),
         created_millis: START,
         deleted_millis: None,
+        deletion_undecided: false,
         presets: std::collections::BTreeMap::new(),
     };
     put(world, &layout::volume(name), json.encode()).await;
