@@ -12,7 +12,10 @@ pub enum SweepError {
     #[error(transparent)]
     Bucket(#[from] TierError),
     /// What a volume lies over cannot be read, so what it uses is not known.
-    #[error("nothing was swept: it is not known what a volume uses")]
+    #[error(
+        "nothing was swept: it is not known what a volume uses (where it lies over one that is being deleted, casmount fork \
+         delete of that one, once more, takes the deletion back or says what to delete first)"
+    )]
     Volume { source: StackError },
     /// What a volume uses is in a catalog that cannot be read.
     #[error(
@@ -49,8 +52,10 @@ pub enum SweepError {
         segment: String,
         why: String,
     },
-    /// A volume was deleted meanwhile, most probably.
-    #[error("nothing was swept: segment {key} was removed while the sweep read it: run it again")]
+    /// Volumes are deleted all the time.
+    #[error(
+        "nothing was swept: segment {key}, and others again and again, went while the sweep read them: run it again"
+    )]
     Vanished { key: String },
     /// What it read of the references is too old to delete anything by.
     #[error(

@@ -5,6 +5,7 @@
 //! Whenever something of the log or of the catalogs went, every view is read whole: what was acknowledged is in it.
 
 mod follower;
+mod forks;
 mod log;
 mod trust;
 mod world;
