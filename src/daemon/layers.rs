@@ -46,8 +46,8 @@ pub struct Layers {
     pub follower: Arc<StackFollowerHandle>,
     /// Of a fork.
     watch: Option<JoinHandle<()>>,
-    /// A mount that only reads has none.
-    pub compactor: Option<CompactorHandle>,
+    /// Of the mounted volume and of those below it; a mount that only reads has none.
+    pub compactors: Vec<CompactorHandle>,
     /// A mount that only reads has none.
     teller: Option<TellerHandle>,
 }
@@ -167,7 +167,12 @@ impl Layers {
             Arc::clone(tell_kernel),
         );
         let watch = volumes::watch(bucket, stack, publisher.to_halt());
-        let compactor = (!settings.read_only).then(|| {
+        let compacted = if settings.read_only {
+            Vec::new()
+        } else {
+            compactor::volumes(stack)
+        };
+        let compactors = compacted.into_iter().map(|volume| {
             let (followed, published) = (Arc::downgrade(&follower), publisher.counter());
             let read = move || {
                 followed
@@ -176,7 +181,7 @@ impl Layers {
             };
             compactor::spawn(
                 runtime,
-                stack.volume().clone(),
+                volume,
                 bucket,
                 store.machine,
                 settings.cache_dir.clone(),
@@ -184,6 +189,7 @@ impl Layers {
                 Threshold::default(),
             )
         });
+        let compactors = compactors.collect();
         Ok(Self {
             store,
             vfs,
@@ -191,7 +197,7 @@ impl Layers {
             publisher,
             follower,
             watch,
-            compactor,
+            compactors,
             teller,
         })
     }
@@ -205,7 +211,7 @@ impl Layers {
         if let Some(watch) = self.watch {
             watch.abort();
         }
-        if let Some(compactor) = self.compactor {
+        for compactor in self.compactors {
             compactor.shutdown().await;
         }
         if let Some(teller) = self.teller {
