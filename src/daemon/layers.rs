@@ -20,7 +20,7 @@ use crate::{
         follow::{self, StackFollowerHandle},
         preset::volume::Kept,
         publish::{self, PublisherHandle},
-        touch::tell::{self, Refresh, TellerHandle},
+        touch::tell::{self, Lifetime, Refresh, TellerHandle},
         tree::{TellKernel, Tree},
     },
     store::{Store, StoreOptions},
@@ -55,7 +55,8 @@ pub struct Layers {
 impl Layers {
     /// Opens the cache directory and starts everything above it.
     ///
-    /// `volume_presets` are those in the settings of the volume; `None`: those of the last mount.
+    /// `volume_presets` are those in the settings of the volume; `None`: those of the last mount. The lifetime is that of the
+    /// blobs of the store; `None`: it was away.
     /// Must run inside `runtime`, on a thread that may block.
     #[expect(
         clippy::too_many_arguments,
@@ -67,7 +68,7 @@ impl Layers {
         store_id: StoreId,
         (stack, catalogs): (&Stack, &[Option<Opened>]),
         volume_presets: Option<Kept>,
-        (bucket, lifetime): (&SharedBucket, Option<Duration>),
+        (bucket, lifetime): (&SharedBucket, Option<Option<Duration>>),
         tell_kernel: &TellKernel,
         runtime: &Handle,
     ) -> Result<Self, StartError> {
@@ -149,13 +150,18 @@ impl Layers {
             }
         }));
         let teller = (!settings.read_only).then(|| {
+            let voucher = || uploader.voucher(Arc::clone(&store.fetcher));
             // Who writes his blobs elsewhere cannot keep those of all.
-            let lifetime = lifetime.filter(|_| !stack.layers()[0].own_prefix);
-            let refresh = lifetime.map(|lifetime| Refresh {
-                lifetime,
-                voucher: uploader.voucher(Arc::clone(&store.fetcher)),
-            });
-            tell::spawn(runtime, stack, &tree, bucket, store.machine, refresh)
+            let is_apart = stack.layers()[0].own_prefix;
+            let lifetime = match if is_apart { Some(None) } else { lifetime } {
+                Some(None) => Lifetime::Unlimited,
+                Some(Some(lifetime)) => Lifetime::Limited(Refresh {
+                    lifetime,
+                    voucher: voucher(),
+                }),
+                None => Lifetime::Unknown(voucher()),
+            };
+            tell::spawn(runtime, stack, &tree, bucket, store.machine, lifetime)
         });
         let publisher = publish::spawn(
             runtime,
