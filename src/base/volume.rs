@@ -74,9 +74,10 @@ pub struct VolumePattern {
 impl VolumePattern {
     #[must_use]
     pub fn matches(&self, volume: &VolumeName) -> bool {
-        match self.is_open {
-            true => volume.as_str().starts_with(&self.begin),
-            false => volume.as_str() == self.begin,
+        if self.is_open {
+            volume.as_str().starts_with(&self.begin)
+        } else {
+            volume.as_str() == self.begin
         }
     }
 }

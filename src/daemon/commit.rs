@@ -84,7 +84,7 @@ async fn compact(serving: &Serving, into: &VolumeName, deadline: Instant) {
         Ok(Ok(_)) => {}
         Ok(Err(err)) => tracing::warn!(err = chain(&err), %into, "the log of the parent is not compacted"),
         Err(_) => {
-            tracing::info!(%into, "compacting the log of the parent took too long, and is left to another machine")
+            tracing::info!(%into, "compacting the log of the parent took too long, and is left to another machine");
         }
     }
 }

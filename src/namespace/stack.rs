@@ -196,11 +196,21 @@ impl VolumeJson {
 ///
 /// One request for each layer, and one more for each that is no fork itself.
 pub async fn read(bucket: &dyn Bucket, volume: &VolumeName) -> Result<Stack, StackError> {
+    let json = read_live(bucket, volume).await?;
+    stack_of(bucket, volume, json).await
+}
+
+/// The same for settings that were read, whatever they say of a deletion.
+pub(super) async fn stack_of(
+    bucket: &dyn Bucket,
+    volume: &VolumeName,
+    json: Option<VolumeJson>,
+) -> Result<Stack, StackError> {
     let mut stack = Stack::of(volume.clone());
     let mut until_millis: Option<u64> = None;
     let mut bases = BTreeMap::new();
     let mut above = volume.clone();
-    let mut next = read_live(bucket, volume).await?;
+    let mut next = json;
     while let Some(json) = next {
         if json.own_prefix {
             stack.keep_last_apart();

@@ -54,6 +54,10 @@ pub enum Standing {
 }
 
 /// What a volume has in the bucket.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is another thing that a listing shows"
+)]
 #[derive(Debug, Default)]
 pub struct Volume {
     has_json: bool,
@@ -216,12 +220,13 @@ async fn settings(asking: &Asking, name: &VolumeName) -> Result<Settings, SweepE
     let mut races = 0;
     loop {
         let read = match stack::read_json(asking.bucket(), name).await {
-            Ok(Some((json, _))) if json.deleted_millis.is_some() => {
+            Ok(Some((json, _))) if json.deleted_millis.is_some() && !json.deletion_undecided => {
                 return Ok(Settings::Deleted {
                     is_apart: json.own_prefix,
                 });
             }
-            Ok(_) => stack::read(asking.bucket(), name).await,
+            // A deletion that is not decided may be taken back: all is kept until then.
+            Ok(json) => stack::stack_of(asking.bucket(), name, json.map(|(json, _)| json)).await,
             Err(err) => Err(err),
         };
         match read {

@@ -185,6 +185,7 @@ impl Log {
     /// Says in the bucket what is kept; without that nothing is condemned.
     pub async fn say(&mut self, asking: &Asking, name: &str) -> Result<(), SweepError> {
         if let Some((trim, etag)) = &self.next {
+            self.is_unsaid = true;
             let said = asking
                 .again(|bucket| Box::pin(trim::replace(bucket, name, trim, etag.as_ref())))
                 .await

@@ -225,10 +225,7 @@ async fn pass(
     if condemn && !options.dry_run {
         // Before anything is condemned by it.
         for (name, log) in &mut references.logs {
-            let said = log.say(asking, name.as_str()).await;
-            if volumes.get(name).is_none_or(|volume| !volume.is_apart) {
-                said?;
-            }
+            unless_apart(asking, &volumes[name], log.say(asking, name.as_str()).await)?;
         }
     }
     let mut walk = Walk::new(asking, &state, &references.marks, began, options.dry_run);

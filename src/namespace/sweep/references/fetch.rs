@@ -107,7 +107,8 @@ pub(super) async fn list(
         match read_list(asking, list, key, size, segment).await {
             Ok(Some(marks)) => return Ok(Some(marks)),
             // What is damaged there may be meant to be.
-            Ok(None) | Err(SweepError::List { .. }) => {}
+            Ok(None) => {}
+            Err(err) if err.is_of_writer() => {}
             Err(err) => return Err(err),
         }
     }

@@ -129,3 +129,25 @@ async fn a_fork_that_is_promoted_and_deleted_while_a_sweep_reads_stops_nothing_a
     sweep(&world).await.unwrap();
     assert_eq!(world.stored(), 1);
 }
+
+#[tokio::test]
+async fn all_of_a_fork_whose_deletion_is_not_decided_is_kept() {
+    let world = new_world().await;
+    job_with_a_name(&world).await;
+    let door = Door::open(&world);
+    let key = layout::volume("job");
+    let (json, etag) = stack::read_json(&door, &job()).await.unwrap().unwrap();
+    let undecided = stack::VolumeJson {
+        deleted_millis: Some(1),
+        deletion_undecided: true,
+        ..json
+    };
+    let put = door.put_if(&key, Body::raw(undecided.encode()), &etag).await;
+    assert!(matches!(put, Ok(Put::Written(_))));
+    for _ in 0..3 {
+        world.advance(WINDOW + 1);
+        sweep(&world).await.unwrap();
+    }
+    assert_eq!(world.stored(), 2);
+    assert!(door.head(&layout::head("job")).await.unwrap().is_some());
+}
