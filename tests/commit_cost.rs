@@ -1,4 +1,4 @@
-//! What it costs to commit does not depend on how many names the volume has.
+//! What it costs to commit, or to make a fork, does not depend on how many names the volume has.
 //!
 //! Counted by the server, following apart; how long it takes `scripts/bench --only commit` measures.
 
@@ -9,11 +9,11 @@ mod support;
 #[path = "support/volume.rs"]
 mod volume;
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use lab::{Lab, StoreKind};
 use s3server::Counts;
-use support::{machine::Machine, posix::file, rng::Rng};
+use support::{machine::Machine, posix::file, rng::Rng, wait};
 
 const SMALL: u64 = 1_000;
 const LARGE: u64 = 100_000;
@@ -81,4 +81,38 @@ fn a_commit_costs_as_much_among_a_hundred_thousand_names_as_among_a_thousand() {
     assert!(large.bytes_received > (FILES * 5000) as u64);
     // Replies of listings apart, nothing comes back.
     assert!(large.bytes_sent < 20_000, "{large:?}");
+}
+
+/// What it asks of the bucket to make a fork of a volume of `names`, live or as of now.
+fn fork_cost(names: u64, at: &str) -> Counts {
+    let lab = Lab::new(StoreKind::S3);
+    let shape = volume::Shape {
+        names,
+        per_dir: 250,
+        fan_out: 64,
+    };
+    lab.with_bucket(async |bucket| volume::make(&bucket, "main", shape).await.unwrap());
+    let spec = lab.spec("forker");
+    let mut command = spec.command();
+    command.args(["fork", "create", "fork", "--from", "main", "--at", at]);
+    command.args(&spec.args);
+    lab.server().reset_counts();
+    wait::run_ok(&mut command, Duration::from_secs(60));
+    let counts = lab.server().counts();
+    eprintln!("{names} names, {at}: {:?}", counts.requests);
+    counts
+}
+
+#[test]
+fn a_fork_of_a_hundred_thousand_names_costs_as_much_as_one_of_a_thousand() {
+    for at in ["live", "now"] {
+        let (small, large) = (fork_cost(SMALL, at), fork_cost(LARGE, at));
+        assert_eq!(small.requests, large.requests, "{at}");
+        let all: u64 = large.requests.values().sum();
+        assert!(all <= 24, "{at}: {large:?}");
+        // Names and times have as many digits as they have.
+        let difference = small.bytes_received.abs_diff(large.bytes_received);
+        assert!(difference < 1000, "{at}: {small:?} {large:?}");
+        assert!(large.bytes_sent < 20_000, "{at}: {large:?}");
+    }
 }

@@ -9,6 +9,15 @@ mod volumes;
 
 use std::{fs, time::Duration};
 
+use casmount::{
+    base::{clock::Stamp, id::MachineId},
+    namespace::{
+        change::{Entry, PathChange},
+        segment::{self, Head},
+    },
+    store::rows::NodeKind,
+    tier::{Body, layout},
+};
 use lab::{Lab, StoreKind};
 use serde_json::Value;
 use support::{
@@ -30,6 +39,7 @@ on_both_stores!(
     a_good_job_whose_store_is_away_is_told_so_and_merged_later,
     the_first_job_of_a_store_makes_the_parent,
     what_is_no_job_is_refused,
+    who_merges_a_job_makes_a_catalog_of_the_parent_when_its_log_has_grown,
 );
 
 fn job(lab: &Lab, name: &str) -> MachineSpec {
@@ -277,4 +287,57 @@ fn what_is_no_job_is_refused(kind: StoreKind) {
         assert_eq!(output.status.code(), Some(2), "{args:?}");
         assert_says(&String::from_utf8_lossy(&output.stderr), &[words]);
     }
+}
+
+/// Has `machine` publish as many segments of main as make a catalog due for anybody, some minutes ago.
+fn long_log(lab: &Lab, machine: MachineId) {
+    lab.with_bucket(async |bucket| {
+        // Any write: the clock of the store is known from there on.
+        bucket.put_new("probe/long-log", Body::raw("x")).await.unwrap();
+        bucket.delete("probe/long-log").await.unwrap();
+        let began = bucket.clock().now_millis() - 600_000;
+        for seq in 1..=4100 {
+            let millis = began + seq;
+            let change = PathChange {
+                path: format!("f{}", seq % 100).into_bytes(),
+                stamp: Stamp {
+                    millis,
+                    counter: 0,
+                    machine,
+                },
+                entry: Some(Entry::new(NodeKind::Fifo, 0o644)),
+            };
+            let head = Head {
+                machine,
+                seq,
+                published_millis: millis,
+                previous: None,
+            };
+            let encoded = segment::encode_change(&change, machine).unwrap();
+            let key = layout::segment("main", millis, machine, seq);
+            let body = Body::raw(segment::encode(&head, &[encoded]));
+            bucket.put_new(&key, body).await.unwrap();
+        }
+    });
+}
+
+fn who_merges_a_job_makes_a_catalog_of_the_parent_when_its_log_has_grown(kind: StoreKind) {
+    let lab = Lab::new(kind);
+    let has_catalog = || objects_of(&lab, "main").contains_key(&layout::head("main"));
+    long_log(&lab, MachineId(5));
+    let mut job = good_job(&lab, "job-1");
+    file(&job.path("new"), b"new");
+    // At the end of its mount, or from anywhere.
+    if kind == StoreKind::S3 {
+        assert!(!has_catalog());
+        job.unmount_with(&["--success"]);
+    } else {
+        job.unmount();
+        assert!(!has_catalog());
+        offline_ok(&lab, &["fork", "promote", "job-1", "--into", "main"]);
+    }
+    assert!(has_catalog(), "nobody compacts what jobs write");
+    let late = machine(&lab, "late", "main");
+    assert_eq!(content(&late.path("new")), b"new");
+    assert_eq!(fs::read_dir(late.root()).unwrap().count(), 101);
 }

@@ -15,6 +15,15 @@ use std::{
     time::Duration,
 };
 
+use casmount::{
+    base::{digest::Digest, id::MachineId},
+    namespace::{
+        change::{Entry, EntryBlob, EntryChunks, PathChange},
+        segment::{self, Head},
+    },
+    store::rows::NodeKind,
+    tier::{Body, layout},
+};
 use lab::{Lab, StoreKind};
 use serde_json::json;
 use support::{
@@ -36,6 +45,7 @@ on_both_stores!(
     a_promotion_waits_for_nothing_and_loses_nothing_while_the_store_is_away,
     what_cannot_be_promoted_is_refused_and_nothing_is_written,
     a_name_whose_bytes_are_gone_is_not_promoted,
+    a_stamp_that_a_fork_copied_from_its_parent_divides_no_machines,
 );
 
 fn promote(lab: &Lab, name: &str) -> String {
@@ -416,4 +426,71 @@ fn the_cost_of_a_promotion_is_that_of_the_fork_alone() {
     // The store, the volumes twice, the log, its segments, the packs, and one segment.
     assert!(counts.total() <= 16 + segments + 8, "{counts:?}");
     assert_eq!(counts.of("PutObject"), 1, "{counts:?}");
+}
+
+/// What the log of main says of `path`.
+fn said_of(lab: &Lab, path: &str) -> PathChange {
+    let log = objects_of(lab, "main").into_iter();
+    let segments = log.filter(|(key, _)| key.starts_with(&layout::log_prefix("main")));
+    let mut changes = segments.flat_map(|(_, bytes)| segment::decode(&bytes).unwrap().changes);
+    let is_it = |change: &PathChange| change.path == path.as_bytes();
+    changes.find(is_it).expect("it was published")
+}
+
+fn a_stamp_that_a_fork_copied_from_its_parent_divides_no_machines(kind: StoreKind) {
+    let lab = Lab::new(kind);
+    let parent = parent(&lab);
+    fork(&lab, "pr-1", "main", &["--own-prefix"]);
+    let (machine_of_fork, forged) = (MachineId(7), b"forged");
+    let digest = Digest::of(forged);
+    let changes: Vec<PathChange> = ["kept", "written"]
+        .into_iter()
+        .map(|path| PathChange {
+            entry: Some(Entry {
+                blob: Some(EntryBlob {
+                    digest,
+                    size: forged.len() as u64,
+                    chunks: EntryChunks::Single,
+                    places: Vec::new(),
+                }),
+                ..Entry::new(NodeKind::File, 0o644)
+            }),
+            ..said_of(&lab, path)
+        })
+        .collect();
+    lab.with_bucket(async |bucket| {
+        let own = format!("{}{}", layout::volume_prefix("pr-1"), layout::blob(&digest));
+        bucket.put_new(&own, Body::raw(forged.to_vec())).await.unwrap();
+        let head = Head {
+            machine: machine_of_fork,
+            seq: 1,
+            published_millis: bucket.clock().now_millis(),
+            previous: None,
+        };
+        let encode = |change| segment::encode_change(change, machine_of_fork).unwrap();
+        let encoded: Vec<_> = changes.iter().map(encode).collect();
+        let key = layout::segment("pr-1", head.published_millis, machine_of_fork, 1);
+        let body = Body::raw(segment::encode(&head, &encoded));
+        bucket.put_new(&key, body).await.unwrap();
+    });
+    promote(&lab, "pr-1");
+    // Whoever had the one, and who reads both, in one order or from a catalog.
+    until_caught_up(&parent);
+    let late = machine(&lab, "late", "main");
+    for path in ["kept", "written"] {
+        assert_eq!(content(&parent.path(path)), content(&late.path(path)), "{path}");
+    }
+    let stamps: Vec<_> = changes.iter().map(|change| change.stamp).collect();
+    let log = objects_of(&lab, "main").into_values();
+    let decoded = log.filter_map(|bytes| segment::decode(&bytes).ok());
+    let copied = decoded.flat_map(|decoded| decoded.changes);
+    let copied = copied.filter(|change| stamps.contains(&change.stamp) && change.entry.is_some());
+    for change in copied {
+        let blob = change.entry.unwrap().blob;
+        assert_ne!(
+            blob.map(|blob| blob.digest),
+            Some(digest),
+            "one stamp, two contents"
+        );
+    }
 }

@@ -27,6 +27,7 @@ on_both_stores!(
     a_rule_and_a_snapshot_refuse_each_other,
     whoever_keeps_young_may_be_killed_at_any_moment,
     whoever_sets_the_retention_may_be_killed_at_any_moment,
+    a_daemon_that_starts_while_its_store_is_away_keeps_young_what_is_used,
 );
 
 const LIFETIME: Duration = Duration::from_secs(40);
@@ -367,4 +368,31 @@ fn a_retention_whose_reply_is_lost_is_set_and_said() {
     assert!(refused.stdout.is_empty(), "{refused:?}");
     lab.server().set_faults(Faults::default());
     sweep_says(&lab, &[], 2, &["lifecycle rule"]);
+}
+
+fn a_daemon_that_starts_while_its_store_is_away_keeps_young_what_is_used(kind: StoreKind) {
+    const FILES: usize = 6;
+    let mut rng = Rng::seeded(9);
+    let mut used = Vec::new();
+    let lab = lab_with(kind, |first| used = write_files(first, "used", FILES, &mut rng));
+    let mut b = lab.machine("b");
+    for (number, bytes) in used.iter().enumerate() {
+        b.until_content(&format!("used/{number}"), bytes);
+    }
+    b.unmount();
+    lab.set_down(true);
+    b.restart();
+    lab.set_down(false);
+    let began = std::time::Instant::now();
+    wait::until("a lifetime and a half is over", SOON, || {
+        for number in 0..FILES {
+            File::open(b.path(format!("used/{number}"))).unwrap();
+        }
+        lab.expire_blobs(LIFETIME);
+        (began.elapsed() > LIFETIME * 3 / 2).then_some(())
+    });
+    let c = lab.machine("c");
+    for (number, bytes) in used.iter().enumerate() {
+        assert!(content(&c.path(format!("used/{number}"))) == *bytes, "{number}");
+    }
 }

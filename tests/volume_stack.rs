@@ -59,6 +59,7 @@ impl Store {
             bases: std::collections::BTreeMap::new(),
             created_millis: 1,
             deleted_millis: None,
+            deletion_undecided: false,
         };
         self.put(&layout::volume(volume), json.encode()).await;
     }

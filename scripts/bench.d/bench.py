@@ -208,7 +208,10 @@ class Bench:
             cache = disk.path / name
             return Casmount(self.program, name, self.work, cache, server.url, server.env, "--min-free", "0")
 
-        samples = job.measure(server, machine, self.options.runs, self.wants)
+        def compact():
+            run(self.program, "compact", "--store", server.url, "--trail", "0s", env=dict(os.environ, **server.env))
+
+        samples = job.measure(server, machine, compact, self.options.runs, self.wants)
         for name in JOB:
             if self.wants(name):
                 self.add(kind, name, {"casmount": samples[name]})

@@ -4,6 +4,9 @@ Earlier jobs left 30,000 files of 1 to 64 KiB in the volume, each job 1,500 of t
 empty cache looks up 5,000 names, of which a tenth do not exist, reads 9,000 files, taken at random
 from all, and writes 1,500 new ones. The server counts, following apart: the machine has read the log before.
 The flush of 1,500 new files is measured over a link whose every reply takes 30 ms.
+
+`job-catalog-*` is the same where the machine opens the volume from a catalog, as a volume that was written to for a
+while is opened: the first look into a directory then loads the parts of the catalog that cover it.
 """
 
 import json
@@ -48,16 +51,29 @@ def asked(server, before, *operations):
     return sum(now.get(operation, 0) - before.get(operation, 0) for operation in operations)
 
 
-def measure(server, machine, runs, wants):
+def measure(server, machine, compact, runs, wants):
     """Samples of each measurement that is wanted; `machine(name)` starts one with an empty cache."""
     rng = random.Random(20)
     writer = machine("earlier")
     for job in range(JOBS):
         write_job(writer.path, job, rng)
         writer.flush()
-    samples = {"job-lookups": [], "job-gets": [], "job-puts": [], "flush-30ms": []}
+    samples = {"flush-30ms": []}
+    jobs(server, machine, "job", runs, wants, samples, rng)
+    if any(wants(f"job-catalog-{what}") for what in ("lookups", "gets", "puts")):
+        compact()
+        jobs(server, machine, "job-catalog", runs, wants, samples, rng)
+    writer.stop()
+    return samples
+
+
+def jobs(server, machine, kind, runs, wants, samples, rng):
+    lookups, gets, puts = (samples.setdefault(f"{kind}-{what}", []) for what in ("lookups", "gets", "puts"))
+    # Of names that no job of another kind writes.
+    first = JOBS + 2 + (1000 if kind == "job-catalog" else 0)
     for number in range(runs):
-        cold = machine(f"job{number}")
+        cold = machine(f"{kind}{number}")
+        opened = counts(server)
         last = cold.path / name(JOBS - 1, FILES_OF_JOB - 1)
         deadline = time.monotonic() + 60
         while not last.exists():
@@ -66,21 +82,22 @@ def measure(server, machine, runs, wants):
             time.sleep(0.1)
         everything = [(job, file) for job in range(JOBS) for file in range(FILES_OF_JOB)]
         rng.shuffle(everything)
-        began = counts(server)
+        # Of a catalog the first look is counted as well; without one the log has to be read before.
+        began = opened if kind == "job-catalog" else counts(server)
         for job, file in everything[: LOOKUPS - MISSES]:
             os.stat(cold.path / name(job, file))
         for file in range(MISSES):
             if (cold.path / name(JOBS + 1, file)).exists():
                 raise RuntimeError("a name is there that nobody made")
-        samples["job-lookups"].append(asked(server, began, "GetObject", "HeadObject"))
+        lookups.append(asked(server, began, "GetObject", "HeadObject"))
         for job, file in everything[:READS]:
             (cold.path / name(job, file)).read_bytes()
-        samples["job-gets"].append(asked(server, began, "GetObject", "HeadObject"))
+        gets.append(asked(server, began, "GetObject", "HeadObject"))
         before = counts(server)
-        write_job(cold.path, JOBS + 2 + number, rng)
+        write_job(cold.path, first + number, rng)
         cold.flush()
-        samples["job-puts"].append(asked(server, before, "PutObject"))
-        if wants("flush-30ms"):
+        puts.append(asked(server, before, "PutObject"))
+        if kind == "job" and wants("flush-30ms"):
             set_faults(server, {"latency_ms": LATENCY_MS})
             write_job(cold.path, JOBS + 100 + number, rng)
             began = time.monotonic()
@@ -88,5 +105,3 @@ def measure(server, machine, runs, wants):
             samples["flush-30ms"].append(time.monotonic() - began)
             set_faults(server, {})
         cold.stop()
-    writer.stop()
-    return samples

@@ -15,6 +15,10 @@ TARGETS = {
     "job-gets": ("GETs", None, None, 1501),
     "job-puts": ("PUTs", None, None, 101),
     "flush-30ms": ("s", None, None, 1.5),
+    # The same job where the volume is opened from a catalog: what a lookup costs is the parts that its directory is in.
+    "job-catalog-lookups": ("GETs", None, None, 101),
+    "job-catalog-gets": ("GETs", None, None, 1501),
+    "job-catalog-puts": ("PUTs", None, None, 101),
     # Settle time, two seconds, and what the upload of a small file takes over loopback.
     "visibility": ("s", None, None, 4.5),
     "visibility-worst": ("s", None, None, 4.5),
@@ -25,7 +29,10 @@ TARGETS = {
     "commit-bytes": ("KB", "of-10k", 1.05, None),
     "commit-time": ("s", "of-10k", 1.5, None),
 }
-JOB = ("job-lookups", "job-gets", "job-puts", "flush-30ms")
+JOB = (
+    "job-lookups", "job-gets", "job-puts", "flush-30ms",
+    "job-catalog-lookups", "job-catalog-gets", "job-catalog-puts",
+)
 OPENING = ("first-stat", "find", "find-memory")
 FLEET = ("visibility", "visibility-worst", "follow-use", "follow-idle")
 COMMIT = ("commit-requests", "commit-bytes", "commit-time")

@@ -70,6 +70,9 @@ impl Stamp {
 /// Set in the counter of a name that expired; below it is the hour.
 const EXPIRED: u32 = 1 << 31;
 
+/// The greatest counter of a change that a machine made.
+pub const MAX_COUNTER: u32 = EXPIRED - 1;
+
 pub const HOUR_MILLIS: u64 = 3_600_000;
 
 impl fmt::Debug for Stamp {

@@ -64,6 +64,39 @@ impl From<VolumeName> for String {
     }
 }
 
+/// Volumes by their names: one, or with a `*` at the end all whose names begin so. Not `*` alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumePattern {
+    begin: String,
+    is_open: bool,
+}
+
+impl VolumePattern {
+    #[must_use]
+    pub fn matches(&self, volume: &VolumeName) -> bool {
+        if self.is_open {
+            volume.as_str().starts_with(&self.begin)
+        } else {
+            volume.as_str() == self.begin
+        }
+    }
+}
+
+impl FromStr for VolumePattern {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let begin = text.strip_suffix('*').unwrap_or(text);
+        let _: VolumeName = begin
+            .parse()
+            .map_err(|_| format!("{text:?} is no volume name, nor the begin of one with a '*' behind it"))?;
+        Ok(Self {
+            begin: begin.to_owned(),
+            is_open: begin != text,
+        })
+    }
+}
+
 /// Where the view of a volume as of a moment begins: a catalog, and from there the log up to the moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Base {
@@ -243,6 +276,19 @@ mod tests {
             &"a".repeat(64),
         ] {
             assert!(name.parse::<VolumeName>().is_err(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_is_a_name_or_the_begin_of_one() {
+        let matches = |pattern: &str, volume: &str| {
+            let pattern: VolumePattern = pattern.parse().unwrap();
+            pattern.matches(&volume.parse().unwrap())
+        };
+        assert!(matches("pr-*", "pr-1") && matches("pr-*", "pr-") && matches("pr-1", "pr-1"));
+        assert!(!matches("pr-*", "pr") && !matches("pr-*", "main") && !matches("pr-1", "pr-10"));
+        for odd in ["*", "", "pr-*1", "PR-*", "**"] {
+            assert!(odd.parse::<VolumePattern>().is_err(), "{odd}");
         }
     }
 

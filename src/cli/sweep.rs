@@ -16,7 +16,10 @@ use super::{
     retention::{self, Retention},
 };
 use crate::{
-    base::units::{format_moment, format_size},
+    base::{
+        units::{format_moment, format_size},
+        volume::VolumePattern,
+    },
     config::{Dirs, VolumeName},
     daemon,
     namespace::{
@@ -44,6 +47,7 @@ Examples:
   casmount sweep --store s3://my-bucket/ci --dry-run    what would be deleted
   casmount sweep --store s3://my-bucket/ci              once a day
   casmount sweep --store s3://my-bucket/ci --window 3d --wait
+  casmount sweep --store s3://my-bucket/ci --untrusted 'pr-*'    pull requests may write below volumes/pr-*
   casmount sweep --store s3://my-bucket/ci --expire 30d    once a day; names unused for 30 days go
   casmount sweep --store s3://my-bucket/ci --expire 30d --volume main --volume nightly
   casmount sweep --store s3://my-bucket/ci --expire 30d --dry-run    what would go
@@ -64,6 +68,10 @@ pub struct SweepArgs {
     /// The volumes whose names expire [default: all but forks]
     #[arg(long, value_name = "NAME", requires = "expire")]
     volume: Vec<VolumeName>,
+    /// Volumes that machines may write to which are trusted less, beside forks with --own-prefix: a name, or the begin of
+    /// names with a `*` behind it. What cannot be read of them is told, and stops nothing; their names do not expire
+    #[arg(long, value_name = "NAME")]
+    untrusted: Vec<VolumePattern>,
     /// Who deletes from the store what nobody uses, for all machines: `sweep`, or `lifecycle=30d`, a lifecycle rule of its
     /// bucket. Only says so in the store, and prints the rule; while nothing is mounted
     #[arg(long, value_name = "WHO", conflicts_with_all = ["expire", "window", "wait", "dry_run"])]
@@ -124,6 +132,7 @@ pub fn run(args: &SweepArgs) -> Result<(), Failure> {
         dry_run: args.dry_run,
         wait: args.wait,
         price: args.price,
+        untrusted: args.untrusted.clone(),
         log_age: args.log_age.unwrap_or(MIN_LOG_AGE),
     };
     let runtime = Builder::new_multi_thread()
@@ -135,6 +144,7 @@ pub fn run(args: &SweepArgs) -> Result<(), Failure> {
     let expire = args.expire.map(|unused_for| ExpireOptions {
         unused_for,
         volumes: args.volume.clone(),
+        untrusted: args.untrusted.clone(),
         dry_run: args.dry_run,
     });
     let expiry = expire
@@ -348,6 +358,7 @@ fn text(report: &SweepReport) -> String {
             amount(all.left)
         ));
     }
+    lines.extend(ignored(&report.ignored));
     if report.lost_lists > 0 {
         lines.push(format!(
             "{} of large files are gone from the store: those files cannot be read",
@@ -361,6 +372,18 @@ fn text(report: &SweepReport) -> String {
         ));
     }
     lines.join("\n") + "\n"
+}
+
+/// Says what was not understood, and stopped nothing.
+fn ignored(what: &[String]) -> Vec<String> {
+    const SHOWN: usize = 5;
+    let some = what
+        .iter()
+        .take(SHOWN)
+        .map(|one| format!("counts for nothing: {one}"));
+    let more = what.len().saturating_sub(SHOWN);
+    let more = (more > 0).then(|| format!("counts for nothing: at least {more} more (--json shows them)"));
+    some.chain(more).collect()
 }
 
 /// Says how much of what was told is of one sort.

@@ -4,6 +4,8 @@
 //! The fork stays, whatever comes: what could not be promoted is promoted by a repeat, also
 //! from another machine (`casmount fork promote`).
 
+use std::time::Duration;
+
 use tokio::{sync::mpsc, time::Instant};
 
 use super::{
@@ -12,7 +14,14 @@ use super::{
     error::chain,
     serving::Serving,
 };
-use crate::{base::volume::VolumeName, config::CommitMode, namespace::promote};
+use crate::{
+    base::volume::VolumeName,
+    config::CommitMode,
+    namespace::{catalog::compactor, promote},
+};
+
+/// What somebody who commits may have to wait for a catalog of the parent: enough for some millions of names.
+const COMPACT_WITHIN: Duration = Duration::from_secs(60);
 
 /// The volume that the mounted one is a fork of.
 fn parent(serving: &Serving) -> Option<&VolumeName> {
@@ -65,6 +74,21 @@ pub async fn at_success(
     Some(promote_into(serving, into, deadline, replies).await)
 }
 
+/// Makes a catalog of the parent if its log has grown: where all work in forks, nobody else is there to do it. Nothing
+/// depends on it, so nobody waits for it for long.
+async fn compact(serving: &Serving, into: &VolumeName, deadline: Instant) {
+    let (bucket, machine) = (&serving.whole_bucket, serving.layers.store.machine);
+    let spill_dir = serving.settings.cache_dir.clone();
+    let work = compactor::after_writing(bucket, into, machine, spill_dir);
+    match tokio::time::timeout_at(deadline.min(Instant::now() + COMPACT_WITHIN), work).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(err)) => tracing::warn!(err = chain(&err), %into, "the log of the parent is not compacted"),
+        Err(_) => {
+            tracing::info!(%into, "compacting the log of the parent took too long, and is left to another machine");
+        }
+    }
+}
+
 fn report(serving: &Serving, into: &VolumeName) -> CommitReport {
     CommitReport {
         volume: serving.settings.volume.to_string(),
@@ -107,7 +131,10 @@ async fn promote_into(
         },
     };
     match &report.error {
-        None => tracing::info!(%volume, %into, changes = report.changes, "promoted"),
+        None => {
+            tracing::info!(%volume, %into, changes = report.changes, "promoted");
+            compact(serving, into, deadline).await;
+        }
         Some(error) => tracing::error!(%volume, %into, error, "not promoted"),
     }
     report

@@ -2,21 +2,29 @@
 
 use std::time::Duration;
 
-use super::{bucket, error::StartError};
+use super::{
+    bucket,
+    error::{StartError, chain},
+};
 use crate::{
-    base::volume::VolumeName,
+    base::{id::MachineId, volume::VolumeName},
     config::Settings,
     namespace::{
+        catalog::compactor,
         expire,
         promote::{self, OnStep, PromoteError, Promoted},
         stack::{self, ForkPoint, StackError, VolumeJson},
         view::ViewError,
         volumes::{self, DeleteError, Deleted},
     },
+    tier::SharedBucket,
 };
 
 /// How long the store may take to make a fork.
 const WITHIN: Duration = Duration::from_secs(30);
+
+/// How long a catalog of the parent may take after a promotion.
+const COMPACT_WITHIN: Duration = Duration::from_secs(600);
 
 /// Makes the volume `name`, a fork of `from`, in the store of `settings`.
 pub async fn create(
@@ -46,12 +54,25 @@ pub async fn promote(
 ) -> Result<Promoted, StartError> {
     let bucket = bucket::open(settings).await?;
     let promoted = promote::promote(&bucket, name, into, on_step).await;
+    if promoted.is_ok() {
+        compact(&bucket, into).await;
+    }
     promoted.map_err(|err| match err {
         PromoteError::Stack(StackError::Bucket(cause)) | PromoteError::View(ViewError::Bucket(cause)) => {
             bucket::failed(settings, cause)
         }
         source => StartError::Promote { source },
     })
+}
+
+/// Makes a catalog of the parent if its log has grown, because nobody else may be there to do it. Nothing depends on it.
+async fn compact(bucket: &SharedBucket, into: &VolumeName) {
+    let work = compactor::after_writing(bucket, into, MachineId::random(), std::env::temp_dir());
+    match tokio::time::timeout(COMPACT_WITHIN, work).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(err)) => tracing::warn!(err = chain(&err), %into, "the log of the parent is not compacted"),
+        Err(_) => tracing::info!(%into, "compacting the log of the parent took too long"),
+    }
 }
 
 /// Deletes the fork `name`; what it told of its uses stays.

@@ -20,7 +20,7 @@ use crate::{
         follow::{self, StackFollowerHandle},
         preset::volume::Kept,
         publish::{self, Meanwhile, PublisherHandle},
-        touch::tell::{self, Refresh, TellerHandle},
+        touch::tell::{self, Lifetime, Refresh, TellerHandle},
         tree::{TellKernel, Tree},
     },
     store::{Store, StoreOptions},
@@ -48,8 +48,8 @@ pub struct Layers {
     pub follower: Arc<StackFollowerHandle>,
     /// Of a fork.
     watch: Option<JoinHandle<()>>,
-    /// A mount that only reads has none.
-    pub compactor: Option<CompactorHandle>,
+    /// Of the mounted volume and of those below it; a mount that only reads has none.
+    pub compactors: Vec<CompactorHandle>,
     /// A mount that only reads has none.
     pub teller: Option<TellerHandle>,
 }
@@ -57,7 +57,8 @@ pub struct Layers {
 impl Layers {
     /// Opens the cache directory and starts everything above it.
     ///
-    /// `volume_presets` are those in the settings of the volume; `None`: those of the last mount.
+    /// `volume_presets` are those in the settings of the volume; `None`: those of the last mount. The lifetime is that of the
+    /// blobs of the store; `None`: it was away.
     /// Must run inside `runtime`, on a thread that may block.
     #[expect(
         clippy::too_many_arguments,
@@ -69,7 +70,7 @@ impl Layers {
         store_id: StoreId,
         (stack, catalogs): (&Stack, &[Option<Opened>]),
         volume_presets: Option<Kept>,
-        (bucket, lifetime): (&SharedBucket, Option<Duration>),
+        (bucket, lifetime): (&SharedBucket, Option<Option<Duration>>),
         tell_kernel: &TellKernel,
         runtime: &Handle,
     ) -> Result<Self, StartError> {
@@ -151,13 +152,18 @@ impl Layers {
             }
         }));
         let teller = (!settings.read_only).then(|| {
+            let voucher = || uploader.voucher(Arc::clone(&store.fetcher));
             // Who writes his blobs elsewhere cannot keep those of all.
-            let lifetime = lifetime.filter(|_| !stack.layers()[0].own_prefix);
-            let refresh = lifetime.map(|lifetime| Refresh {
-                lifetime,
-                voucher: uploader.voucher(Arc::clone(&store.fetcher)),
-            });
-            tell::spawn(runtime, stack, &tree, bucket, store.machine, refresh)
+            let is_apart = stack.layers()[0].own_prefix;
+            let lifetime = match if is_apart { Some(None) } else { lifetime } {
+                Some(None) => Lifetime::Unlimited,
+                Some(Some(lifetime)) => Lifetime::Limited(Refresh {
+                    lifetime,
+                    voucher: voucher(),
+                }),
+                None => Lifetime::Unknown(voucher()),
+            };
+            tell::spawn(runtime, stack, &tree, bucket, store.machine, lifetime)
         });
         let publisher = publish::spawn(
             runtime,
@@ -170,7 +176,12 @@ impl Layers {
             meanwhile(&follower, &vfs, bucket),
         );
         let watch = volumes::watch(bucket, stack, publisher.to_halt());
-        let compactor = (!settings.read_only).then(|| {
+        let compacted = if settings.read_only {
+            Vec::new()
+        } else {
+            compactor::volumes(stack)
+        };
+        let compactors = compacted.into_iter().map(|volume| {
             let (followed, published) = (Arc::downgrade(&follower), publisher.counter());
             let read = move || {
                 followed
@@ -179,7 +190,7 @@ impl Layers {
             };
             compactor::spawn(
                 runtime,
-                stack.volume().clone(),
+                volume,
                 bucket,
                 store.machine,
                 settings.cache_dir.clone(),
@@ -187,6 +198,7 @@ impl Layers {
                 Threshold::default(),
             )
         });
+        let compactors = compactors.collect();
         Ok(Self {
             store,
             vfs,
@@ -194,7 +206,7 @@ impl Layers {
             publisher,
             follower,
             watch,
-            compactor,
+            compactors,
             teller,
         })
     }
@@ -208,7 +220,7 @@ impl Layers {
         if let Some(watch) = self.watch {
             watch.abort();
         }
-        if let Some(compactor) = self.compactor {
+        for compactor in self.compactors {
             compactor.shutdown().await;
         }
         if let Some(teller) = self.teller {

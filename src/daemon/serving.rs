@@ -137,10 +137,10 @@ impl Serving {
                 .collect(),
             compact: self
                 .layers
-                .compactor
-                .as_ref()
+                .compactors
+                .iter()
                 .map(|compactor| Compact::from(compactor.status()))
-                .unwrap_or_default(),
+                .fold(Compact::default(), Compact::and),
             uses: self
                 .layers
                 .teller

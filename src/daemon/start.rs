@@ -119,7 +119,7 @@ pub async fn start(plan: &Plan, announcer: &Announcer) -> Result<Serving, StartE
         store_id,
         (&stack, &catalogs),
         volume_presets,
-        (&bucket, lifetime.flatten()),
+        (&bucket, lifetime),
         &gate.teller(),
         &Handle::current(),
     )?;

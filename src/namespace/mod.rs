@@ -37,6 +37,7 @@ pub mod segment;
 pub mod snapshot;
 pub mod stack;
 pub mod sweep;
+mod together;
 pub mod touch;
 pub mod tree;
 pub mod trim;

@@ -6,7 +6,7 @@
 //!
 //! 1. Promoted is what the fork itself says (its uppermost layer), deletions too; never what it only shows of
 //!    its parent. So the cost does not depend on the parent.
-//! 2. A change keeps the stamp that it was made with. Of two changes of a path the later one counts, as between
+//! 2. A change keeps the stamp that it was made with, but for laws 6 and 7. Of two changes of a path the later one counts, as between
 //!    two machines of one volume: what the parent changed after the fork did stays.
 //! 3. Merging is idempotent, so a promotion may be repeated, also after a crash, also while another
 //!    machine does the same. What the fork says later is promoted by the next promotion.
@@ -15,6 +15,10 @@
 //! 5. A name goes out only when every object that it needs is known to be in the bucket. If one is not,
 //!    nothing is promoted.
 //! 6. A stamp from the future (a wrong clock, or ill will) becomes one of now: it shall not win for ever.
+//! 7. Of two changes of a path with one stamp nobody knows which counts: whoever has the one keeps it, whoever reads
+//!    both takes the other. No machine makes them; but writers that are not trusted could copy a stamp of the parent's log. So
+//!    where they wrote the fork, the machine in a stamp becomes a digest of the fork's name and of the whole change: the same for
+//!    the same change, whenever and by whomever it is promoted, and for no other.
 //!
 //! The fork stays as it is. Where it goes on to say what was promoted, it hides what its parent says later,
 //! as ever.
@@ -33,7 +37,8 @@ pub(super) mod write;
 
 use crate::{
     base::{
-        clock::Stamp,
+        clock::{MAX_COUNTER, Stamp},
+        digest::Digest,
         id::MachineId,
         volume::{StackLayer, VolumeName},
     },
@@ -45,6 +50,7 @@ use adopt::Domains;
 use super::{
     change::PathChange,
     publish::LATE_MILLIS,
+    segment::{self, EncodedChange},
     stack::{self, StackError, Standing},
     view::{self, Registers, ViewError},
 };
@@ -142,6 +148,9 @@ pub async fn promote(
     let reading = |segments, of| on_step(PromoteStep::Reading { segments, of });
     let registers = view::registers(bucket, &layer, &reading).await?;
     let mut changes = in_order(registers, bucket.clock().now_millis(), MachineId::random());
+    if domains.is_some() {
+        stamp_anew(fork, &mut changes);
+    }
     let removed = changes.iter().filter(|change| change.entry.is_none()).count() as u64;
     let confirmed = match &domains {
         Some(domains) => adopt::adopt(bucket, domains, fork, &mut changes, on_step).await?,
@@ -215,10 +224,94 @@ fn in_order(registers: Registers, now: u64, machine: MachineId) -> Vec<PathChang
     changes
 }
 
+/// Gives changes of writers that are not trusted stamps that no other change has (law 7), and orders them by these.
+fn stamp_anew(fork: &VolumeName, changes: &mut [PathChange]) {
+    for change in changes.iter_mut() {
+        let mut said = change.clone();
+        // Where the bytes are is no part of what is said, and promoting changes it.
+        if let Some(blob) = said.entry.as_mut().and_then(|entry| entry.blob.as_mut()) {
+            blob.places.clear();
+        }
+        // What cannot be encoded is not published either.
+        let encoded = segment::encode_change(&said, MachineId(0));
+        let encoded = encoded.as_ref().map_or(&[][..], EncodedChange::as_bytes);
+        let digest = Digest::of(&[fork.as_str().as_bytes(), b"/", encoded].concat());
+        let (number, _) = digest
+            .as_bytes()
+            .split_first_chunk::<8>()
+            .expect("a digest has 32 bytes");
+        // 0 is nobody's: that of names that expired.
+        let machine = MachineId(u64::from_be_bytes(*number).max(1));
+        let counter = change.stamp.counter.min(MAX_COUNTER);
+        change.stamp = Stamp {
+            counter,
+            machine,
+            ..change.stamp
+        };
+    }
+    changes.sort_by(|a, b| (a.stamp, &a.path).cmp(&(b.stamp, &b.path)));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::namespace::view::Register;
+    use crate::{
+        namespace::{
+            change::{Entry, EntryBlob, EntryChunks},
+            view::Register,
+        },
+        store::{pack::PackPlace, rows::NodeKind},
+    };
+
+    fn blob(bytes: &[u8], places: Vec<Option<PackPlace>>) -> EntryBlob {
+        EntryBlob {
+            digest: Digest::of(bytes),
+            size: bytes.len() as u64,
+            chunks: EntryChunks::Single,
+            places,
+        }
+    }
+
+    #[test]
+    fn changes_that_differ_never_have_one_stamp_and_one_change_always_the_same() {
+        let copied = Stamp {
+            millis: 1_767_225_600_000,
+            counter: 3,
+            machine: MachineId(5),
+        };
+        let stamped = |fork: &str, blob: Option<EntryBlob>, stamp| {
+            let entry = blob.map(|blob| Entry {
+                blob: Some(blob),
+                ..Entry::new(NodeKind::File, 0o644)
+            });
+            let mut changes = [PathChange {
+                path: b"a".to_vec(),
+                stamp,
+                entry,
+            }];
+            stamp_anew(&fork.parse().unwrap(), &mut changes);
+            changes[0].stamp
+        };
+        let place = PackPlace {
+            pack: Digest::of(b"pack"),
+            offset: 52,
+            stored_len: 1,
+            zstd: false,
+        };
+        let one = stamped("pr-1", Some(blob(b"x", Vec::new())), copied);
+        assert_eq!((one.millis, one.counter), (copied.millis, copied.counter));
+        assert_eq!(one, stamped("pr-1", Some(blob(b"x", vec![Some(place)])), copied));
+        let others = [
+            stamped("pr-1", Some(blob(b"y", Vec::new())), copied),
+            stamped("pr-2", Some(blob(b"x", Vec::new())), copied),
+            stamped("pr-1", None, copied),
+            copied,
+        ];
+        assert!(!others.contains(&one), "{others:?}");
+        // Nor is it taken for a name that expired.
+        let expired = copied.expired(490_000).unwrap();
+        assert!(!stamped("pr-1", None, expired).is_expired());
+    }
 
     #[test]
     fn changes_go_out_in_the_order_in_which_they_were_made_and_none_is_of_the_future() {

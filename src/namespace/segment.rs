@@ -159,6 +159,13 @@ const fn malformed(why: &'static str) -> SegmentError {
 #[derive(Clone, Debug)]
 pub struct EncodedChange(Vec<u8>);
 
+impl EncodedChange {
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
 /// Encodes one change of a segment that `machine` publishes.
 ///
 /// # Errors

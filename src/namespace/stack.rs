@@ -18,6 +18,7 @@
 //! own_prefix           optional: true when its blobs and packs are below its own prefix ([`crate::tier::domain`])
 //! created_millis       when the volume was made, by the bucket's clock; for people
 //! deleted_millis       optional: when it was deleted, by the bucket's clock; nothing else of it counts then
+//! deletion_undecided   optional: true while the deletion may still be taken back; nothing was removed so far
 //! presets              optional: presets of directories, see [`super::preset::volume`]
 //! ```
 //!
@@ -75,6 +76,8 @@ pub struct VolumeJson {
     pub created_millis: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deleted_millis: Option<u64>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub deletion_undecided: bool,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub presets: BTreeMap<String, String>,
 }
@@ -193,11 +196,21 @@ impl VolumeJson {
 ///
 /// One request for each layer, and one more for each that is no fork itself.
 pub async fn read(bucket: &dyn Bucket, volume: &VolumeName) -> Result<Stack, StackError> {
+    let json = read_live(bucket, volume).await?;
+    stack_of(bucket, volume, json).await
+}
+
+/// The same for settings that were read, whatever they say of a deletion.
+pub(super) async fn stack_of(
+    bucket: &dyn Bucket,
+    volume: &VolumeName,
+    json: Option<VolumeJson>,
+) -> Result<Stack, StackError> {
     let mut stack = Stack::of(volume.clone());
     let mut until_millis: Option<u64> = None;
     let mut bases = BTreeMap::new();
     let mut above = volume.clone();
-    let mut next = read_live(bucket, volume).await?;
+    let mut next = json;
     while let Some(json) = next {
         if json.own_prefix {
             stack.keep_last_apart();
@@ -250,12 +263,6 @@ pub async fn standing(bucket: &dyn Bucket, volume: &VolumeName) -> Result<Standi
     })
 }
 
-/// Whether a volume, which may be deleted, keeps its blobs below its own prefix.
-pub async fn keeps_apart(bucket: &dyn Bucket, volume: &VolumeName) -> Result<bool, StackError> {
-    let json = read_json(bucket, volume).await?;
-    Ok(json.is_some_and(|(json, _)| json.own_prefix))
-}
-
 /// Makes the volume `name`, a fork of `from`. With `own_prefix`, or when `from` has one, its
 /// blobs are kept below its own prefix.
 ///
@@ -302,6 +309,7 @@ pub async fn create_fork(
         own_prefix: own_prefix || below.layers().iter().any(|layer| layer.own_prefix),
         created_millis: now,
         deleted_millis: None,
+        deletion_undecided: false,
         presets: BTreeMap::new(),
     };
     let key = layout::volume(name.as_str());
@@ -353,6 +361,7 @@ pub async fn ensure_fork(
             bases: BTreeMap::new(),
             created_millis: bucket.clock().now_millis(),
             deleted_millis: None,
+            deletion_undecided: false,
             presets: BTreeMap::new(),
         };
         // Refused: another machine was first.
@@ -419,6 +428,7 @@ pub(super) async fn change_presets(
                 bases: BTreeMap::new(),
                 created_millis: bucket.clock().now_millis(),
                 deleted_millis: None,
+                deletion_undecided: false,
                 presets: BTreeMap::new(),
             },
         };

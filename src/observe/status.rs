@@ -364,6 +364,17 @@ pub struct Compact {
     pub last_error: Option<String>,
 }
 
+impl Compact {
+    /// Of two volumes.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            done: self.done + other.done,
+            last_error: self.last_error.or(other.last_error),
+        }
+    }
+}
+
 impl From<CompactorStatus> for Compact {
     fn from(compactor: CompactorStatus) -> Self {
         Self {

@@ -25,6 +25,9 @@
 //!
 //! # Stability
 //!
+//! What is below `volumes/` and not below `volumes/<name of a volume>/` is of no volume, and no version of the format puts
+//! anything there. A volume has `volume.json`, `head.json`, a snapshot or something in its log, or it does not exist.
+//!
 //! Keys are part of the store's format (`casmount.json`, [`FORMAT_VERSION`]):
 //! readers refuse a newer version, and `tests/golden_chunking.rs` pins these texts.
 

@@ -60,12 +60,14 @@ impl Policy {
             "GetObject" | "HeadObject" => "s3:GetObject",
             // Of what may be written, all may be read.
             "PutObject" | "CopyObject" => "s3:PutObject",
-            "DeleteObject" => "s3:DeleteObject",
+            "DeleteObject" | "DeleteObjects" => "s3:DeleteObject",
             "ListObjectsV2" | "HeadBucket" => "s3:ListBucket",
             _ => return false,
         };
         let resource = match key {
             Some(key) => format!("arn:aws:s3:::{bucket}/{key}"),
+            // Its keys are in the body: who may not delete all may not delete many.
+            None if operation == "DeleteObjects" => format!("arn:aws:s3:::{bucket}/*"),
             None => format!("arn:aws:s3:::{bucket}"),
         };
         let applies = |effect: &str| {

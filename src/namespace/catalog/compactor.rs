@@ -1,4 +1,4 @@
-//! Compacts the mounted volume now and then, without anyone asking.
+//! Compacts the mounted volume, and those below it, now and then, without anyone asking.
 //!
 //! # Policy
 //!
@@ -11,7 +11,12 @@
 //! - After a failure it waits ten minutes. A server without conditional writes, or credentials that do not
 //!   permit it, end it: that is said once.
 //!
-//! A mount that only reads has none.
+//! A mount that only reads has none, nor have the layers below a fork that keeps its blobs apart: its machines may not write
+//! there ([`volumes`]).
+//!
+//! What jobs write into the parent of their forks may be all that is ever written there, and a job may be over before it
+//! would be thought of. So whoever promoted looks as well, once, and compacts at once ([`after_writing`]). Many may end
+//! at the same time; each draws by chance how far beyond the threshold it goes by, so that mostly one does the work.
 
 use std::{
     path::PathBuf,
@@ -29,7 +34,7 @@ use super::{
 use crate::{
     base::{
         id::{MachineId, random_bytes},
-        volume::VolumeName,
+        volume::{Stack, VolumeName},
     },
     namespace::{
         background::words,
@@ -100,13 +105,66 @@ fn lock(status: &Mutex<CompactorStatus>) -> MutexGuard<'_, CompactorStatus> {
     status.lock().expect("no code panics while it holds the status")
 }
 
-struct Compactor {
+/// The volumes of a stack that a machine compacts which has it mounted and writes to it.
+#[must_use]
+pub fn volumes(stack: &Stack) -> Vec<VolumeName> {
+    let [top, below @ ..] = stack.layers() else {
+        return Vec::new();
+    };
+    if top.frozen.is_some() {
+        return Vec::new();
+    }
+    // What is seen up to a moment has its catalog.
+    let below = below
+        .iter()
+        .filter(|layer| !top.own_prefix && layer.until_millis.is_none());
+    std::iter::once(top)
+        .chain(below)
+        .map(|layer| layer.volume.clone())
+        .collect()
+}
+
+/// Makes a catalog of `volume` if one is due, for whoever has written to it and goes. True if it made one.
+pub async fn after_writing(
+    bucket: &SharedBucket,
+    volume: &VolumeName,
+    machine: MachineId,
+    spill_dir: PathBuf,
+) -> Result<bool, CatalogError> {
+    let threshold = Threshold::default();
+    let beyond = 1.0 + chance();
+    let work = Work {
+        volume: volume.clone(),
+        bucket: Arc::clone(bucket),
+        machine,
+        spill_dir,
+        threshold: Threshold {
+            segments: (threshold.segments as f64 * beyond) as u64,
+            bytes: (threshold.bytes as f64 * beyond) as u64,
+            ..threshold
+        },
+    };
+    let (segments, bytes) = work.since_head().await?;
+    Ok(work.is_due(segments, bytes) && work.compact().await?)
+}
+
+/// From 0 to 1.
+fn chance() -> f64 {
+    f64::from(u32::from_le_bytes(random_bytes())) / f64::from(u32::MAX)
+}
+
+/// One volume, and how it is compacted.
+struct Work {
     volume: VolumeName,
     bucket: SharedBucket,
     machine: MachineId,
     spill_dir: PathBuf,
-    seen: SegmentCount,
     threshold: Threshold,
+}
+
+struct Compactor {
+    work: Work,
+    seen: SegmentCount,
     status: Arc<Mutex<CompactorStatus>>,
 }
 
@@ -122,12 +180,14 @@ pub fn spawn(
 ) -> CompactorHandle {
     let status = Arc::default();
     let compactor = Compactor {
-        volume,
-        bucket: Arc::clone(bucket),
-        machine,
-        spill_dir,
+        work: Work {
+            volume,
+            bucket: Arc::clone(bucket),
+            machine,
+            spill_dir,
+            threshold,
+        },
         seen,
-        threshold,
         status: Arc::clone(&status),
     };
     let (stop, mut stopped) = watch::channel(false);
@@ -145,9 +205,9 @@ impl Compactor {
         // Nobody knows how much log there was before: the first look is due at once.
         let mut looked_at = None;
         loop {
-            tokio::time::sleep(self.threshold.pace).await;
+            tokio::time::sleep(self.work.threshold.pace).await;
             let seen = (self.seen)();
-            if looked_at.is_some_and(|at| seen < at + self.threshold.segments) {
+            if looked_at.is_some_and(|at| seen < at + self.work.threshold.segments) {
                 continue;
             }
             match self.look().await {
@@ -155,16 +215,18 @@ impl Compactor {
                     looked_at = Some(seen.saturating_sub(waiting));
                     lock(&self.status).last_error = None;
                 }
+                Err(CatalogError::Bucket(TierError::Denied { permission, key, .. })) => {
+                    // Somebody else's to do.
+                    tracing::info!(permission, key, volume = %self.work.volume, "this machine may not compact the log");
+                    return;
+                }
                 Err(err) => {
                     let text = words(&err);
                     if lock(&self.status).last_error.as_ref() != Some(&text) {
-                        tracing::warn!(error = text, volume = %self.volume, "the log is not compacted");
+                        tracing::warn!(error = text, volume = %self.work.volume, "the log is not compacted");
                     }
                     lock(&self.status).last_error = Some(text);
-                    if matches!(
-                        err,
-                        CatalogError::NoConditions { .. } | CatalogError::Bucket(TierError::Denied { .. })
-                    ) {
+                    if matches!(err, CatalogError::NoConditions { .. }) {
                         return;
                     }
                     tokio::time::sleep(RETRY).await;
@@ -175,16 +237,26 @@ impl Compactor {
 
     /// Makes a catalog if one is due; returns how many segments are in the log behind the newest.
     async fn look(&self) -> Result<u64, CatalogError> {
-        let (segments, bytes) = self.since_head().await?;
-        if !self.is_due(segments, bytes) {
+        let work = &self.work;
+        let (segments, bytes) = work.since_head().await?;
+        if !work.is_due(segments, bytes) {
             return Ok(segments);
         }
-        let share = f64::from(u32::from_le_bytes(random_bytes())) / f64::from(u32::MAX);
-        tokio::time::sleep(self.threshold.spread.mul_f64(share)).await;
-        let (segments, bytes) = self.since_head().await?;
-        if !self.is_due(segments, bytes) {
+        tokio::time::sleep(work.threshold.spread.mul_f64(chance())).await;
+        let (segments, bytes) = work.since_head().await?;
+        if !work.is_due(segments, bytes) {
             return Ok(segments);
         }
+        if work.compact().await? {
+            lock(&self.status).done += 1;
+        }
+        Ok(0)
+    }
+}
+
+impl Work {
+    /// True if the catalog is this one's.
+    async fn compact(&self) -> Result<bool, CatalogError> {
         let options = CompactOptions {
             machine: self.machine,
             trail: self.threshold.trail,
@@ -192,7 +264,6 @@ impl Compactor {
         };
         match compact::compact(&self.bucket, &self.volume, &options, |_| {}).await? {
             Outcome::Done(done) => {
-                lock(&self.status).done += 1;
                 tracing::info!(
                     volume = %self.volume,
                     segments = done.segments,
@@ -201,10 +272,10 @@ impl Compactor {
                     written_parts = done.written_parts,
                     "made a catalog"
                 );
+                Ok(true)
             }
-            Outcome::Lost | Outcome::NothingNew(_) => {}
+            Outcome::Lost | Outcome::NothingNew(_) => Ok(false),
         }
-        Ok(0)
     }
 
     fn is_due(&self, segments: u64, bytes: u64) -> bool {
@@ -236,5 +307,33 @@ impl Compactor {
             after.clone_from(&last.key);
         }
         Ok((segments, bytes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::volume::StackLayer;
+
+    #[test]
+    fn layers_below_are_compacted_by_who_may_write_there_and_sees_all_of_them() {
+        let layer = |volume: &str| StackLayer::live(volume.parse().unwrap());
+        let compacted = |layers: Vec<StackLayer>| {
+            let stack = Stack::try_from(layers).unwrap();
+            let volumes = volumes(&stack).into_iter();
+            volumes.map(|volume| volume.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(compacted(vec![layer("main")]), ["main"]);
+        assert_eq!(compacted(vec![layer("job"), layer("main")]), ["job", "main"]);
+        let bounded = StackLayer {
+            until_millis: Some(7),
+            ..layer("main")
+        };
+        assert_eq!(compacted(vec![layer("job"), bounded]), ["job"]);
+        let apart = StackLayer {
+            own_prefix: true,
+            ..layer("pr-1")
+        };
+        assert_eq!(compacted(vec![apart, layer("main")]), ["pr-1"]);
     }
 }

@@ -72,7 +72,7 @@ use super::{
     volumes::{self, Listed},
 };
 use crate::{
-    base::volume::VolumeName,
+    base::volume::{VolumeName, VolumePattern},
     tier::{Body, Put, SharedBucket, layout, probe},
     upload::condemned::BucketTime,
 };
@@ -91,8 +91,10 @@ const TOGETHER: usize = 16_384;
 pub struct ExpireOptions {
     /// How long a name may be unused.
     pub unused_for: Duration,
-    /// None: all that lie over nothing.
+    /// None: all that lie over nothing, and are not untrusted.
     pub volumes: Vec<VolumeName>,
+    /// Volumes whose writers are not trusted, beside those that keep their blobs apart.
+    pub untrusted: Vec<VolumePattern>,
     /// Writes and deletes nothing.
     pub dry_run: bool,
 }
@@ -158,11 +160,11 @@ async fn expire_by(
         });
     }
     let mut done = Vec::new();
-    for volume in chosen(&all, &options.volumes)? {
+    for volume in chosen(&all, options)? {
         let expiry = Expiry {
             bucket,
             volume,
-            forks: forks_over(&all, volume),
+            forks: forks_over(&all, volume, &options.untrusted),
             now_millis: now(),
             unused_millis: options.unused_for.as_millis() as u64,
             dry_run: options.dry_run,
@@ -173,10 +175,13 @@ async fn expire_by(
 }
 
 /// The volumes that are meant.
-fn chosen<'a>(all: &'a [Listed], wanted: &[VolumeName]) -> Result<Vec<&'a VolumeName>, ExpireError> {
+fn chosen<'a>(all: &'a [Listed], options: &ExpireOptions) -> Result<Vec<&'a VolumeName>, ExpireError> {
+    let wanted = &options.volumes;
     let may = |listed: &Listed| listed.parent.is_none() && listed.deleted_millis.is_none();
     if wanted.is_empty() {
-        let all = all.iter().filter(|listed| may(listed));
+        let all = all
+            .iter()
+            .filter(|listed| may(listed) && !is_untrusted(&options.untrusted, &listed.volume));
         return Ok(all.map(|listed| &listed.volume).collect());
     }
     let mut chosen = Vec::new();
@@ -199,7 +204,7 @@ fn chosen<'a>(all: &'a [Listed], wanted: &[VolumeName]) -> Result<Vec<&'a Volume
 }
 
 /// The volumes that lie over `volume`, also over others between; and whether their writers are trusted less.
-fn forks_over(all: &[Listed], volume: &VolumeName) -> Vec<(VolumeName, bool)> {
+fn forks_over(all: &[Listed], volume: &VolumeName, untrusted: &[VolumePattern]) -> Vec<(VolumeName, bool)> {
     let below = |of: &VolumeName| {
         let listed = all.iter().find(|listed| listed.volume == *of)?;
         Some(&listed.parent.as_ref()?.volume)
@@ -211,8 +216,15 @@ fn forks_over(all: &[Listed], volume: &VolumeName) -> Vec<(VolumeName, bool)> {
     };
     let live = all.iter().filter(|listed| listed.deleted_millis.is_none());
     live.filter(|listed| lies_over(listed))
-        .map(|listed| (listed.volume.clone(), listed.own_prefix))
+        .map(|listed| {
+            let is_untrusted = listed.own_prefix || is_untrusted(untrusted, &listed.volume);
+            (listed.volume.clone(), is_untrusted)
+        })
         .collect()
+}
+
+fn is_untrusted(untrusted: &[VolumePattern], volume: &VolumeName) -> bool {
+    untrusted.iter().any(|untrusted| untrusted.matches(volume))
 }
 
 /// The expiry of one volume.

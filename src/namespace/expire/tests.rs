@@ -121,6 +121,7 @@ impl Store {
         ExpireOptions {
             unused_for: Duration::from_millis(MONTH),
             volumes: Vec::new(),
+            untrusted: Vec::new(),
             dry_run: false,
         }
     }

@@ -15,6 +15,7 @@ fn the_object_is_written_as_ever() {
         bases: BTreeMap::new(),
         created_millis: 1_767_225_600_000,
         deleted_millis: None,
+        deletion_undecided: false,
         presets: BTreeMap::new(),
     };
     let text = "{\n  \"version\": 1,\n  \"parent\": {\n    \"volume\": \"main\"\n  },\n  \
@@ -55,12 +56,22 @@ fn the_object_is_written_as_ever() {
     let deleted = VolumeJson {
         own_prefix: true,
         deleted_millis: Some(9),
-        ..live
+        ..live.clone()
     };
     let text = "{\n  \"version\": 1,\n  \"parent\": {\n    \"volume\": \"main\"\n  },\n  \
                 \"own_prefix\": true,\n  \"created_millis\": 1767225600000,\n  \"deleted_millis\": 9\n}\n";
     assert_eq!(String::from_utf8(deleted.encode()).unwrap(), text);
     assert_eq!(VolumeJson::decode(&name("f"), text.as_bytes()).unwrap(), deleted);
+    let undecided = VolumeJson {
+        deletion_undecided: true,
+        ..deleted
+    };
+    let text = text.replace("\": 9\n", "\": 9,\n  \"deletion_undecided\": true\n");
+    assert_eq!(String::from_utf8(undecided.encode()).unwrap(), text);
+    assert_eq!(
+        VolumeJson::decode(&name("f"), text.as_bytes()).unwrap(),
+        undecided
+    );
 }
 
 #[test]

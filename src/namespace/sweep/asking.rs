@@ -1,6 +1,11 @@
 //! Requests of a sweep, made again while that may help.
 
-use std::time::Duration;
+use std::{
+    collections::BTreeSet,
+    fmt,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use crate::{
     base::{BoxFuture, retry::Backoff},
@@ -14,16 +19,41 @@ const ATTEMPTS: u32 = 4;
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 const MAX_WAIT: Duration = Duration::from_secs(5);
 
-/// The bucket and its clock.
+/// So many are told of what counts for nothing.
+const TOLD: usize = 20;
+
+/// The bucket and its clock, and what was found in it that counts for nothing.
 #[derive(Clone)]
 pub struct Asking {
     bucket: SharedBucket,
     now: BucketTime,
+    ignored: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl Asking {
     pub fn new(bucket: SharedBucket, now: BucketTime) -> Self {
-        Self { bucket, now }
+        Self {
+            bucket,
+            now,
+            ignored: Arc::default(),
+        }
+    }
+
+    /// Notes what counts for nothing, for the report.
+    pub fn ignore(&self, what: &dyn fmt::Display) {
+        // Whoever chose the key is not to be trusted with a terminal.
+        let what: String = what.to_string().escape_debug().collect();
+        tracing::warn!(what, "it counts for nothing");
+        let mut ignored = self.ignored.lock().expect("no code panics while it holds these");
+        if ignored.len() < TOLD {
+            ignored.insert(what);
+        }
+    }
+
+    /// Some of what was ignored since this was asked last.
+    pub fn take_ignored(&self) -> Vec<String> {
+        let mut ignored = self.ignored.lock().expect("no code panics while it holds these");
+        std::mem::take(&mut *ignored).into_iter().collect()
     }
 
     pub fn bucket(&self) -> &dyn Bucket {

@@ -1,8 +1,9 @@
 //! Why a sweep stopped, split by what the operator does next.
 
 use crate::{
-    namespace::{catalog::CatalogError, snapshot::SnapshotError, stack::StackError},
-    tier::TierError,
+    base::volume::VolumeName,
+    namespace::{background::words, catalog::CatalogError, snapshot::SnapshotError, stack::StackError},
+    tier::{TierError, layout},
 };
 
 /// A sweep stopped. What it did until then stands; a sweep that runs later goes on.
@@ -11,34 +12,50 @@ pub enum SweepError {
     #[error(transparent)]
     Bucket(#[from] TierError),
     /// What a volume lies over cannot be read, so what it uses is not known.
-    #[error("nothing was swept: it is not known what a volume uses")]
+    #[error(
+        "nothing was swept: it is not known what a volume uses (where it lies over one that is being deleted, casmount fork \
+         delete of that one, once more, takes the deletion back or says what to delete first)"
+    )]
     Volume { source: StackError },
     /// What a volume uses is in a catalog that cannot be read.
-    #[error("nothing was swept: a catalog cannot be read")]
-    Catalog { source: CatalogError },
+    #[error(
+        "nothing was swept: a catalog of volume {volume} cannot be read{}",
+        or_untrusted(volume)
+    )]
+    Catalog { volume: String, source: CatalogError },
     /// Something refers to blobs, perhaps, in a way that this program does not know.
     #[error(
         "nothing was swept: {key} is nothing that this casmount knows, and may refer to blobs: use the newest \
-         casmount, or remove it if it is not casmount's"
+         casmount, or remove it if it is not casmount's{}",
+        or_untrusted(volume_of(key))
     )]
     Unknown { key: String },
     #[error(
         "nothing was swept: segment {key} cannot be read ({why}): use the newest casmount, or remove it if it is \
-         damaged for good"
+         damaged for good{}",
+        or_untrusted(volume_of(key))
     )]
     Segment { key: String, why: String },
     /// Deleting the snapshot, or reading it with another program, goes on.
-    #[error("nothing was swept: it is not known what the snapshot {key} refers to")]
+    #[error(
+        "nothing was swept: it is not known what the snapshot {key} refers to{}",
+        or_untrusted(volume_of(key))
+    )]
     Snapshot { key: String, source: Box<SnapshotError> },
-    #[error("nothing was swept: chunk list {key}, which {segment} names, cannot be read ({why})")]
+    #[error(
+        "nothing was swept: chunk list {key}, which {segment} names, cannot be read ({why}){}",
+        or_untrusted(volume_of(segment))
+    )]
     List {
         key: String,
         /// Or a snapshot.
         segment: String,
         why: String,
     },
-    /// A volume was deleted meanwhile, most probably.
-    #[error("nothing was swept: segment {key} was removed while the sweep read it: run it again")]
+    /// Volumes are deleted all the time.
+    #[error(
+        "nothing was swept: segment {key}, and others again and again, went while the sweep read them: run it again"
+    )]
     Vanished { key: String },
     /// What it read of the references is too old to delete anything by.
     #[error(
@@ -54,10 +71,65 @@ pub enum SweepError {
 }
 
 impl SweepError {
-    pub(super) fn from_catalog(err: CatalogError) -> Self {
+    /// What went wrong with a catalog of `volume`. An object that is none is what somebody wrote, not the bucket's fault.
+    pub(super) fn from_catalog(volume: &str, err: CatalogError) -> Self {
         match err {
-            CatalogError::Bucket(err) => Self::Bucket(err),
-            source => Self::Catalog { source },
+            CatalogError::Bucket(err) if !matches!(err, TierError::Malformed { .. }) => Self::Bucket(err),
+            source => Self::Catalog {
+                volume: volume.to_owned(),
+                source,
+            },
         }
+    }
+
+    /// Whether whoever wrote an object of the volume that was read may have brought this about. (`Busy`: by writing it
+    /// all the time.)
+    pub(super) fn is_of_writer(&self) -> bool {
+        match self {
+            Self::Bucket(err) => is_of_writer(err),
+            Self::Catalog { .. }
+            | Self::Segment { .. }
+            | Self::Snapshot { .. }
+            | Self::List { .. }
+            | Self::Unknown { .. }
+            | Self::Busy => true,
+            Self::Volume { .. } | Self::Vanished { .. } | Self::Slept { .. } | Self::Raced => false,
+        }
+    }
+
+    /// What it is told as where it stops nothing.
+    pub(super) fn told(&self) -> String {
+        match self {
+            Self::Catalog { volume, source } => format!("catalogs of volume {volume}: {}", words(source)),
+            Self::Segment { key, why } => format!("segment {key}: {why}"),
+            Self::Snapshot { key, source } => format!("snapshot {key}: {}", words(source.as_ref())),
+            Self::List { key, segment, why } => format!("chunk list {key}, which {segment} names: {why}"),
+            other => words(other),
+        }
+    }
+}
+
+/// The same, of one object. It is also denied to who may read all: when it was written in a storage class that must be
+/// restored, or with a key that he does not have.
+pub(super) fn is_of_writer(err: &TierError) -> bool {
+    match err {
+        TierError::Malformed { .. } | TierError::Unsupported { .. } | TierError::Denied { .. } => true,
+        TierError::Unavailable { .. } | TierError::NoBucket { .. } | TierError::Credentials { .. } => false,
+    }
+}
+
+fn volume_of(key: &str) -> &str {
+    let rest = key.strip_prefix(layout::VOLUMES_PREFIX).unwrap_or_default();
+    rest.split('/').next().unwrap_or_default()
+}
+
+/// What else helps, where the name may be that of a volume whose writers are not trusted.
+fn or_untrusted(volume: &str) -> String {
+    match volume.parse::<VolumeName>() {
+        Ok(volume) => format!(
+            "; if machines that are trusted less may write to volume {volume}, say so: --untrusted {volume}, or the begin of \
+             such names with a * behind it"
+        ),
+        Err(_) => String::new(),
     }
 }

@@ -1,7 +1,14 @@
-//! Everything below `volumes/`: lists it, and knows every key, or stops.
+//! Everything below `volumes/`: lists it, and knows every key of a volume, or stops.
 //!
 //! A new kind of object below `volumes/` gets a [`Kind`] here, and what it refers to is read in `references`; until
 //! then a sweep refuses the store.
+//!
+//! Somebody who may write below some names only, and is not trusted, must not be able to stop sweeps. So what is not known
+//! counts for nothing, and is told, where no machine looks for anything that refers to blobs:
+//!
+//! - what is of no volume ([`layout`]), because its name is none, or because nothing of it exists;
+//! - what is of a volume that keeps its blobs apart, or that the operator calls untrusted. That only he can tell of a
+//!   volume without settings: the main one may have none either, and his policy says who may write which.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,11 +17,12 @@ use crate::{
     base::{
         digest::Digest,
         snapshot::SnapshotTag,
-        volume::{Base, VolumeName},
+        volume::{Base, Stack, VolumeName, VolumePattern},
     },
     namespace::{
         follow::SegmentKey,
         stack::{self, StackError},
+        together::together,
     },
     tier::layout,
 };
@@ -46,12 +54,20 @@ pub enum Standing {
 }
 
 /// What a volume has in the bucket.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is another thing that a listing shows"
+)]
 #[derive(Debug, Default)]
 pub struct Volume {
     has_json: bool,
     pub standing: Standing,
-    /// It keeps its blobs apart, because its writers are trusted less: what they write must not end a sweep.
+    /// Its writers are trusted less: it keeps its blobs apart, or is called so. What they write must not end a sweep.
     pub is_apart: bool,
+    /// There is something of it that machines go by.
+    exists: bool,
+    /// It has catalogs that something names, or had.
+    pub has_head: bool,
     /// It has blobs or packs of its own.
     pub has_blobs: bool,
     /// A key that nothing is known of.
@@ -119,20 +135,29 @@ fn kind(volume: &str, key: &str) -> Option<Kind> {
 ///
 /// It is listed twice, and what was there at either time counts: names can move from a volume that is listed
 /// late to one that was listed before, and their volume be deleted in between.
-pub async fn inventory(asking: &Asking) -> Result<Volumes, SweepError> {
+pub async fn inventory(asking: &Asking, untrusted: &[VolumePattern]) -> Result<Volumes, SweepError> {
     let mut volumes = Volumes::new();
     for _ in 0..2 {
         add_listed(asking, &mut volumes).await?;
     }
     add_stacks(asking, &mut volumes).await?;
-    for volume in volumes.values() {
+    for (name, volume) in &mut volumes {
+        volume.is_apart |= untrusted.iter().any(|untrusted| untrusted.matches(name));
         match &volume.unknown {
-            Some(key) if !volume.is_apart => return Err(SweepError::Unknown { key: key.clone() }),
-            Some(key) => tracing::warn!(key, "nothing is known of this object, and it counts for nothing"),
+            Some(key) if volume.exists && !volume.is_apart => {
+                return Err(SweepError::Unknown { key: key.clone() });
+            }
+            Some(key) => asking.ignore(&format_args!("{key}: nothing is known of it")),
             None => {}
         }
     }
     Ok(volumes)
+}
+
+/// The volume that an object is of; `None`: of none.
+fn volume_of(key: &str) -> Option<VolumeName> {
+    let rest = key.strip_prefix(layout::VOLUMES_PREFIX)?;
+    rest.split_once('/')?.0.parse().ok()
 }
 
 async fn add_listed(asking: &Asking, volumes: &mut Volumes) -> Result<(), SweepError> {
@@ -140,17 +165,19 @@ async fn add_listed(asking: &Asking, volumes: &mut Volumes) -> Result<(), SweepE
     loop {
         let (objects, more) = asking.page(layout::VOLUMES_PREFIX, &mut after).await?;
         for object in objects {
-            let unknown = || SweepError::Unknown {
-                key: object.key.clone(),
+            let Some(name) = volume_of(&object.key) else {
+                asking.ignore(&format_args!("{}: it is of no volume", object.key));
+                continue;
             };
-            let rest = object
-                .key
-                .strip_prefix(layout::VOLUMES_PREFIX)
-                .unwrap_or_default();
-            let (name, _) = rest.split_once('/').ok_or_else(unknown)?;
-            let name: VolumeName = name.parse().map_err(|_| unknown())?;
             let kind = kind(name.as_str(), &object.key);
+            let of_log = layout::log_prefix(name.as_str());
+            let is_head = object.key == layout::head(name.as_str());
+            let is_trim = object.key == layout::trim(name.as_str());
             let volume = volumes.entry(name).or_default();
+            volume.has_head |= is_head || is_trim;
+            volume.exists |= is_head
+                || object.key.starts_with(&of_log)
+                || matches!(kind, Some(Kind::Json | Kind::Snapshot(_)));
             let Some(kind) = kind else {
                 volume.unknown.get_or_insert(object.key);
                 continue;
@@ -180,26 +207,59 @@ async fn add_listed(asking: &Asking, volumes: &mut Volumes) -> Result<(), SweepE
     }
 }
 
+/// What the settings of a volume say.
+enum Settings {
+    Live(Stack),
+    Deleted { is_apart: bool },
+}
+
+/// How often a stack is read of which volumes are deleted meanwhile, from the top.
+const RACES: u32 = 4;
+
+async fn settings(asking: &Asking, name: &VolumeName) -> Result<Settings, SweepError> {
+    let mut races = 0;
+    loop {
+        let read = match stack::read_json(asking.bucket(), name).await {
+            Ok(Some((json, _))) if json.deleted_millis.is_some() && !json.deletion_undecided => {
+                return Ok(Settings::Deleted {
+                    is_apart: json.own_prefix,
+                });
+            }
+            // A deletion that is not decided may be taken back: all is kept until then.
+            Ok(json) => stack::stack_of(asking.bucket(), name, json.map(|(json, _)| json)).await,
+            Err(err) => Err(err),
+        };
+        match read {
+            Ok(stack) => return Ok(Settings::Live(stack)),
+            Err(StackError::Bucket(err)) => return Err(err.into()),
+            Err(StackError::Deleted { .. }) if races < RACES => races += 1,
+            Err(source) => return Err(SweepError::Volume { source }),
+        }
+    }
+}
+
 /// Reads what lies over what, and from when on.
 async fn add_stacks(asking: &Asking, volumes: &mut Volumes) -> Result<(), SweepError> {
     let with_json = volumes.iter().filter(|(_, volume)| volume.has_json);
     let names: Vec<VolumeName> = with_json.map(|(name, _)| name.clone()).collect();
-    for name in names {
-        let stack = match stack::read(asking.bucket(), &name).await {
-            Ok(stack) => Some(stack),
-            Err(StackError::Bucket(err)) => return Err(err.into()),
-            // It sees nothing any more. What is left of its log is read all the same.
-            Err(StackError::Deleted { volume: gone }) if gone == name => None,
-            Err(source) => return Err(SweepError::Volume { source }),
-        };
-        let volume = volumes.entry(name.clone()).or_default();
-        let Some(stack) = stack else {
-            volume.standing = Standing::Deleted;
-            // Its writers may have credentials still, and must not end a sweep now either.
-            volume.is_apart = stack::keeps_apart(asking.bucket(), &name)
-                .await
-                .map_err(|source| SweepError::Volume { source })?;
-            continue;
+    let asks = names.into_iter().map(|name| {
+        let asking = asking.clone();
+        async move {
+            let settings = settings(&asking, &name).await;
+            (name, settings)
+        }
+    });
+    for (name, settings) in together(asks).await {
+        let volume = volumes.entry(name).or_default();
+        let stack = match settings? {
+            Settings::Live(stack) => stack,
+            Settings::Deleted { is_apart } => {
+                // It sees nothing any more. What is left of its log is read all the same. Its writers may have
+                // credentials still, and must not end a sweep now either.
+                volume.standing = Standing::Deleted;
+                volume.is_apart = is_apart;
+                continue;
+            }
         };
         volume.is_apart = stack.layers()[0].own_prefix;
         if stack.layers().len() > 1 {

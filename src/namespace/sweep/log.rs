@@ -33,6 +33,7 @@ use super::{
     SweepError,
     asking::Asking,
     inventory::{Meta, Moment, Standing, Volume},
+    references::unless_apart,
 };
 use crate::{
     base::{digest::Digest, volume::Base},
@@ -99,20 +100,16 @@ pub async fn fence(asking: &Asking, name: &str) -> Result<(), SweepError> {
     let fenced = asking
         .again(|bucket| Box::pin(head::fence(bucket, name)))
         .await
-        .map_err(SweepError::from_catalog)?;
+        .map_err(|err| SweepError::from_catalog(name, err))?;
     if fenced { Ok(()) } else { Err(SweepError::Busy) }
 }
 
 impl Log {
     /// Reads the catalogs of a volume and decides what is kept.
     pub async fn read(asking: &Asking, name: &str, volume: &Volume, ages: Ages) -> Result<Self, SweepError> {
-        match Self::of(asking, name, volume, ages).await {
-            Err(err @ SweepError::Catalog { .. }) if volume.is_apart => {
-                tracing::warn!(error = %err, "all of the volume is kept, because its writers are not trusted");
-                Ok(Self::default())
-            }
-            read => read,
-        }
+        let read = unless_apart(asking, volume, Self::of(asking, name, volume, ages).await)?;
+        // All of such a volume is kept.
+        Ok(read.unwrap_or_default())
     }
 
     async fn of(asking: &Asking, name: &str, volume: &Volume, ages: Ages) -> Result<Self, SweepError> {
@@ -125,6 +122,10 @@ impl Log {
                 kept: Some(HashSet::new()),
                 ..log
             });
+        }
+        if !volume.has_head {
+            // If there is one by now: nothing of what it has was removed so far.
+            return Ok(log);
         }
         let catalogs = Catalogs { asking, name };
         let Some((newest, stored)) = catalogs.newest().await? else {
@@ -159,7 +160,7 @@ impl Log {
                 Err(CatalogError::Missing { key }) => {
                     tracing::warn!(key, "a catalog is gone that somebody names");
                 }
-                Err(err) => return Err(SweepError::from_catalog(err)),
+                Err(err) => return Err(SweepError::from_catalog(name, err)),
             }
         }
         let is_vague = volume.moments.iter().any(|moment| moment.base.is_none());
@@ -184,10 +185,11 @@ impl Log {
     /// Says in the bucket what is kept; without that nothing is condemned.
     pub async fn say(&mut self, asking: &Asking, name: &str) -> Result<(), SweepError> {
         if let Some((trim, etag)) = &self.next {
+            self.is_unsaid = true;
             let said = asking
                 .again(|bucket| Box::pin(trim::replace(bucket, name, trim, etag.as_ref())))
                 .await
-                .map_err(SweepError::from_catalog)?;
+                .map_err(|err| SweepError::from_catalog(name, err))?;
             // Another sweep said something else at the same time: it is that one's turn.
             self.is_unsaid = !said;
         }
@@ -292,18 +294,21 @@ impl Catalogs<'_> {
             .asking
             .again(|bucket| Box::pin(trim::read(bucket, self.name)))
             .await
-            .map_err(SweepError::from_catalog)?;
+            .map_err(|err| SweepError::from_catalog(self.name, err))?;
         let head = self
             .asking
             .again(|bucket| Box::pin(head::read(bucket, self.name)))
             .await
-            .map_err(SweepError::from_catalog)?;
+            .map_err(|err| SweepError::from_catalog(self.name, err))?;
         let Some((head, _)) = head else { return Ok(None) };
         Ok(Some((self.open(head.catalog).await?, trim)))
     }
 
     async fn open(&self, catalog: Digest) -> Result<Opened, SweepError> {
-        let root = self.try_open(catalog).await.map_err(SweepError::from_catalog)?;
+        let root = self
+            .try_open(catalog)
+            .await
+            .map_err(|err| SweepError::from_catalog(self.name, err))?;
         Ok(Opened { catalog, root })
     }
 
@@ -320,7 +325,7 @@ impl Catalogs<'_> {
             match self.try_open(kept.catalog).await {
                 Ok(_) => {}
                 Err(CatalogError::Missing { .. }) => return Ok(false),
-                Err(err) => return Err(SweepError::from_catalog(err)),
+                Err(err) => return Err(SweepError::from_catalog(self.name, err)),
             }
         }
         Ok(true)
@@ -343,7 +348,7 @@ impl Catalogs<'_> {
                     });
                 }
                 Err(CatalogError::Missing { .. }) => break,
-                Err(err) => return Err(SweepError::from_catalog(err)),
+                Err(err) => return Err(SweepError::from_catalog(self.name, err)),
             }
         }
         Ok(recent)

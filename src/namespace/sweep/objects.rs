@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use super::{
     SweepError,
     asking::Asking,
+    error::is_of_writer,
     inventory::{Meta, Volume, Volumes},
     log::Log,
     marks::Marks,
@@ -313,11 +314,7 @@ impl<'a> Walk<'a> {
                 // What cannot be read is kept: nobody knows what it has.
                 let is_used = |members: Vec<Digest>| members.iter().any(|member| self.used.has(mark(member)));
                 let members = match members {
-                    Err(TierError::Unsupported { .. } | TierError::Malformed { .. })
-                        if domain.volume.is_some() =>
-                    {
-                        None
-                    }
+                    Err(err) if domain.volume.is_some() && is_of_writer(&err) => None,
                     members => members?,
                 };
                 if members.is_none_or(is_used) {

@@ -3,13 +3,13 @@
 //! These are the catalogs and logs of all volumes, seen as of now and as of each moment at which a fork lies over one:
 //! the names of the catalog that is the floor of a volume ([`super::log`]) and of all segments that are left, as
 //! changes in their order; all that the catalogs have that forks begin with; and the catalogs that `snapshots` name.
-//! `inventory` knows every key below `volumes/`, or stops.
+//! `inventory` knows every key below `volumes/`, or stops. `again` reads what came when something went meanwhile.
 
+mod again;
+mod fetch;
 mod snapshots;
 
 use std::collections::{HashMap, HashSet};
-
-use tokio::task::JoinSet;
 
 use super::{
     SweepError,
@@ -21,25 +21,20 @@ use super::{
     winners::{Held, InCatalog, Part, TooMany, Views, Winners},
 };
 use crate::{
-    base::{digest::Digest, volume::VolumeName},
+    base::{
+        digest::Digest,
+        volume::{VolumeName, VolumePattern},
+    },
     namespace::{
-        catalog::{format::PartRef, read},
         change::{Entry, EntryBlob, EntryChunks, Item, PathChange},
         follow::SegmentKey,
-        segment::{self, Decoded},
+        segment::Decoded,
     },
-    store::{
-        manifest::{self, ManifestError, Placed},
-        pack::PackPlace,
-    },
-    tier::{TierError, layout, sweeping::mark},
+    tier::sweeping::mark,
 };
 
 /// Segments and parts that are fetched at once, and held in memory.
 const TOGETHER: usize = 16;
-
-/// How often bytes that come damaged are fetched before they count as damaged in the bucket.
-const FETCHES: u32 = 4;
 
 /// What is in use.
 #[derive(Debug, Default)]
@@ -61,10 +56,11 @@ pub struct References {
     pub catalogs: HashMap<VolumeName, HashSet<Digest>>,
 }
 
-/// Reads all references. They are those of a moment after the call.
+/// Reads all references. They are those of a moment after the call; `volumes` is an inventory, made with `untrusted`.
 pub async fn read(
     asking: &Asking,
     volumes: &Volumes,
+    untrusted: &[VolumePattern],
     ages: Ages,
     tell: &mut (dyn FnMut(&Progress) + Send),
 ) -> Result<References, SweepError> {
@@ -73,9 +69,13 @@ pub async fn read(
         segments: volumes.values().map(|volume| volume.segments.len() as u64).sum(),
         ..References::default()
     };
+    let mut is_behind = false;
     for (name, volume) in volumes {
-        let log = Log::read(asking, name.as_str(), volume, ages).await?;
-        found.logs.insert(name.clone(), log);
+        let log = Log::read(asking, name.as_str(), volume, ages).await;
+        let log = again::unless_deleted(asking, name, log).await?;
+        is_behind |= log.is_none();
+        // All that is left of one that was deleted is left to the next sweep.
+        found.logs.insert(name.clone(), log.unwrap_or_default());
     }
     let parts = found
         .logs
@@ -94,6 +94,9 @@ pub async fn read(
             .filter(|(_, volume)| volume.has_blobs)
             .map(|(name, _)| name.clone())
             .collect(),
+        vanished: HashSet::new(),
+        lost: HashSet::new(),
+        is_behind,
     };
     for (name, volume) in volumes {
         let log = &found.logs[name];
@@ -112,18 +115,24 @@ pub async fn read(
             all_until: before.into_iter().max(),
             uncovered: HashSet::new(),
         };
-        found.names += reading.log(&mut source, &mut found.marks).await?;
+        let names = reading.log(&mut source, &mut found.marks).await;
+        let names = again::unless_deleted(asking, name, names).await?;
+        reading.is_behind |= names.is_none();
+        found.names += names.unwrap_or(0);
         let uncovered = source
             .uncovered
             .into_iter()
             .map(|segment| (name.clone(), segment));
         found.uncovered.extend(uncovered);
         for opened in &log.pinned {
-            reading.pinned(name, volume, opened, &mut found.marks).await?;
+            let read = reading.pinned(name, volume, opened, &mut found.marks).await;
+            let read = again::unless_deleted(asking, name, read).await?;
+            reading.is_behind |= read.is_none();
         }
     }
     reading.snapshots(volumes, &mut found).await?;
-    found.lost_lists = reading.lists.values().filter(|list| list.is_none()).count() as u64;
+    reading.catch_up(volumes, untrusted, &mut found).await?;
+    found.lost_lists = reading.lost_lists();
     found.marks.sort();
     Ok(found)
 }
@@ -149,6 +158,12 @@ struct Reading<'a> {
     lists: HashMap<Digest, Option<Vec<u64>>>,
     /// Volumes that have blobs of their own: lists may be among them.
     with_blobs: Vec<VolumeName>,
+    /// Segments that were listed, and not there any more.
+    vanished: HashSet<(VolumeName, SegmentKey)>,
+    /// Chunk lists that were not there when they were looked for.
+    lost: HashSet<Digest>,
+    /// Something went while it was read: what it named may be named elsewhere by now ([`again`]).
+    is_behind: bool,
 }
 
 impl Reading<'_> {
@@ -187,11 +202,15 @@ impl Reading<'_> {
         let mut winners = Winners::new(&views, part, marks);
         if let Some(floor) = &log.floor {
             for together in floor.root.parts.chunks(TOGETHER) {
-                for items in
-                    unless_apart(volume, read_parts(self.asking, name, together).await)?.unwrap_or_default()
+                for items in unless_apart(
+                    self.asking,
+                    volume,
+                    fetch::parts(self.asking, name, together).await,
+                )?
+                .unwrap_or_default()
                 {
                     for change in items.into_iter().filter_map(Item::into_change) {
-                        let held = self.held_by(&change, "a catalog", source).await?;
+                        let held = self.held_by(&change, "a catalog", name, volume).await?;
                         if let Err(too_many) = winners.begin(&change.path, change.stamp, held) {
                             return Ok(Err(too_many));
                         }
@@ -202,19 +221,19 @@ impl Reading<'_> {
         }
         let segments: Vec<SegmentKey> = volume.segments.keys().copied().collect();
         for together in segments.chunks(TOGETHER) {
-            let mut under_way = JoinSet::new();
-            for (index, segment) in together.iter().enumerate() {
-                let (asking, segment, key) = (self.asking.clone(), *segment, segment.to_key(name.as_str()));
-                under_way.spawn(async move { (index, fetch(&asking, segment, key).await) });
-            }
-            let mut fetched = under_way.join_all().await;
-            fetched.sort_unstable_by_key(|(index, _)| *index);
-            for (segment, (_, decoded)) in together.iter().zip(fetched) {
+            let fetched = fetch::segments(self.asking, name, together).await;
+            for (segment, decoded) in together.iter().zip(fetched) {
                 let key = segment.to_key(name.as_str());
-                let changes = unless_apart(volume, decoded.map(|decoded| decoded.changes))?;
+                if matches!(decoded, Err(SweepError::Vanished { .. })) {
+                    self.vanished.insert((name.clone(), *segment));
+                    self.is_behind = true;
+                    self.progress(1);
+                    continue;
+                }
+                let changes = unless_apart(self.asking, volume, decoded.map(|decoded| decoded.changes))?;
                 let is_seen = source.all_until.is_some_and(|until| segment.millis <= until);
                 for change in &changes.unwrap_or_default() {
-                    let held = self.held_by(change, &key, source).await?;
+                    let held = self.held_by(change, &key, name, volume).await?;
                     if is_seen {
                         also.extend(held.iter().flat_map(Held::marks));
                     }
@@ -246,21 +265,16 @@ impl Reading<'_> {
         opened: &Opened,
         marks: &mut Marks,
     ) -> Result<(), SweepError> {
-        let log = Log::default();
-        let source = Source {
-            name,
-            volume,
-            log: &log,
-            views: Views::default(),
-            all_until: None,
-            uncovered: HashSet::new(),
-        };
         for together in opened.root.parts.chunks(TOGETHER) {
-            for items in
-                unless_apart(volume, read_parts(self.asking, name, together).await)?.unwrap_or_default()
+            for items in unless_apart(
+                self.asking,
+                volume,
+                fetch::parts(self.asking, name, together).await,
+            )?
+            .unwrap_or_default()
             {
                 for change in items.into_iter().filter_map(Item::into_change) {
-                    let held = self.held_by(&change, "a catalog", &source).await?;
+                    let held = self.held_by(&change, "a catalog", name, volume).await?;
                     held.iter().flat_map(Held::marks).for_each(|mark| marks.add(mark));
                 }
             }
@@ -283,13 +297,14 @@ impl Reading<'_> {
         &mut self,
         change: &PathChange,
         by: &str,
-        source: &Source<'_>,
+        name: &VolumeName,
+        volume: &Volume,
     ) -> Result<Option<Held>, SweepError> {
         Ok(match &change.entry {
             None => None,
             Some(Entry { blob: None, .. }) => Some(Held::Nothing),
             Some(Entry { blob: Some(blob), .. }) => {
-                let held = unless_apart(source.volume, self.held(blob, by, source.name).await)?;
+                let held = unless_apart(self.asking, volume, self.held(blob, by, name).await)?;
                 Some(held.unwrap_or(Held::Nothing))
             }
         })
@@ -309,68 +324,18 @@ impl Reading<'_> {
             EntryChunks::Listed { digest, size } => {
                 if !self.lists.contains_key(digest) {
                     let read =
-                        find_list(self.asking, &self.with_blobs, digest, *size, segment, volume).await?;
+                        fetch::list(self.asking, &self.with_blobs, digest, *size, segment, volume).await?;
+                    self.is_behind |= read.is_none();
                     self.lists.insert(*digest, read);
                 }
                 let listed = self.lists[digest].iter().flatten().copied();
                 listed.chain([mark(digest)]).collect()
             }
         };
-        Ok(Held::new(chunks.into_iter().chain(packs(&blob.places)).collect()))
+        Ok(Held::new(
+            chunks.into_iter().chain(fetch::packs(&blob.places)).collect(),
+        ))
     }
-}
-
-/// The marks of a chunk list, wherever it is: a fork that keeps its blobs apart keeps its lists there as well, while
-/// the chunks may be where all have theirs.
-async fn find_list(
-    asking: &Asking,
-    with_blobs: &[VolumeName],
-    list: &Digest,
-    size: u64,
-    segment: &str,
-    volume: &VolumeName,
-) -> Result<Option<Vec<u64>>, SweepError> {
-    let shared = layout::blob(list);
-    if let Some(marks) = read_list(asking, list, shared.clone(), size, segment).await? {
-        return Ok(Some(marks));
-    }
-    let mut apart = with_blobs.to_vec();
-    apart.sort_by_key(|name| name != volume);
-    for name in apart {
-        let key = format!("{}{shared}", layout::volume_prefix(name.as_str()));
-        match read_list(asking, list, key, size, segment).await {
-            Ok(Some(marks)) => return Ok(Some(marks)),
-            // What is damaged there may be meant to be.
-            Ok(None) | Err(SweepError::List { .. }) => {}
-            Err(err) => return Err(err),
-        }
-    }
-    tracing::warn!(key = shared, segment, "the chunk list of a blob is gone");
-    Ok(None)
-}
-
-/// Reads parts of a catalog, in their order.
-async fn read_parts(
-    asking: &Asking,
-    name: &VolumeName,
-    parts: &[PartRef],
-) -> Result<Vec<Vec<Item>>, SweepError> {
-    let mut under_way = JoinSet::new();
-    for (index, part) in parts.iter().cloned().enumerate() {
-        let (asking, name) = (asking.clone(), name.clone());
-        under_way.spawn(async move {
-            let read = asking
-                .again(|bucket| Box::pin(read::part(bucket, name.as_str(), &part)))
-                .await;
-            (index, read)
-        });
-    }
-    let mut fetched = under_way.join_all().await;
-    fetched.sort_unstable_by_key(|(index, _)| *index);
-    let items = fetched
-        .into_iter()
-        .map(|(_, read)| read.map_err(SweepError::from_catalog));
-    items.collect()
 }
 
 /// Whether the floor has a change of a segment that is below it.
@@ -387,94 +352,17 @@ fn is_in_floor(winners: &Winners<'_>, change: &PathChange, source: &Source<'_>, 
     }
 }
 
-/// Lets what the writers of a volume that is kept apart got wrong count for nothing: only its own readers lose.
-fn unless_apart<T>(volume: &Volume, result: Result<T, SweepError>) -> Result<Option<T>, SweepError> {
+/// Lets what the writers of a volume that are not trusted got wrong count for nothing: only its own readers lose.
+pub(super) fn unless_apart<T>(
+    asking: &Asking,
+    volume: &Volume,
+    result: Result<T, SweepError>,
+) -> Result<Option<T>, SweepError> {
     match result {
-        Err(
-            err @ (SweepError::Segment { .. }
-            | SweepError::List { .. }
-            | SweepError::Snapshot { .. }
-            | SweepError::Catalog { .. }),
-        ) if volume.is_apart => {
-            tracing::warn!(error = %err, "it counts for nothing, because its writers are not trusted");
+        Err(err) if volume.is_apart && err.is_of_writer() => {
+            asking.ignore(&err.told());
             Ok(None)
         }
         result => result.map(Some),
     }
-}
-
-fn packs(places: &[Option<PackPlace>]) -> impl Iterator<Item = u64> {
-    places.iter().flatten().map(|place| mark(&place.pack))
-}
-
-/// Fetches a segment; damaged bytes are fetched again, they may be damaged on the way.
-async fn fetch(asking: &Asking, segment: SegmentKey, key: String) -> Result<Decoded, SweepError> {
-    let mut why = String::new();
-    for _ in 0..FETCHES {
-        let found = asking
-            .again(|bucket| bucket.get(&key, None, segment::MAX_SEGMENT_BYTES))
-            .await;
-        let bytes = match found {
-            Ok(Some(object)) => object.bytes,
-            Ok(None) => return Err(SweepError::Vanished { key }),
-            Err(err @ TierError::Malformed { .. }) => {
-                why = err.to_string();
-                continue;
-            }
-            Err(err) => return Err(err.into()),
-        };
-        match segment::decode(&bytes) {
-            Ok(decoded) => match decoded.skipped.first() {
-                Some(skipped) => {
-                    let path = String::from_utf8_lossy(&skipped.path);
-                    why = format!("its change of {path}: {}", skipped.why);
-                    break;
-                }
-                None if decoded.head.machine == segment.machine && decoded.head.seq == segment.seq => {
-                    return Ok(decoded);
-                }
-                None => "it is another segment than its key says".clone_into(&mut why),
-            },
-            Err(err) => why = err.to_string(),
-        }
-    }
-    Err(SweepError::Segment { key, why })
-}
-
-/// Reads the marks of a chunk list; `None` when it is not there.
-async fn read_list(
-    asking: &Asking,
-    list: &Digest,
-    key: String,
-    size: u64,
-    segment: &str,
-) -> Result<Option<Vec<u64>>, SweepError> {
-    let mut why = String::new();
-    for _ in 0..FETCHES {
-        let most = size.min(manifest::MAX_LIST_BYTES);
-        match asking.again(|bucket| bucket.get(&key, None, most)).await {
-            Ok(None) => return Ok(None),
-            Ok(Some(object)) if Digest::of(&object.bytes) == *list => match marks_of(&object.bytes) {
-                Ok(marks) => return Ok(Some(marks)),
-                Err(err) => {
-                    why = err.to_string();
-                    break;
-                }
-            },
-            Ok(Some(_)) => "its bytes are others than its name says".clone_into(&mut why),
-            Err(err @ TierError::Malformed { .. }) => why = err.to_string(),
-            Err(err) => return Err(err.into()),
-        }
-    }
-    Err(SweepError::List {
-        key,
-        segment: segment.to_owned(),
-        why,
-    })
-}
-
-fn marks_of(list: &[u8]) -> Result<Vec<u64>, ManifestError> {
-    let (chunks, places): Placed = manifest::decode(list)?;
-    let chunks = chunks.chunks().iter().map(|chunk| mark(&chunk.digest));
-    Ok(chunks.chain(packs(&places)).collect())
 }

@@ -98,6 +98,8 @@ pub struct SweepReport {
     pub lost_lists: u64,
     /// All that they name is in use.
     pub snapshots: u64,
+    /// Some of what counts for nothing: it is of no volume, or was got wrong by writers that are not trusted.
+    pub ignored: Vec<String>,
     /// Chunks, chunk lists, packs, segments and catalogs.
     #[serde(flatten)]
     pub objects: Counted,

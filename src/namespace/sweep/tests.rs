@@ -5,8 +5,10 @@
 //! Whenever something of the log or of the catalogs went, every view is read whole: what was acknowledged is in it.
 
 mod follower;
+mod forks;
 mod lifecycle;
 mod log;
+mod trust;
 mod world;
 mod writer;
 
@@ -106,6 +108,7 @@ fn options() -> SweepOptions {
         dry_run: false,
         wait: false,
         price: 0.0,
+        untrusted: Vec::new(),
         log_age: MIN_LOG_AGE,
     }
 }
@@ -183,8 +186,12 @@ fn blobs(report: &SweepReport) -> Amounts {
 
 /// Runs a sweep to its end.
 async fn sweep(world: &Arc<World>) -> Swept {
+    sweep_with(world, &options()).await
+}
+
+async fn sweep_with(world: &Arc<World>, options: &SweepOptions) -> Swept {
     let bucket: SharedBucket = Arc::new(Door::open(world));
-    sweep_by(&bucket, world.clock(), &options(), &mut |_| {}).await
+    sweep_by(&bucket, world.clock(), options, &mut |_| {}).await
 }
 
 /// Lets everyone go on who may.
@@ -375,24 +382,6 @@ async fn a_list_of_another_version_stops_writers_and_sweeps() {
     writer.look().await;
     writer.send(false).await;
     assert_eq!(world.segments(), 0);
-}
-
-#[tokio::test]
-async fn what_is_not_known_below_volumes_stops_a_sweep() {
-    for key in [
-        "volumes/v/odd",
-        "volumes/v/log/20260101T0000/odd",
-        "volumes/odd",
-        "volumes/V/volume.json",
-    ] {
-        let world = new_world().await;
-        Door::open(&world).put_new(key, Body::raw("x")).await.unwrap();
-        let err = sweep(&world).await.unwrap_err();
-        assert!(
-            matches!(&err, SweepError::Unknown { key: told } if told == key),
-            "{err}"
-        );
-    }
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@
 //! - In a store whose blobs have a lifetime ([`crate::tier::retaining`]) the blobs of what was used are looked at, at the
 //!   same times: those that this machine has not seen for a while are asked for, and one that is too old is refreshed by
 //!   that. It is what is done before a name is published ([`crate::upload::vouch`]), so what is gone and is here
-//!   is uploaded again.
+//!   is uploaded again. Whether it is such a store is asked again and again by a daemon that began while it was away.
 //! - What cannot be written is told later. Where the credentials do not permit it, a fork tells below its own prefix;
 //!   else nothing is told, and that is said once.
 
@@ -41,7 +41,7 @@ use crate::{
         tree::Tree,
     },
     store::rows::{Ino, TreeLayer},
-    tier::{Body, Bucket, Etag, SharedBucket, TierError, layout},
+    tier::{Body, Bucket, Etag, SharedBucket, TierError, layout, probe},
     upload::{UploadError, vouch::Voucher},
 };
 
@@ -53,6 +53,9 @@ const FIRST: Duration = Duration::from_secs(300);
 
 /// The wait after a failure.
 const RETRY: Duration = Duration::from_secs(60);
+
+/// The same while nobody knows how old blobs become: what is used may be about to go.
+const LEARN: Duration = Duration::from_secs(5);
 
 /// Names that are looked up without a rest, and how much longer the rest is.
 const TOGETHER: usize = 256;
@@ -104,6 +107,16 @@ pub struct TellStatus {
     pub last_error: Option<String>,
 }
 
+/// What is known of how old blobs become.
+#[derive(Debug)]
+pub enum Lifetime {
+    /// As old as a sweep lets them, or not this machine's business.
+    Unlimited,
+    Limited(Refresh),
+    /// The store was away when it would have been asked. What keeps them young, if they have to be.
+    Unknown(Voucher),
+}
+
 #[derive(Debug)]
 pub struct TellerHandle {
     status: Arc<Mutex<TellStatus>>,
@@ -136,8 +149,13 @@ pub fn spawn(
     tree: &Arc<Tree>,
     bucket: &SharedBucket,
     machine: MachineId,
-    refresh: Option<Refresh>,
+    lifetime: Lifetime,
 ) -> TellerHandle {
+    let (refresh, unknown) = match lifetime {
+        Lifetime::Unlimited => (None, None),
+        Lifetime::Limited(refresh) => (Some(refresh), None),
+        Lifetime::Unknown(voucher) => (None, Some(voucher)),
+    };
     let layers = stack.layers();
     let lowest = layers.last().map_or(stack.volume(), |layer| &layer.volume);
     let layer = TreeLayer::new(layers.len().saturating_sub(1) as u64);
@@ -154,6 +172,7 @@ pub fn spawn(
         bucket: Arc::clone(bucket),
         machine,
         refresh,
+        unknown,
         below_own: false,
         status: Arc::clone(&status),
         taken: None,
@@ -182,6 +201,8 @@ struct Teller {
     bucket: SharedBucket,
     machine: MachineId,
     refresh: Option<Refresh>,
+    /// Nobody knows yet whether there is anything to refresh: by this, if so.
+    unknown: Option<Voucher>,
     /// Told below the fork's prefix, because more is not permitted.
     below_own: bool,
     status: Arc<Mutex<TellStatus>>,
@@ -209,11 +230,14 @@ impl Teller {
     async fn run(mut self, mut stop: watch::Receiver<bool>) {
         let mut looked: Option<Instant> = None;
         let mut expiry: Option<Pace> = None;
-        let lifetime = self.refresh.as_ref().map(|refresh| Pace::of(refresh.lifetime));
+        let mut lifetime = self.refresh.as_ref().map(|refresh| Pace::of(refresh.lifetime));
         let mut wait = FIRST;
         let mut turned_millis = self.now_millis();
         loop {
             let step = async {
+                if self.learn().await {
+                    lifetime = self.refresh.as_ref().map(|refresh| Pace::of(refresh.lifetime));
+                }
                 if looked.is_none_or(|at| at.elapsed() >= LOOK)
                     && let Some(found) = self.look().await
                 {
@@ -221,7 +245,12 @@ impl Teller {
                     expiry = found;
                 }
                 let Some(pace) = both(expiry, lifetime) else {
-                    sleep(if looked.is_some() { LOOK } else { RETRY }).await;
+                    sleep(match (looked, &self.unknown) {
+                        (_, Some(_)) => LEARN,
+                        (Some(_), None) => LOOK,
+                        (None, None) => RETRY,
+                    })
+                    .await;
                     return;
                 };
                 wait = wait.min(pace.pause);
@@ -267,6 +296,22 @@ impl Teller {
         self.bucket.clock().now_millis()
     }
 
+    /// Asks how old blobs become, if that is not known; true when it is known now.
+    async fn learn(&mut self) -> bool {
+        if self.unknown.is_none() {
+            return false;
+        }
+        let Ok(lifetime) = probe::read_lifetime(self.bucket.as_ref()).await else {
+            return false;
+        };
+        let voucher = self.unknown.take();
+        locked(&self.status).lifetime = lifetime;
+        self.refresh = lifetime
+            .zip(voucher)
+            .map(|(lifetime, voucher)| Refresh { lifetime, voucher });
+        true
+    }
+
     /// Whether and how names are told; `None` when nobody knows.
     async fn look(&self) -> Option<Option<Pace>> {
         match read_expiry(self.bucket.as_ref(), &self.volume).await {
@@ -290,7 +335,7 @@ impl Teller {
 
     /// Nobody wants to know names any more.
     fn turn_off(&self) {
-        if self.refresh.is_none() {
+        if self.refresh.is_none() && self.unknown.is_none() {
             self.tree.touched().turn_off();
         }
     }

@@ -19,7 +19,7 @@ use crate::{
         },
         sweep::{SweepError, asking::Asking, report::Progress},
     },
-    tier::layout,
+    tier::{TierError, layout},
 };
 
 impl Reading<'_> {
@@ -52,7 +52,7 @@ impl Reading<'_> {
     ) -> Result<(), SweepError> {
         let key = layout::snapshot(name.as_str(), tag.as_str());
         let named = references::of(self.asking.bucket(), name, tag).await;
-        let named = unless_apart(volume, named.map_err(|err| unknown(&key, err)))?;
+        let named = unless_apart(self.asking, volume, named.map_err(|err| unknown(&key, err)))?;
         // Deleted meanwhile, or nothing to go by.
         let Some(named) = named.flatten() else {
             return Ok(());
@@ -65,12 +65,12 @@ impl Reading<'_> {
             let fresh: Vec<&PartRef> = parts.filter(|part| seen.insert(part.digest)).collect();
             for together in fresh.chunks(TOGETHER) {
                 for items in read_parts(self.asking, catalog, together).await {
-                    let items = unless_apart(volume, items.map_err(|err| unknown(&key, err)))?;
+                    let items = unless_apart(self.asking, volume, items.map_err(|err| unknown(&key, err)))?;
                     for item in items.unwrap_or_default() {
                         let Some(blob) = item.entry().and_then(|entry| entry.blob.as_ref()) else {
                             continue;
                         };
-                        let held = unless_apart(volume, self.held(blob, &key, name).await)?;
+                        let held = unless_apart(self.asking, volume, self.held(blob, &key, name).await)?;
                         held.unwrap_or_default().add_to(&mut found.marks);
                     }
                 }
@@ -101,7 +101,7 @@ async fn read_parts(
 
 fn unknown(key: &str, err: SnapshotError) -> SweepError {
     match err {
-        SnapshotError::Bucket(err) => err.into(),
+        SnapshotError::Bucket(err) if !matches!(err, TierError::Malformed { .. }) => err.into(),
         source => SweepError::Snapshot {
             key: key.to_owned(),
             source: Box::new(source),

@@ -135,8 +135,10 @@ impl State {
 
     fn put(&mut self, key: &str, bytes: Bytes, now: u64) -> Put {
         if let Some(key) = SegmentKey::parse(VOLUME, key) {
-            let decoded = segment::decode(&bytes).expect("writers write segments");
-            let told = decoded.changes.into_iter().map(|change| (key.millis, change));
+            // What somebody damaged says nothing.
+            let changes = segment::decode(&bytes).map(|decoded| decoded.changes);
+            let told = changes.unwrap_or_default().into_iter();
+            let told = told.map(|change| (key.millis, change));
             self.told.extend(told);
         }
         self.versions += 1;
@@ -537,25 +539,32 @@ impl Bucket for Door {
         &'a self,
         key: &'a str,
         range: Option<Range<u64>>,
-        _max_bytes: u64,
+        max_bytes: u64,
     ) -> BoxFuture<'a, Result<Option<Object>, TierError>> {
         Box::pin(async move {
             self.pass().await;
             let state = self.world.state();
-            Ok(state.objects.get(key).map(|stored| {
-                let bytes = match range {
-                    Some(range) => {
-                        let end = range.end.min(stored.bytes.len() as u64);
-                        stored.bytes.slice(range.start as usize..end as usize)
-                    }
-                    None => stored.bytes.clone(),
-                };
-                Object {
-                    modified_millis: stored.modified,
-                    transferred_bytes: bytes.len() as u64,
-                    bytes,
-                    etag: Etag(stored.version.to_string()),
+            let Some(stored) = state.objects.get(key) else {
+                return Ok(None);
+            };
+            let bytes = match range {
+                Some(range) => {
+                    let end = range.end.min(stored.bytes.len() as u64);
+                    stored.bytes.slice(range.start as usize..end as usize)
                 }
+                None if stored.bytes.len() as u64 > max_bytes => {
+                    return Err(TierError::Malformed {
+                        key: key.to_owned(),
+                        why: "it is too large".to_owned(),
+                    });
+                }
+                None => stored.bytes.clone(),
+            };
+            Ok(Some(Object {
+                modified_millis: stored.modified,
+                transferred_bytes: bytes.len() as u64,
+                bytes,
+                etag: Etag(stored.version.to_string()),
             }))
         })
     }

@@ -1,0 +1,153 @@
+//! Forks that come and go while a sweep reads.
+
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+
+use super::{
+    Sweeper, TRAIL, VOLUME, WINDOW, Writer, compact, new_world, settle, sweep,
+    world::{Door, World},
+};
+use crate::{
+    base::{clock::Stamp, digest::Digest, id::MachineId, volume::VolumeName},
+    namespace::{
+        catalog::compact::{CompactOptions, Outcome},
+        change::{Entry, EntryBlob, EntryChunks, PathChange},
+        promote,
+        segment::{self, Head},
+        stack::{self, ForkPoint},
+        volumes,
+    },
+    store::rows::NodeKind,
+    tier::{Body, Bucket, Put, SharedBucket, layout},
+};
+
+const CONTENT: &[u8] = b"in use by a job";
+
+fn job() -> VolumeName {
+    "job".parse().unwrap()
+}
+
+async fn put(world: &Arc<World>, key: &str, bytes: Vec<u8>) {
+    let put = Door::open(world).put_new(key, Body::raw(bytes)).await.unwrap();
+    assert!(matches!(put, Put::Written(_)), "{key}");
+}
+
+/// A fork of the volume with a name of a blob that any sweep would delete now, if there were no such name. In a catalog
+/// and in the log, as it is after a while.
+async fn job_with_a_name(world: &Arc<World>) {
+    let digest = Digest::of(CONTENT);
+    put(world, &layout::blob(&digest), CONTENT.to_vec()).await;
+    let mut writer = Writer::new(1, world);
+    writer.write(0, 1);
+    writer.finish().await;
+    world.advance(WINDOW + 1);
+    sweep(world).await.unwrap();
+    world.advance(WINDOW + 1);
+    let door = Door::in_time(world);
+    let from = VOLUME.parse().unwrap();
+    stack::create_fork(&door, &job(), &from, ForkPoint::Live, false)
+        .await
+        .unwrap();
+    let (now, machine) = (world.now(), MachineId(9));
+    let blob = EntryBlob {
+        digest,
+        size: CONTENT.len() as u64,
+        chunks: EntryChunks::Single,
+        places: Vec::new(),
+    };
+    let change = PathChange {
+        path: b"job".to_vec(),
+        stamp: Stamp {
+            millis: now,
+            counter: 0,
+            machine,
+        },
+        entry: Some(Entry {
+            blob: Some(blob),
+            ..Entry::new(NodeKind::File, 0o644)
+        }),
+    };
+    let head = Head {
+        machine,
+        seq: 1,
+        published_millis: now,
+        previous: None,
+    };
+    let bytes = segment::encode(&head, &[segment::encode_change(&change, machine).unwrap()]);
+    put(world, &layout::segment("job", now, machine, 1), bytes).await;
+    world.advance(TRAIL.as_millis() as u64 + 1);
+    compact(world).await;
+    let bucket: SharedBucket = Arc::new(Door::open(world));
+    let options = CompactOptions {
+        machine,
+        trail: TRAIL,
+        spill_dir: std::env::temp_dir(),
+    };
+    let outcome = compact::compact(&bucket, &job(), &options, |_| {}).await.unwrap();
+    assert!(matches!(outcome, Outcome::Done(_)));
+}
+
+async fn promote_and_delete(world: &Arc<World>) {
+    let bucket: SharedBucket = Arc::new(Door::in_time(world));
+    let into = VOLUME.parse().unwrap();
+    promote::promote(&bucket, &job(), &into, &|_| {}).await.unwrap();
+    volumes::delete(&bucket, &job(), |_| {}).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_fork_that_is_promoted_and_deleted_while_a_sweep_reads_stops_nothing_and_loses_nothing() {
+    let mut is_over = false;
+    // It goes between any two requests of the pass.
+    for requests in 0..200 {
+        let world = new_world().await;
+        job_with_a_name(&world).await;
+        let sweeper = Sweeper::begin(&world);
+        sweeper.gate.add_permits(requests);
+        settle().await;
+        is_over = sweeper.task.is_finished();
+        promote_and_delete(&world).await;
+        sweeper.gate.add_permits(Semaphore::MAX_PERMITS / 2);
+        let report = sweeper.task.await.unwrap();
+        report.unwrap_or_else(|err| panic!("after {requests} requests: {err}"));
+        let left = Door::open(&world)
+            .head(&layout::blob(&Digest::of(CONTENT)))
+            .await
+            .unwrap();
+        assert!(left.is_some(), "after {requests} requests the blob is gone");
+        if is_over {
+            break;
+        }
+    }
+    assert!(is_over, "the pass makes more requests than that");
+    // And it would have gone.
+    let world = new_world().await;
+    job_with_a_name(&world).await;
+    volumes::delete(&(Arc::new(Door::in_time(&world)) as SharedBucket), &job(), |_| {})
+        .await
+        .unwrap();
+    sweep(&world).await.unwrap();
+    assert_eq!(world.stored(), 1);
+}
+
+#[tokio::test]
+async fn all_of_a_fork_whose_deletion_is_not_decided_is_kept() {
+    let world = new_world().await;
+    job_with_a_name(&world).await;
+    let door = Door::open(&world);
+    let key = layout::volume("job");
+    let (json, etag) = stack::read_json(&door, &job()).await.unwrap().unwrap();
+    let undecided = stack::VolumeJson {
+        deleted_millis: Some(1),
+        deletion_undecided: true,
+        ..json
+    };
+    let put = door.put_if(&key, Body::raw(undecided.encode()), &etag).await;
+    assert!(matches!(put, Ok(Put::Written(_))));
+    for _ in 0..3 {
+        world.advance(WINDOW + 1);
+        sweep(&world).await.unwrap();
+    }
+    assert_eq!(world.stored(), 2);
+    assert!(door.head(&layout::head("job")).await.unwrap().is_some());
+}
