@@ -43,11 +43,13 @@ impl Vfs {
             }
             Err(err) => return Err(err.into()),
         };
-        let (size, mtime) = stat(&file)?;
-        if node.size == 0 && is_spare((size, mtime), node.mtime) {
-            // Made, and not written to: its time is that of the making.
-            set_file_times(&file, None, Some(node.mtime))?;
-        } else if (size, mtime) != (node.size, node.mtime) {
+        let (size, mut mtime) = stat(&file)?;
+        if (size, mtime) != (node.size, node.mtime) {
+            if node.size == 0 && is_spare((size, mtime), node.mtime) {
+                // Made, and not written to: its time is that of the making.
+                set_file_times(&file, None, Some(node.mtime))?;
+                mtime = stat(&file)?.1;
+            }
             self.tree.closed(node.ino, size, mtime, change_time(&file)?)?;
         }
         self.settling.rest(node.ino, Duration::ZERO);

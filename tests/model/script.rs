@@ -92,14 +92,25 @@ pub fn command(op: &Op, dir: &str) -> String {
     // Within the double quotes of the shell, so that the directory is filled in.
     let py = |call: String| format!("py \"{call}\"");
     let quoted = |path: &str| format!("'{dir}/{path}'");
+    // Open files of different machines have different names.
+    let who = dir.trim_start_matches('$').to_lowercase();
     match op {
         Op::Put { path, len, fill } => py(format!("put({}, {fill}, {len})", quoted(path))),
-        Op::Open { slot, path, how } => py(format!("opened({slot}, {}, {})", quoted(path), flags(*how))),
-        Op::Close { slot } => py(format!("close(h.pop({slot}))")),
-        Op::Write { slot, at, len, fill } => py(format!("pwrite(h[{slot}], bytes_of({fill}, {len}), {at})")),
-        Op::Read { slot, at, len } => py(format!("show(pread(h[{slot}], {len}, {at}))")),
-        Op::SetLen { slot, len } => py(format!("ftruncate(h[{slot}], {len})")),
-        Op::Space { slot, how, at, len } => py(format!("fallocate(h[{slot}], {}, {at}, {len})", space(*how))),
+        Op::Open { slot, path, how } => py(format!(
+            "opened('{who}{slot}', {}, {})",
+            quoted(path),
+            flags(*how)
+        )),
+        Op::Close { slot } => py(format!("close(h.pop('{who}{slot}'))")),
+        Op::Write { slot, at, len, fill } => {
+            py(format!("pwrite(h['{who}{slot}'], bytes_of({fill}, {len}), {at})"))
+        }
+        Op::Read { slot, at, len } => py(format!("show(pread(h['{who}{slot}'], {len}, {at}))")),
+        Op::SetLen { slot, len } => py(format!("ftruncate(h['{who}{slot}'], {len})")),
+        Op::Space { slot, how, at, len } => py(format!(
+            "fallocate(h['{who}{slot}'], {}, {at}, {len})",
+            space(*how)
+        )),
         Op::Copy {
             from,
             from_at,
@@ -107,13 +118,13 @@ pub fn command(op: &Op, dir: &str) -> String {
             to_at,
             len,
         } => py(format!(
-            "copy_file_range(h[{from}], h[{to}], {len}, {from_at}, {to_at})"
+            "copy_file_range(h['{who}{from}'], h['{who}{to}'], {len}, {from_at}, {to_at})"
         )),
-        Op::Fsync { slot } => py(format!("fsync(h[{slot}])")),
-        Op::Fstat { slot } => py(format!("meta(fstat(h[{slot}]))")),
-        Op::Fchmod { slot, mode } => py(format!("fchmod(h[{slot}], 0o{mode:o})")),
-        Op::SeekData { slot, at } => py(format!("lseek(h[{slot}], {at}, SEEK_DATA)")),
-        Op::SeekHole { slot, at } => py(format!("lseek(h[{slot}], {at}, SEEK_HOLE)")),
+        Op::Fsync { slot } => py(format!("fsync(h['{who}{slot}'])")),
+        Op::Fstat { slot } => py(format!("meta(fstat(h['{who}{slot}']))")),
+        Op::Fchmod { slot, mode } => py(format!("fchmod(h['{who}{slot}'], 0o{mode:o})")),
+        Op::SeekData { slot, at } => py(format!("lseek(h['{who}{slot}'], {at}, SEEK_DATA)")),
+        Op::SeekHole { slot, at } => py(format!("lseek(h['{who}{slot}'], {at}, SEEK_HOLE)")),
         Op::Cat { path } => py(format!("cat({})", quoted(path))),
         Op::Truncate { path, len } => py(format!("truncate({}, {len})", quoted(path))),
         Op::Mkdir { path, mode } => {
