@@ -7,7 +7,12 @@
 //! on which that thread ran, and stays while this goes on. This file decides it; [`super::turns`] does it.
 //!
 //! Where a CPU is idle, the scheduler wakes the program there, not where its answer comes from, and both sides
-//! look for each other without sleep (see [`super::turns`]): then it is found elsewhere soon, and left alone for a while.
+//! look for each other without sleep (see [`super::turns`]). So nobody is followed before a reader lost its CPU to another
+//! program; who is found elsewhere all the same is left alone for a while.
+//!
+//! Measured (2 CPUs of a virtual machine, Linux 6.18, 10,000 operations each; both CPUs compile at a lower priority):
+//! open + read + close of a small file 398 us before, 31 us with it; utimensat 35 us, 17 us; create + write + close +
+//! rename 500 to 1,000 us, 165 to 220 us. Both bound to one CPU by hand, which is what it aims at: 22, 12 and 100 us.
 //!
 //! # Policy
 //!
@@ -73,7 +78,8 @@ impl Follow {
     }
 
     /// A request came. `caller` is the thread that waits for the answer, 0 if none does or it cannot be seen.
-    pub(super) fn asked(&mut self, caller: u32, now: Instant) -> Place {
+    /// `is_busy`: other programs want the CPUs.
+    pub(super) fn asked(&mut self, caller: u32, is_busy: bool, now: Instant) -> Place {
         if caller == 0 {
             return Place::Stay;
         }
@@ -85,7 +91,7 @@ impl Follow {
         self.row = self.row.saturating_add(1);
         match self.near {
             Some(near) if self.row < near.next_row && now < near.next_time => Place::On(near.cpu),
-            None if self.row < ROW || now < self.not_before => Place::Anywhere,
+            None if self.row < ROW || !is_busy || now < self.not_before => Place::Anywhere,
             _ => Place::Find(caller),
         }
     }
@@ -132,9 +138,9 @@ mod tests {
     /// The requests of one thread until it is looked for.
     fn row(follow: &mut Follow, caller: u32, now: Instant) {
         for _ in 1..ROW {
-            assert_eq!(follow.asked(caller, now), Place::Anywhere);
+            assert_eq!(follow.asked(caller, true, now), Place::Anywhere);
         }
-        assert_eq!(follow.asked(caller, now), Place::Find(caller));
+        assert_eq!(follow.asked(caller, true, now), Place::Find(caller));
     }
 
     #[test]
@@ -144,12 +150,16 @@ mod tests {
         row(&mut follow, 7, now);
         assert_eq!(follow.found(7, Some(3), now), Place::On(3));
         assert!(follow.is_near());
-        assert_eq!(follow.asked(7, now), Place::On(3));
-        assert_eq!(follow.asked(0, now), Place::Stay, "nobody waits for a RELEASE");
-        assert_eq!(follow.asked(7, now), Place::On(3));
+        assert_eq!(follow.asked(7, true, now), Place::On(3));
+        assert_eq!(
+            follow.asked(0, true, now),
+            Place::Stay,
+            "nobody waits for a RELEASE"
+        );
+        assert_eq!(follow.asked(7, true, now), Place::On(3));
         row(&mut follow, 8, now);
         assert!(!follow.is_near());
-        assert_eq!(follow.asked(7, now), Place::Anywhere);
+        assert_eq!(follow.asked(7, true, now), Place::Anywhere);
         assert_eq!(follow.found(8, Some(1), now), Place::Anywhere, "too late");
     }
 
@@ -158,8 +168,8 @@ mod tests {
         let now = Instant::now();
         let mut follow = Follow::new(now);
         for _ in 0..100 {
-            assert_eq!(follow.asked(1, now), Place::Anywhere);
-            assert_eq!(follow.asked(2, now), Place::Anywhere);
+            assert_eq!(follow.asked(1, true, now), Place::Anywhere);
+            assert_eq!(follow.asked(2, true, now), Place::Anywhere);
         }
     }
 
@@ -169,7 +179,7 @@ mod tests {
         let mut follow = Follow::new(now);
         for _ in 0..100 {
             now += PAUSE + Duration::from_nanos(1);
-            assert_eq!(follow.asked(1, now), Place::Anywhere);
+            assert_eq!(follow.asked(1, true, now), Place::Anywhere);
         }
         row(&mut follow, 2, now);
         follow.leave();
@@ -184,18 +194,30 @@ mod tests {
         for requests in [FIRST_LOOK, LOOK_REQUESTS, LOOK_REQUESTS] {
             assert_eq!(follow.found(7, Some(1), now), Place::On(1));
             for _ in 1..requests {
-                assert_eq!(follow.asked(7, now), Place::On(1));
+                assert_eq!(follow.asked(7, true, now), Place::On(1));
             }
-            assert_eq!(follow.asked(7, now), Place::Find(7));
+            assert_eq!(follow.asked(7, true, now), Place::Find(7));
         }
         follow.found(7, Some(1), now);
         let found = now;
         while now - found < LOOK_AFTER {
-            assert_eq!(follow.asked(7, now), Place::On(1));
+            assert_eq!(follow.asked(7, true, now), Place::On(1));
             now += PAUSE;
         }
-        assert_eq!(follow.asked(7, now), Place::Find(7));
+        assert_eq!(follow.asked(7, true, now), Place::Find(7));
         assert_eq!(follow.found(7, None, now), Place::Anywhere, "it ended");
+    }
+
+    #[test]
+    fn nobody_is_followed_where_a_cpu_is_idle_and_who_is_followed_stays_so() {
+        let now = Instant::now();
+        let mut follow = Follow::new(now);
+        for _ in 0..100 {
+            assert_eq!(follow.asked(7, false, now), Place::Anywhere);
+        }
+        assert_eq!(follow.asked(7, true, now), Place::Find(7));
+        follow.found(7, Some(1), now);
+        assert_eq!(follow.asked(7, false, now), Place::On(1));
     }
 
     #[test]
@@ -204,13 +226,13 @@ mod tests {
         let mut follow = Follow::new(now);
         row(&mut follow, 7, now);
         follow.found(7, Some(0), now);
-        while follow.asked(7, now) != Place::Find(7) {}
+        while follow.asked(7, true, now) != Place::Find(7) {}
         assert_eq!(follow.found(7, Some(1), now), Place::Anywhere);
         let left = now;
         while now - left < APART {
-            assert_eq!(follow.asked(7, now), Place::Anywhere);
+            assert_eq!(follow.asked(7, true, now), Place::Anywhere);
             now += PAUSE;
         }
-        assert_eq!(follow.asked(7, now), Place::Find(7));
+        assert_eq!(follow.asked(7, true, now), Place::Find(7));
     }
 }

@@ -86,7 +86,7 @@ struct State {
     answered: Instant,
     /// Requests in a row that came closely after the answer before them.
     close: u32,
-    /// No reader looks before this.
+    /// No reader looks before this: another program wants its CPU.
     not_before: Instant,
     watching: bool,
     ended: bool,
@@ -188,7 +188,9 @@ impl Turns {
             shared.watch.notify_all();
         }
         let mut place = if work == Work::Quick {
-            state.follow.asked(caller, Instant::now())
+            let now = Instant::now();
+            let is_busy = now < state.not_before;
+            state.follow.asked(caller, is_busy, now)
         } else {
             state.follow.leave();
             Place::Anywhere
