@@ -106,7 +106,9 @@ fn a_file_that_is_neither_here_nor_in_the_store_is_not_published_and_all_others_
         sweep(&lab, &[]);
         (!blobs(&lab).contains(&uploaded)).then_some(())
     });
-    small.iter().for_each(|path| fs::remove_file(path).unwrap());
+    for path in &small {
+        fs::remove_file(path).unwrap();
+    }
     file(&a.path("later"), &Rng::seeded(2).bytes(200_000));
 
     let flushed = a.control("flush", &["--deadline", "90s"]);
