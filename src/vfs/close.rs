@@ -77,15 +77,18 @@ impl Vfs {
         let Serving::Staging { file, .. } = &state.serving else {
             return Ok(());
         };
-        let mut now = stat(file)?;
+        let (mut now, mut changed) = (stat(file)?, None);
         if let Some(born) = state.born.take().filter(|born| is_spare(now, *born)) {
             set_file_times(file, None, Some(born))?;
             now = stat(file)?;
+            // That it was given its time is no change of the file.
+            changed = Some(born);
         }
         if now == state.recorded && !state.written {
             return Ok(());
         }
-        let mut notices = self.tree.closed(node.ino, now.0, now.1, change_time(file)?)?;
+        let changed = changed.map_or_else(|| change_time(file), Ok)?;
+        let mut notices = self.tree.closed(node.ino, now.0, now.1, changed)?;
         if std::mem::take(&mut state.attr_given) && state.serving.loan().is_some() {
             notices.push(Notice::Attributes { ino: node.ino });
         }

@@ -43,14 +43,14 @@ impl Vfs {
             }
             Err(err) => return Err(err.into()),
         };
-        let (size, mut mtime) = stat(&file)?;
+        let ((size, mut mtime), mut changed) = (stat(&file)?, change_time(&file)?);
         if (size, mtime) != (node.size, node.mtime) {
             if node.size == 0 && is_spare((size, mtime), node.mtime) {
                 // Made, and not written to: its time is that of the making.
                 set_file_times(&file, None, Some(node.mtime))?;
-                mtime = stat(&file)?.1;
+                (mtime, changed) = (stat(&file)?.1, node.mtime);
             }
-            self.tree.closed(node.ino, size, mtime, change_time(&file)?)?;
+            self.tree.closed(node.ino, size, mtime, changed)?;
         }
         self.settling.rest(node.ino, Duration::ZERO);
         Ok(())
