@@ -263,7 +263,10 @@ impl Fleet {
             }
         }
         for who in machines.clone() {
-            Self::check(story, who)?;
+            // Without a trouble the others may have heard of some of it by now.
+            if self.trouble.is_some() || story.at_work.is_none_or(|one| one == who) {
+                Self::check(story, who)?;
+            }
         }
         // Each repair makes less to repair; twice does in all cases that were thought of.
         for _ in 0..4 {
