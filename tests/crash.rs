@@ -31,6 +31,7 @@ on_both_stores!(
     fifty_kills_during_a_copy_lose_and_tear_nothing,
     a_writer_across_the_kill_never_makes_a_false_blob,
     renames_and_deletes_before_a_kill_stay_done,
+    files_that_were_open_at_a_kill_are_told_while_a_program_holds_the_dead_mount,
 );
 
 /// How often a copy goes over its files at the most, before its daemon is killed.
@@ -365,6 +366,37 @@ fn renames_and_deletes_before_a_kill_stay_done(kind: StoreKind) {
             && tree::differences(&expected, &tree::read(b.root())).is_empty())
         .then_some(())
     });
+}
+
+/// What a dead mount still has of them must not count as a writer.
+fn files_that_were_open_at_a_kill_are_told_while_a_program_holds_the_dead_mount(kind: StoreKind) {
+    let lab = Lab::new(kind);
+    let mut a = lab.machine("a");
+    fs::create_dir(a.path("dir")).unwrap();
+    file(&a.path("emptied"), b"bytes");
+    file(&a.path("longer"), b"bytes");
+    a.flush();
+    let b = lab.machine("b");
+    b.until_content("longer", b"bytes");
+    let held = File::open(a.path("dir")).unwrap();
+    let emptied = File::create(a.path("emptied")).unwrap();
+    let made = File::create_new(a.path("made")).unwrap();
+    let mut written = File::create_new(a.path("written")).unwrap();
+    written.write_all(b"written").unwrap();
+    let longer = rw(&a.path("longer"));
+    longer.write_all_at(b" and more", 5).unwrap();
+    a.kill9();
+    drop((emptied, made, written, longer));
+    a.restart();
+    wait::until("a flush leaves nothing out", SOON, || {
+        let said = a.control("flush", &["--deadline", "90s"]);
+        said.status.success().then_some(())
+    });
+    b.until_content("emptied", b"");
+    b.until_content("made", b"");
+    b.until_content("written", b"written");
+    b.until_content("longer", b"bytes and more");
+    drop(held);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::{
     io::{Read, Seek, SeekFrom, Write},
     os::unix::{
         ffi::OsStrExt,
-        fs::{MetadataExt, PermissionsExt, symlink},
+        fs::{FileExt, MetadataExt, PermissionsExt, symlink},
     },
     path::Path,
     time::{Duration, Instant, SystemTime},
@@ -40,6 +40,7 @@ on_both_stores!(
     a_directory_that_lived_on_for_a_file_goes_with_it,
     a_file_that_is_closed_after_its_directory_was_removed_brings_both_back,
     the_times_of_a_directory_stay_when_its_last_file_is_closed_a_moment_later,
+    a_file_is_told_when_its_writers_closed_it_whoever_still_reads_it,
 );
 
 /// How long another machine may take when the test does not measure it.
@@ -439,4 +440,47 @@ fn the_times_of_a_directory_stay_when_its_last_file_is_closed_a_moment_later(kin
         (b.path("dir").metadata().unwrap().modified().unwrap() == then).then_some(())
     });
     assert_eq!(a.path("dir").metadata().unwrap().modified().unwrap(), then);
+}
+
+/// Small files are not lent to the kernel for a reader, large ones are; a file that is written always is.
+fn a_file_is_told_when_its_writers_closed_it_whoever_still_reads_it(kind: StoreKind) {
+    let lab = Lab::new(kind);
+    let (a, b) = (lab.machine("a"), lab.machine("b"));
+    let told = |name: &str, bytes: &[u8]| {
+        wait::until("a flush leaves nothing out", SOON, || {
+            let said = a.control("flush", &["--deadline", "90s"]);
+            said.status.success().then_some(())
+        });
+        b.until_content(name, bytes);
+    };
+    for (name, len) in [("small", 100), ("large", 300_000)] {
+        let mut bytes = Rng::seeded(len).bytes(len as usize);
+        // The reader comes first, then a writer, twice.
+        file(&a.path(name), &bytes);
+        a.flush();
+        let reader = ro(&a.path(name));
+        for round in 1..=2 {
+            bytes[..2].copy_from_slice(&[round, 1]);
+            rw(&a.path(name)).write_all_at(&bytes, 0).unwrap();
+            told(name, &bytes);
+        }
+        // The writer comes first, and is there again after the file was told.
+        let new = format!("new-{name}");
+        let writer = File::create_new(a.path(&new)).unwrap();
+        let second = ro(&a.path(&new));
+        writer.write_all_at(&bytes, 0).unwrap();
+        drop(writer);
+        told(&new, &bytes);
+        bytes[..2].copy_from_slice(&[3, 1]);
+        rw(&a.path(&new)).write_all_at(&bytes, 0).unwrap();
+        told(&new, &bytes);
+        let mut found = vec![0; bytes.len()];
+        second.read_exact_at(&mut found, 0).unwrap();
+        assert!(found == bytes, "{new} is read as it was written");
+        reader.read_exact_at(&mut found, 0).unwrap();
+        assert!(
+            found[..2] == [2, 1] && found[2..] == bytes[2..],
+            "{name} is read as it was written"
+        );
+    }
 }

@@ -39,11 +39,11 @@ impl Vfs {
                 recorded = self.record(node, &mut state);
                 settle = matches!(state.serving, Serving::Staging { .. });
             }
-            // A descriptor of ours that can write would keep the file from being sealed. One
-            // that the kernel was lent stays: all opens must share it.
+            // A descriptor of ours that can write would keep the file from being sealed; what the kernel
+            // was lent cannot.
             if state.writers == 0
                 && state.handles > 0
-                && let Serving::Staging { id, file, loan: None } = &mut state.serving
+                && let Serving::Staging { id, file, .. } = &mut state.serving
             {
                 *file = Arc::new(self.store.staging.open(*id, false)?);
             }

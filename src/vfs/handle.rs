@@ -32,7 +32,7 @@ pub(super) enum Serving {
     Empty,
     Staging {
         id: StagingId,
-        /// Open for writing while there are writers, or while the kernel has it.
+        /// Open for writing while there are writers.
         file: Arc<File>,
         loan: Option<Loan>,
     },

@@ -21,7 +21,7 @@ use crate::{
         blobs::{Blob, FileId, TakeOver},
         error::chain,
         fetch::ReadCursor,
-        rows::{Content, Ino, NodeRow},
+        rows::{Content, Ino, NodeRow, StagingId},
     },
 };
 
@@ -404,7 +404,7 @@ impl Vfs {
             }
             Source::Unseal(digest) => self.unseal(node, state, row, digest)?,
         }
-        let Serving::Staging { file, loan, .. } = &mut state.serving else {
+        let Serving::Staging { id, file, loan } = &mut state.serving else {
             return Ok(Served::Changed);
         };
         let is_emptied = fresh && request.truncate;
@@ -415,7 +415,7 @@ impl Vfs {
             super::set_attr::set_file_times(file, Some(row.atime), Some(row.mtime))?;
         }
         if first {
-            *loan = lend.and_then(|lend| lent(lend(file)));
+            *loan = lend.and_then(|lend| self.lend_staging(*id, lend));
         }
         let file = Arc::clone(file);
         if state.writers == 0 {
@@ -491,6 +491,21 @@ impl Vfs {
         let id = *id;
         self.tree.set_staging(node.ino, id, row.size, Vec::new())?;
         Ok(())
+    }
+
+    /// Lends a staging file to the kernel, if it takes it: by a descriptor that cannot write.
+    ///
+    /// The kernel opens the file anew for each open, and keeps what it was lent for as long as the loan lasts;
+    /// in a dead mount for as long as a program is anywhere in that. A descriptor that can write
+    /// would count as a writer and keep the file from being sealed all the time.
+    pub(super) fn lend_staging(
+        &self,
+        id: StagingId,
+        lend: &dyn Fn(&File) -> io::Result<Loan>,
+    ) -> Option<Loan> {
+        let file = self.store.staging.open(id, false);
+        let file = file.inspect_err(|err| tracing::debug!(error = %chain(err), "a file is not lent"));
+        lent(lend(&file.ok()?))
     }
 
     fn open_blob(&self, digest: &Digest, row: &NodeRow) -> Result<Arc<Blob>, VfsError> {

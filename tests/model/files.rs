@@ -28,12 +28,10 @@ impl Fs {
                     writes: how.writes(),
                     append: how.append,
                     made,
+                    emptied: how.truncate,
                 });
-                if made || how.truncate {
-                    self.written(node);
-                    // A file that is made is told of when it is closed, also if nothing was written.
-                    self.node_mut(node).dirty |= how.writes() || made;
-                }
+                // A file that is made or emptied is told of when it is closed, also if nothing was written.
+                self.node_mut(node).dirty |= made || how.truncate;
                 Answer::Done
             }
             Op::Close { slot } => {

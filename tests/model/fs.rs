@@ -86,12 +86,14 @@ pub struct Handle {
     pub append: bool,
     /// The file was made by this open: for others it is there when this is closed.
     pub made: bool,
+    /// The file was emptied by this open, which is told when this is closed, also of one for reading alone.
+    pub emptied: bool,
 }
 
 impl Handle {
     /// Whether its close is what others are told.
     pub fn is_writer(&self) -> bool {
-        self.writes || self.made
+        self.writes || self.made || self.emptied
     }
 }
 

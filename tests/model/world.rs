@@ -87,8 +87,6 @@ impl World {
             let node = model.node(handle.node);
             let paths = model.paths_of(handle.node);
             let is_told = paths.iter().any(|path| model.told.contains_key(path));
-            // A reader that came while a writer was there keeps a file that the kernel was lent from being
-            // sealed, and so from being told; flush names it.
             node.is_dir() || node.vague || node.dirty || is_told
         };
         (0..SLOTS).filter(is_unsure).collect()
