@@ -12,6 +12,7 @@ use tokio::{
 use super::{
     Vfs, VfsError, count,
     handle::{Handle as OpenHandle, Loan, OpenNode, OpenState, Serving},
+    lend::{KEPT_BYTES, Lend, lend_blob, lent},
 };
 use crate::{
     base::digest::Digest,
@@ -21,7 +22,7 @@ use crate::{
         blobs::{Blob, FileId, TakeOver},
         error::chain,
         fetch::ReadCursor,
-        rows::{Content, Ino, NodeRow, StagingId},
+        rows::{Content, Ino, NodeRow},
     },
 };
 
@@ -80,16 +81,6 @@ impl Missing {
         }
     }
 }
-
-/// Hands a file to the kernel; fails where the kernel does not want it.
-pub type Lend<'a> = Option<&'a (dyn Fn(&File) -> io::Result<Loan> + 'a)>;
-
-/// A sealed file of at most this length is not lent to the kernel, which keeps its pages instead (`keep_cache`).
-///
-/// To lend one costs opening it twice, two leases and two calls of the kernel, at each open: 14 us of 36 for open, read
-/// 16 KiB and close, where nothing else is done. A first read costs one request more than of a lent file,
-/// some 6 us; every later one is the kernel's alone in both cases. As long as what travels in packs.
-const KEPT_BYTES: u64 = 64 << 10;
 
 /// Longer blobs are not copied for a writer on the threads that answer the kernel.
 const QUICK_COPY_BYTES: u64 = 1 << 20;
@@ -493,21 +484,6 @@ impl Vfs {
         Ok(())
     }
 
-    /// Lends a staging file to the kernel, if it takes it: by a descriptor that cannot write.
-    ///
-    /// The kernel opens the file anew for each open, and keeps what it was lent for as long as the loan lasts;
-    /// in a dead mount for as long as a program is anywhere in that. A descriptor that can write
-    /// would count as a writer and keep the file from being sealed all the time.
-    pub(super) fn lend_staging(
-        &self,
-        id: StagingId,
-        lend: &dyn Fn(&File) -> io::Result<Loan>,
-    ) -> Option<Loan> {
-        let file = self.store.staging.open(id, false);
-        let file = file.inspect_err(|err| tracing::debug!(error = %chain(err), "a file is not lent"));
-        lent(lend(&file.ok()?))
-    }
-
     fn open_blob(&self, digest: &Digest, row: &NodeRow) -> Result<Arc<Blob>, VfsError> {
         if !row.places.is_empty() {
             self.tree.tell_places(row.ino)?;
@@ -563,35 +539,12 @@ enum Source {
     Unseal(Digest),
 }
 
-/// A file that the kernel does not take is served by the daemon.
-fn lent(result: io::Result<Loan>) -> Option<Loan> {
-    result
-        .inspect_err(|err| tracing::debug!(error = %err, "the kernel does not take the file"))
-        .ok()
-}
-
 /// Runs `job`, which takes long, without keeping the tasks of this thread waiting.
 pub(super) fn may_block<T>(job: impl FnOnce() -> T) -> T {
     match Handle::current().runtime_flavor() {
         RuntimeFlavor::MultiThread => block_in_place(job),
         _ => job(),
     }
-}
-
-/// Lends a blob's file to the kernel, if nobody else has it and the kernel takes it.
-fn lend_blob(
-    blob: &Blob,
-    ino: Ino,
-    lend: &dyn Fn(&File) -> io::Result<Loan>,
-) -> Result<Option<(Loan, FileId)>, VfsError> {
-    let Some(file) = blob.lend(ino)? else {
-        return Ok(None);
-    };
-    let Some(loan) = lent(lend(&file)) else {
-        blob.give_back(ino);
-        return Ok(None);
-    };
-    Ok(Some((loan, FileId::of(&file)?)))
 }
 
 /// Size and modification time of a staging file, the latter in nanoseconds since 1970.
