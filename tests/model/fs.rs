@@ -33,6 +33,12 @@ pub enum Body {
     Dir { up: Id, names: BTreeMap<String, Id> },
 }
 
+impl Body {
+    pub fn is_empty_file(&self) -> bool {
+        matches!(self, Self::File(bytes) if bytes.is_empty())
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct Node {
     pub body: Body,
