@@ -295,7 +295,7 @@ impl Expiry<'_> {
     }
 
     /// Reads what was used, of the forks before the volume: that of a fork that is deleted meanwhile is in the volume
-    /// before it is gone ([`inherit`]).
+    /// before it is gone ([`inherit()`]).
     async fn used(&self, rule: Rule, tell: &mut (dyn FnMut(&Progress) + Send)) -> Result<Used, ExpireError> {
         let mut used = Used::after(rule.from_millis);
         let own = (self.volume.clone(), false);
