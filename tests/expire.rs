@@ -9,7 +9,7 @@ mod support;
 
 use std::{
     fs::{self, File},
-    process::{Command, Output, Stdio},
+    process::{Command, Output},
     time::{Duration, SystemTime},
 };
 
@@ -256,18 +256,7 @@ fn an_expiry_that_is_killed_is_finished_by_the_next(kind: StoreKind) {
         // An expiry of a store on a quick disk is done within some milliseconds.
         lived += Duration::from_millis(1);
         let mut command = sweep_command(&lab, &["--expire", UNUSED]);
-        let child = command
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let id = child.id();
-        let mut child = wait::ChildGuard(child);
-        std::thread::sleep(lived);
-        if child.0.try_wait().unwrap().is_none() {
-            wait::kill(id);
-            killed += 1;
-        }
+        killed += u32::from(wait::kill_after(&mut command, lived));
         let left = fs::read_dir(a.path("d")).map_or(0, Iterator::count);
         (left == 0).then_some(())
     });

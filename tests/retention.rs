@@ -7,7 +7,7 @@ mod support;
 
 use std::{
     fs::{self, File},
-    process::{Output, Stdio},
+    process::Output,
     time::Duration,
 };
 
@@ -304,18 +304,8 @@ fn whoever_sets_the_retention_may_be_killed_at_any_moment(kind: StoreKind) {
         let spec = lab.spec("sweeper");
         let mut command = spec.command();
         command.args(["sweep", "--retention", wanted]).args(&spec.args);
-        let child = command
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let id = child.id();
-        let mut child = wait::ChildGuard(child);
-        std::thread::sleep(lived);
-        if child.0.try_wait().unwrap().is_none() {
-            wait::kill(id);
+        if wait::kill_after(&mut command, lived) {
             killed += 1;
-            child.0.wait().unwrap();
             seen.insert((is_set, says()));
         } else {
             lived = Duration::ZERO;

@@ -11,7 +11,6 @@ mod volumes;
 
 use std::{
     fs,
-    process::Stdio,
     time::{Duration, SystemTime},
 };
 
@@ -217,14 +216,7 @@ fn one_that_is_killed_while_it_is_made_leaves_none_or_a_whole_one(kind: StoreKin
         command
             .args(["snapshot", "create", "--tag", TAG])
             .args(&maker.args);
-        command.stdout(Stdio::null()).stderr(Stdio::null());
-        let mut child = wait::ChildGuard(command.spawn().unwrap());
-        std::thread::sleep(lived);
-        if child.0.try_wait().unwrap().is_none() {
-            wait::kill(child.0.id());
-            killed += 1;
-        }
-        drop(child);
+        killed += u32::from(wait::kill_after(&mut command, lived));
         let mut objects = lab.objects().into_iter();
         objects
             .any(|object| object.key.contains("/snapshots/"))

@@ -304,16 +304,7 @@ fn a_sweep_that_is_killed_is_finished_by_the_next(kind: StoreKind) {
     let mut killed = 0;
     wait::until("a killed sweep deleted all", SOON, || {
         lived += Duration::from_millis(1);
-        let mut child = sweep_command(&lab, &[]);
-        child
-            .stdout(std::process::Stdio::null())
-            .stderr(std::process::Stdio::null());
-        let child = child.spawn().unwrap();
-        let id = child.id();
-        let mut child = wait::ChildGuard(child);
-        std::thread::sleep(lived);
-        if child.0.try_wait().unwrap().is_none() {
-            wait::kill(id);
+        if wait::kill_after(&mut sweep_command(&lab, &[]), lived) {
             killed += 1;
         } else {
             lived = Duration::ZERO;

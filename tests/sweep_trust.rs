@@ -16,11 +16,9 @@ use casmount::{
         url::{AccessKey, ConnectOptions, connect},
     },
 };
-use lab::{Lab, StoreKind};
-use s3server::RestrictedKey;
+use lab::{Lab, as_user};
 use serde_json::Value;
 use support::{
-    machine::MachineSpec,
     posix::{content, file},
     rng::Rng,
     wait,
@@ -29,32 +27,6 @@ use volumes::{fork, machine, spec};
 
 /// How long it may take until a sweep did what is due after two windows.
 const SOON: Duration = Duration::from_secs(90);
-
-fn guarded_lab() -> Lab {
-    let shipped = |name: &str| {
-        let path = format!("{}/packaging/iam/{name}", env!("CARGO_MANIFEST_DIR"));
-        fs::read_to_string(path)
-            .unwrap()
-            .replace("my-bucket", "casmount-test")
-    };
-    let key = |id: &str, policy: &str| RestrictedKey {
-        access_key: id.to_owned(),
-        secret_key: "secret".to_owned(),
-        policy: shipped(policy),
-    };
-    Lab::with_keys(
-        StoreKind::S3,
-        vec![
-            key("trusted", "trusted-writer.json"),
-            key("pr", "pull-request-writer.json"),
-        ],
-    )
-}
-
-fn as_user(spec: MachineSpec, id: &str) -> MachineSpec {
-    spec.env("AWS_ACCESS_KEY_ID", id)
-        .env("AWS_SECRET_ACCESS_KEY", "secret")
-}
 
 /// Runs a sweep as `id`.
 fn try_sweep(lab: &Lab, id: &str, args: &[&str]) -> Output {
@@ -88,7 +60,7 @@ async fn attacker(lab: &Lab) -> SharedBucket {
 
 #[test]
 fn whatever_a_pull_request_writes_the_trusted_sweep_goes_on() {
-    let lab = guarded_lab();
+    let lab = Lab::guarded();
     sweep(&lab, &["--window", "4s"]);
     let main = as_user(spec(&lab, "main", "main"), "trusted").start();
     let kept = Rng::seeded(1).bytes(300_000);

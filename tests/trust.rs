@@ -26,11 +26,9 @@ use casmount::{
         url::{AccessKey, ConnectOptions, connect},
     },
 };
-use lab::{Lab, StoreKind};
-use s3server::RestrictedKey;
+use lab::{Lab, StoreKind, as_user};
 use serde_json::json;
 use support::{
-    machine::MachineSpec,
     posix::{content, file},
     rng::Rng,
     tree, wait,
@@ -325,36 +323,9 @@ fn a_log_that_lies_about_blobs_is_not_promoted(kind: StoreKind) {
     assert!(is_absent(&late.path("lie")));
 }
 
-/// A lab whose server holds the machines of pull requests to the policy that is shipped.
-fn guarded_lab() -> Lab {
-    let shipped = |name: &str| {
-        let path = format!("{}/packaging/iam/{name}", env!("CARGO_MANIFEST_DIR"));
-        std::fs::read_to_string(path)
-            .unwrap()
-            .replace("my-bucket", "casmount-test")
-    };
-    let key = |id: &str, policy: &str| RestrictedKey {
-        access_key: id.to_owned(),
-        secret_key: "secret".to_owned(),
-        policy: shipped(policy),
-    };
-    Lab::with_keys(
-        StoreKind::S3,
-        vec![
-            key("trusted", "trusted-writer.json"),
-            key("pr", "pull-request-writer.json"),
-        ],
-    )
-}
-
-fn as_user(spec: MachineSpec, id: &str) -> MachineSpec {
-    spec.env("AWS_ACCESS_KEY_ID", id)
-        .env("AWS_SECRET_ACCESS_KEY", "secret")
-}
-
 #[test]
 fn who_may_write_below_pr_only_changes_nothing_that_main_shows_or_believes() {
-    let lab = guarded_lab();
+    let lab = Lab::guarded();
     let main = as_user(spec(&lab, "main", "main"), "trusted").start();
     file(&main.path("kept"), b"kept");
     main.flush();
@@ -415,7 +386,7 @@ fn who_may_write_below_pr_only_changes_nothing_that_main_shows_or_believes() {
 
 #[test]
 fn a_machine_of_a_pull_request_mounts_its_fork_and_nothing_else() {
-    let lab = guarded_lab();
+    let lab = Lab::guarded();
     let main = as_user(spec(&lab, "main", "main"), "trusted").start();
     file(&main.path("kept"), b"kept");
     main.flush();

@@ -33,7 +33,7 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    thread::gettid,
+    thread::{Pid, gettid},
 };
 
 use super::follow::{Follow, Place};
@@ -111,6 +111,11 @@ thread_local! {
 
 /// Tells the others when its thread ends.
 struct Member(Arc<Shared>);
+
+thread_local! {
+    /// This thread, without a system call for each request.
+    static THREAD: Pid = gettid();
+}
 
 impl Drop for Member {
     fn drop(&mut self) {
@@ -228,7 +233,7 @@ impl State {
         if place == Place::Stay || (place == Place::Anywhere && self.bound.is_empty()) {
             return;
         }
-        let mine = gettid();
+        let mine = THREAD.with(|thread| *thread);
         let bound = self.bound.iter().position(|bound| bound.thread() == mine);
         if let Some(bound) = bound {
             if place == Place::On(self.bound[bound].cpu()) {

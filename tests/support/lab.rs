@@ -56,6 +56,15 @@ pub struct Lab {
     dir: TestDir,
 }
 
+/// The secret of every key that is held to a policy.
+pub const RESTRICTED_SECRET: &str = "secret";
+
+/// A machine with the credentials of a key that is held to a policy.
+pub fn as_user(spec: MachineSpec, id: &str) -> MachineSpec {
+    spec.env("AWS_ACCESS_KEY_ID", id)
+        .env("AWS_SECRET_ACCESS_KEY", RESTRICTED_SECRET)
+}
+
 /// An object as it is stored.
 pub struct StoredObject {
     pub key: String,
@@ -65,6 +74,25 @@ pub struct StoredObject {
 impl Lab {
     pub fn new(kind: StoreKind) -> Self {
         Self::with_keys(kind, Vec::new())
+    }
+
+    /// A lab whose S3 server holds `trusted` machines and those of pull requests (`pr`) to the policies that are shipped.
+    pub fn guarded() -> Self {
+        let shipped = |name: &str| {
+            let path = format!("{}/packaging/iam/{name}", env!("CARGO_MANIFEST_DIR"));
+            let policy = fs::read_to_string(path).expect("it is shipped");
+            policy.replace("my-bucket", "casmount-test")
+        };
+        let key = |id: &str, policy: &str| RestrictedKey {
+            access_key: id.to_owned(),
+            secret_key: RESTRICTED_SECRET.to_owned(),
+            policy: shipped(policy),
+        };
+        let keys = [
+            ("trusted", "trusted-writer.json"),
+            ("pr", "pull-request-writer.json"),
+        ];
+        Self::with_keys(StoreKind::S3, keys.map(|(id, policy)| key(id, policy)).into())
     }
 
     /// A lab whose S3 server knows more access keys, each held to a policy.

@@ -96,6 +96,24 @@ pub fn kill(id: u32) {
     }
 }
 
+/// Starts a program and kills it when it has run for `lived`; false when it had ended by then.
+///
+/// A sleep: the moment is the point, and where it falls is for chance and the caller's many attempts.
+pub fn kill_after(command: &mut Command, lived: Duration) -> bool {
+    let command = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let mut child = ChildGuard(command.spawn().expect("a program starts"));
+    std::thread::sleep(lived);
+    let lives = child.0.try_wait().expect("it is our child").is_none();
+    if lives {
+        kill(child.0.id());
+        child.0.wait().expect("it was killed");
+    }
+    lives
+}
+
 /// Kills a child when the test ends.
 pub struct ChildGuard(pub Child);
 

@@ -400,7 +400,7 @@ impl<'a> Edit<'a> {
     /// As [`Edit::adjust`], without a change of `parent`'s times: a directory that is seen with its
     /// first child was made before, and what is told of it is on its way.
     fn count(&mut self, parent: Ino, before: Seen, after: Seen) -> Result<(), TreeError> {
-        self.relisted.push(parent);
+        self.lists_anew(parent);
         let node = self.node_mut(parent)?;
         let dir = node.dir.as_mut().ok_or(TreeError::NotDirectory)?;
         let had_children = dir.visible_children > 0;
@@ -430,6 +430,11 @@ impl<'a> Edit<'a> {
         } else {
             self.count(up, with, without)
         }
+    }
+
+    /// What a directory lists is another when this is committed.
+    pub(super) fn lists_anew(&mut self, dir: Ino) {
+        self.relisted.push(dir);
     }
 
     fn link(&mut self, ino: Ino) -> Result<(), TreeError> {

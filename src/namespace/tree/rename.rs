@@ -132,6 +132,8 @@ impl Edit<'_> {
         let dir = place.dir.as_mut().ok_or(TreeError::NotDirectory)?;
         (dir.up, dir.name) = (to.0, to.1.to_vec());
         self.moved = true;
+        // What `..` means in it.
+        self.lists_anew(moved);
         self.tree_presets().moved();
         let replaced = old_target.as_ref().and_then(|row| row.dir);
         self.own(to.0, to.1, NameState::Live(moved))?;
