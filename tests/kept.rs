@@ -49,16 +49,30 @@ fn catch_up(from: &Machine, machine: &Machine, sign: &str) {
     machine.until_content(sign, sign.as_bytes());
 }
 
+/// A machine whose log has each request of the kernel, as fuser tells it.
+fn telling(lab: &Lab, name: &str) -> Machine {
+    lab.spec(name).arg("--log-level").arg("info,fuser=debug").start()
+}
+
+/// How many requests of a kind there were.
+fn asked(machine: &Machine, request: &str) -> usize {
+    machine.log().matches(request).count()
+}
+
 fn a_listing_is_asked_for_once_and_never_old(kind: StoreKind) {
     let lab = Lab::new(kind);
-    let (a, b) = (lab.machine("a"), lab.machine("b"));
+    let (a, b) = (lab.machine("a"), telling(&lab, "b"));
     fs::create_dir(a.path("dir")).unwrap();
     file(&a.path("dir/one"), b"1");
     file(&a.path("dir/two"), b"2");
     catch_up(&a, &b, "sign-1");
+    assert_eq!(names(&b.path("dir")), set(&["one", "two"]));
+    let before = asked(&b, "READDIR");
+    assert!(before > 0, "{}", b.log());
     for _ in 0..3 {
         assert_eq!(names(&b.path("dir")), set(&["one", "two"]));
     }
+    assert_eq!(asked(&b, "READDIR"), before, "the kernel lists by itself");
     // By a program here.
     file(&b.path("dir/three"), b"3");
     fs::rename(b.path("dir/one"), b.path("dir/four")).unwrap();
@@ -166,15 +180,19 @@ fn a_reader_in_the_middle_of_a_listing_sees_every_name_that_stays_once(kind: Sto
 
 fn a_small_file_is_read_again_only_when_it_is_another(kind: StoreKind) {
     let lab = Lab::new(kind);
-    let (a, b) = (lab.machine("a"), lab.machine("b"));
+    let (a, b) = (lab.machine("a"), telling(&lab, "b"));
     let long = vec![b'x'; 200_000];
     file(&a.path("small"), b"first");
     file(&a.path("long"), &long);
     catch_up(&a, &b, "sign-1");
+    assert_eq!(content(&b.path("small")), b"first");
+    let before = asked(&b, "READ fh");
+    assert!(before > 0, "{}", b.log());
     for _ in 0..3 {
         assert_eq!(content(&b.path("small")), b"first");
-        assert_eq!(content(&b.path("long")), long);
     }
+    assert_eq!(asked(&b, "READ fh"), before, "the kernel reads by itself");
+    assert_eq!(content(&b.path("long")), long);
     // Replaced and changed, by the other machine and by this one.
     file(&a.path("next"), b"second!");
     fs::rename(a.path("next"), a.path("small")).unwrap();

@@ -136,6 +136,28 @@ fn dot_and_dot_dot_are_listed() {
 }
 
 #[test]
+fn the_directory_above_is_listed_as_it_is_after_a_move() {
+    let place = Place::new();
+    fs::create_dir_all(place.path("a/moved")).unwrap();
+    fs::create_dir(place.path("b")).unwrap();
+    file(&place.path("a/moved/file"), b"");
+    // As raw entries: the library leaves these two out.
+    let above = |path: &str| {
+        let dir = File::open(place.path(path)).unwrap();
+        let entries = rustix::fs::Dir::read_from(&dir).unwrap();
+        let mut entries = entries.map(Result::unwrap);
+        let up = entries.find(|entry| entry.file_name() == c"..").unwrap();
+        up.ino()
+    };
+    let ino = |path: &str| fs::metadata(place.path(path)).unwrap().ino();
+    for _ in 0..2 {
+        assert_eq!(above("a/moved"), ino("a"));
+    }
+    fs::rename(place.path("a/moved"), place.path("b/moved")).unwrap();
+    assert_eq!(above("b/moved"), ino("b"));
+}
+
+#[test]
 fn rewinding_shows_what_changed() {
     let place = Place::new();
     file(&place.path("old"), b"");

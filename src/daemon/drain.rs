@@ -25,7 +25,6 @@ pub async fn run(
     progress: Option<&mpsc::Sender<Reply>>,
 ) -> DrainReport {
     let began = Instant::now();
-    let lost_before = serving.layers.publisher.status().lost;
     let sealed = telling(
         serving,
         progress,
@@ -63,7 +62,7 @@ pub async fn run(
         dirty_blobs: dirty,
         quarantined_blobs,
         unpublished,
-        lost_files: serving.layers.publisher.status().lost - lost_before,
+        lost_files: serving.layers.publisher.take_lost(),
         last_error: serving.last_error(),
         seconds: began.elapsed().as_secs_f64(),
     }

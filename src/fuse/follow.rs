@@ -34,7 +34,7 @@ const FIRST_LOOK: u32 = 8;
 const LOOK_REQUESTS: u32 = 128;
 const LOOK_AFTER: Duration = Duration::from_millis(4);
 
-/// How long nobody is followed after one did not stay.
+/// How long nobody is followed after that came to nothing.
 const APART: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
@@ -99,13 +99,13 @@ impl Follow {
     /// Where `caller` runs.
     pub(super) fn found(&mut self, caller: u32, cpu: Option<usize>, now: Instant) -> Place {
         let before = self.near.take();
-        let (true, Some(cpu)) = (caller == self.caller, cpu) else {
-            return Place::Anywhere;
-        };
-        if before.is_some_and(|before| before.cpu != cpu) {
-            self.not_before = now + APART;
+        if caller != self.caller {
             return Place::Anywhere;
         }
+        let Some(cpu) = cpu.filter(|cpu| before.is_none_or(|before| before.cpu == *cpu)) else {
+            self.give_up(now);
+            return Place::Anywhere;
+        };
         let requests = if before.is_some() {
             LOOK_REQUESTS
         } else {
@@ -117,6 +117,12 @@ impl Follow {
             next_time: now + LOOK_AFTER,
         });
         Place::On(cpu)
+    }
+
+    /// Nobody is followed for a while: whom it would be does not stay, cannot be seen, or is where the reader may not be.
+    pub(super) fn give_up(&mut self, now: Instant) {
+        self.leave();
+        self.not_before = now + APART;
     }
 
     /// Whether the reader is near somebody.

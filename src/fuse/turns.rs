@@ -206,7 +206,7 @@ impl Turns {
             state = shared.state();
             place = state.follow.found(caller, cpu, Instant::now());
         }
-        state.go_to(place);
+        state = shared.go_to(place, state);
         let alone = state.readers == 0 && state.resting > state.calls;
         let near = state.follow.is_near();
         drop(state);
@@ -227,33 +227,43 @@ impl Drop for Turn<'_> {
     }
 }
 
-impl State {
-    /// Moves this thread.
-    fn go_to(&mut self, place: Place) {
-        if place == Place::Stay || (place == Place::Anywhere && self.bound.is_empty()) {
-            return;
-        }
-        let mine = THREAD.with(|thread| *thread);
-        let bound = self.bound.iter().position(|bound| bound.thread() == mine);
-        if let Some(bound) = bound {
-            if place == Place::On(self.bound[bound].cpu()) {
-                return;
-            }
-            self.bound.swap_remove(bound).release();
-        }
-        if let Place::On(cpu) = place {
-            match Bound::new(mine, cpu) {
-                Ok(bound) => self.bound.push(bound),
-                // A CPU that this process may not use.
-                Err(_) => self.follow.leave(),
-            }
-        }
-    }
-}
-
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("a panic ends the process")
+    }
+
+    /// Moves this thread. Not under the lock: where it goes it may have to wait for the CPU.
+    fn go_to<'a>(&'a self, place: Place, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        if place == Place::Stay || (place == Place::Anywhere && state.bound.is_empty()) {
+            return state;
+        }
+        let mine = THREAD.with(|thread| *thread);
+        let bound = state.bound.iter().position(|bound| bound.thread() == mine);
+        let before = match (bound, place) {
+            (Some(at), Place::On(cpu)) if state.bound[at].cpu() == cpu => return state,
+            (None, Place::Anywhere | Place::Stay | Place::Find(_)) => return state,
+            (bound, _) => bound.map(|at| state.bound.swap_remove(at)),
+        };
+        drop(state);
+        if let Some(before) = before {
+            before.release();
+        }
+        let Place::On(cpu) = place else {
+            return self.state();
+        };
+        let bound = Bound::new(mine, cpu);
+        let mut state = self.state();
+        match bound {
+            Ok(bound) => {
+                state.bound.push(bound);
+                // Who went to rest meanwhile is to let it go.
+                state.watching = true;
+                self.watch.notify_all();
+            }
+            // A CPU that this process may not use.
+            Err(_) => state.follow.give_up(Instant::now()),
+        }
+        state
     }
 
     /// Whether a request waits, or the mount is gone.
@@ -379,6 +389,11 @@ mod tests {
 
     impl Session {
         fn start(threads: usize, answer: impl Fn(u8) + Send + Sync + 'static) -> Self {
+            Self::asked_by(0, threads, answer)
+        }
+
+        /// One whose requests are those of the thread `caller`.
+        fn asked_by(caller: u32, threads: usize, answer: impl Fn(u8) + Send + Sync + 'static) -> Self {
             let (kernel, device) = UnixStream::pair().unwrap();
             let turns = Turns::start().unwrap();
             turns.read_from(device.try_clone().unwrap().into());
@@ -395,7 +410,7 @@ mod tests {
                             } else {
                                 Work::Quick
                             };
-                            let _turn = turns.take(work, 0);
+                            let _turn = turns.take(work, caller);
                             answer(request[0]);
                         }
                     })
@@ -497,6 +512,39 @@ mod tests {
                 assert!(began.elapsed() < LIMIT, "the second request waits for the first");
                 std::thread::sleep(Duration::from_millis(1));
             }
+        }
+        session.end();
+    }
+
+    #[test]
+    fn who_answers_on_busy_cpus_goes_to_the_caller_and_is_let_go_when_all_is_quiet() {
+        let mine = gettid().as_raw_nonzero().get().unsigned_abs();
+        let (done, answers) = mpsc::channel();
+        let mut session = Session::asked_by(mine, 2, move |request| done.send(request).unwrap());
+        let shared = Arc::clone(&session.turns.shared);
+        let bound = |state: &State| state.bound.iter().map(Bound::cpu).collect::<Vec<_>>();
+        // On idle ones it does not.
+        for _ in 0..100 {
+            session.send(b"q");
+            answers.recv_timeout(LIMIT).unwrap();
+        }
+        let began = Instant::now();
+        while bound(&shared.state()).is_empty() {
+            assert!(began.elapsed() < LIMIT, "{:?}", shared.state());
+            let mut state = shared.state();
+            state.not_before = Instant::now() + LIMIT;
+            drop(state);
+            session.send(b"q");
+            answers.recv_timeout(LIMIT).unwrap();
+        }
+        let began = Instant::now();
+        while !bound(&shared.state()).is_empty() {
+            assert!(
+                began.elapsed() < LIMIT,
+                "a thread stays bound: {:?}",
+                shared.state()
+            );
+            std::thread::sleep(Duration::from_millis(1));
         }
         session.end();
     }

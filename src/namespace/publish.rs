@@ -33,9 +33,9 @@ use tokio::{
     time::Instant,
 };
 
-#[cfg(test)]
-pub(super) use writer::OLD_MILLIS;
 pub(super) use writer::{Clocks, LATE_MILLIS, PublishError, Source, Step, Writer};
+#[cfg(test)]
+pub(super) use writer::{OLD_HOLD, OLD_MILLIS};
 
 use super::{
     TreeError,
@@ -159,6 +159,7 @@ pub fn spawn(
         tell_kernel,
         meanwhile,
         lost: AtomicU64::new(0),
+        lost_told: AtomicU64::new(0),
     });
     let started = Instant::now();
     let clock = Arc::clone(&bucket);
@@ -271,6 +272,13 @@ impl PublisherHandle {
         }
     }
 
+    /// How many files were lost of which nobody who waited was told yet: it is for the caller to tell.
+    pub fn take_lost(&self) -> u64 {
+        let home = &self.0.source;
+        let lost = home.lost.load(Ordering::Relaxed);
+        lost.saturating_sub(home.lost_told.swap(lost, Ordering::Relaxed))
+    }
+
     /// What ends publishing for good.
     pub fn to_halt(&self) -> PublishHalt {
         PublishHalt(Arc::clone(&self.0.shared))
@@ -349,6 +357,8 @@ struct Home {
     tell_kernel: TellKernel,
     meanwhile: Meanwhile,
     lost: AtomicU64,
+    /// How many of them somebody who waited was told of.
+    lost_told: AtomicU64,
 }
 
 impl std::fmt::Debug for Home {
@@ -389,16 +399,17 @@ impl Home {
             let Some(blob) = blob_of(pending).filter(|blob| lost.contains(&blob.digest)) else {
                 continue;
             };
-            self.lost.fetch_add(1, Ordering::Relaxed);
-            tracing::error!(
-                name = %String::from_utf8_lossy(&pending.name),
-                digest = %blob.digest,
-                "a file is lost that was never published: this machine slept for longer than the sweep window"
-            );
             let (tree, digest) = (Arc::clone(&self.tree), blob.digest);
             let (parent, name) = (pending.parent, pending.name.clone());
             let notices = blocking(move || tree.lose_name(parent, &name, digest)).await?;
+            // Else it has other bytes by now.
             if !notices.is_empty() {
+                self.lost.fetch_add(1, Ordering::Relaxed);
+                tracing::error!(
+                    name = %String::from_utf8_lossy(&pending.name),
+                    %digest,
+                    "a file is lost that was never published: this machine slept for longer than the sweep window"
+                );
                 (self.tell_kernel)(notices);
             }
         }

@@ -194,6 +194,7 @@ impl BlobFile {
     /// Reads resident bytes into `buffer`, in place of what it holds; false when not all of
     /// them are here. Short only at the end of the blob.
     pub(super) fn read(&self, offset: u64, len: usize, buffer: &mut Vec<u8>) -> Result<bool, StoreError> {
+        self.try_look()?;
         let slot = self.read_slot();
         let chunks = self.chunks.covering(offset, len as u64);
         if !self.resident.contains_all(chunks) {
@@ -208,13 +209,6 @@ impl BlobFile {
             Some(file) => read_exact(file, offset, len, buffer)
                 .map(|()| true)
                 .map_err(StoreError::disk("read", &self.path)),
-            // It could not be opened, for another reason than that it is gone.
-            None if self.unopened.load(Ordering::Acquire) => {
-                let err = File::open(&self.path)
-                    .err()
-                    .unwrap_or(io::ErrorKind::WouldBlock.into());
-                Err(StoreError::disk("open", &self.path)(err))
-            }
             None => Ok(false),
         }
     }
@@ -257,6 +251,7 @@ impl BlobFile {
         if self.is_frozen() {
             return Ok(());
         }
+        self.try_look()?;
         let mut slot = self.read_slot();
         if slot.is_none() {
             drop(slot);
@@ -340,7 +335,7 @@ impl BlobFile {
         replace()?;
         let file = File::open(&self.path).map_err(StoreError::disk("open", &self.path))?;
         *slot = Some(Arc::new(file));
-        self.unopened.store(false, Ordering::Release);
+        self.is_there_again();
         self.resident.fill();
         self.doubted.clear();
         self.frozen.store(false, Ordering::Release);
@@ -355,7 +350,7 @@ impl BlobFile {
         self.doubted.clear();
         self.unsaved.store(false, Ordering::Release);
         self.frozen.store(false, Ordering::Release);
-        self.unopened.store(false, Ordering::Release);
+        self.is_there_again();
         *slot = None;
         self.end_loans();
         unlink()
@@ -511,28 +506,45 @@ impl BlobFile {
 
     /// Makes what is said of the file true. Never called while the slot is held.
     fn look(&self) {
+        // Who needs the bytes meets the error.
+        let _ = self.try_look();
+    }
+
+    fn try_look(&self) -> Result<(), StoreError> {
         if self.unopened.load(Ordering::Acquire) {
-            self.open_now();
+            self.open_now()
+        } else {
+            Ok(())
         }
     }
 
+    /// Another file is, or none is said to be, where the one was that was not looked at or found gone; under the slot's lock.
+    fn is_there_again(&self) {
+        self.unopened.store(false, Ordering::Release);
+        self.gone.store(false, Ordering::Release);
+    }
+
     /// Puts the file in the slot that the row says is there.
-    fn open_now(&self) {
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be opened for another reason than that it is gone, as too many open files: its bytes stay
+    /// resident.
+    fn open_now(&self) -> Result<(), StoreError> {
         let mut slot = self.write_slot();
         if !self.unopened.load(Ordering::Acquire) {
-            return;
+            return Ok(());
         }
-        match open_file(&self.path, self.size(), false) {
-            Ok(Some(file)) => *slot = Some(Arc::new(file)),
-            Ok(None) => {
+        match open_file(&self.path, self.size(), false)? {
+            Some(file) => *slot = Some(Arc::new(file)),
+            None => {
                 tracing::warn!(digest = %self.digest, "a blob is gone from the cache directory; it will be fetched again");
                 self.resident.clear();
                 self.gone.store(true, Ordering::Release);
             }
-            // As too many open files: not for the bytes to suffer.
-            Err(_) => return,
         }
         self.unopened.store(false, Ordering::Release);
+        Ok(())
     }
 
     fn write_slot(&self) -> RwLockWriteGuard<'_, Option<Arc<File>>> {

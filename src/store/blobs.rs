@@ -335,9 +335,11 @@ impl Shared {
 
     /// Tells the row of a clean blob that its file is gone; the shard is locked.
     fn tell_gone(&self, file: &BlobFile) -> Result<(), StoreError> {
+        // One that is being sealed has a file again; its row is not ours.
         if let Some(row) = self.ledger.blob(&file.digest)?
             && let Durability::Durable { .. } = row.durability
             && file.was_found_gone()
+            && !self.staging.is_sealing(&file.digest)
         {
             let mut row = (*row).clone();
             row.residency = Residency::Nothing;

@@ -428,6 +428,22 @@ fn a_clean_blob_whose_file_is_gone_is_not_resident_and_a_dirty_one_is_quarantine
 }
 
 #[test]
+fn a_file_that_was_found_gone_and_is_sealed_again_stays_resident() {
+    let rig = Rig::new();
+    let clean = rig.seal_clean(b"made twice");
+    fs::remove_file(rig.path(&clean.digest)).unwrap();
+    let reader = rig.open(&clean);
+    assert!(reader.is_said_whole(), "nobody looked yet");
+    assert!(!reader.has(0, 1));
+    let again = rig.seal(b"made twice");
+    assert_eq!(again.digest, clean.digest);
+    assert!(reader.is_whole());
+    drop(reader);
+    assert_eq!(rig.residency(&clean), Residency::Whole);
+    assert_eq!(rig.open(&clean).read(0, 10).unwrap(), b"made twice");
+}
+
+#[test]
 fn uses_reach_the_rows_in_batches() {
     let rig = Rig::new();
     let sliced = rig.seal(b"used");

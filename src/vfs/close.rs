@@ -45,7 +45,13 @@ impl Vfs {
                 && state.handles > 0
                 && let Serving::Staging { id, file, .. } = &mut state.serving
             {
-                *file = Arc::new(self.store.staging.open(*id, false)?);
+                match self.store.staging.open(*id, false) {
+                    Ok(reader) => *file = Arc::new(reader),
+                    // The next close tries again; until the last one the file is not sealed.
+                    Err(err) => {
+                        tracing::warn!(ino = node.ino.0, error = %chain(&err), "a file stays open for writing");
+                    }
+                }
             }
             if state.handles == 0 {
                 self.drop_kept(node.ino, &state);

@@ -134,6 +134,9 @@ impl Listings {
 
     /// Keeps a listing that has `names` names by now, as long as there is room.
     fn put(&mut self, dir: Ino, listing: &Arc<Listing>, names: usize) {
+        if names > MAX_NAMES {
+            return self.drop_kept(dir);
+        }
         self.names += names;
         if let Some((_, (_, names))) = self.kept.push(dir, (Arc::clone(listing), names)) {
             self.names -= names;
@@ -199,13 +202,17 @@ impl Vfs {
         let before = seen.entries.len();
         while seen.entries.len() <= start + 2 && !seen.complete {
             let (names, next) = self.tree.list(dir.ino, seen.after.as_deref(), PAGE)?;
+            let (mut page, mut depends) = (Vec::with_capacity(names.len()), false);
             for (name, node) in names {
-                let may_be_withheld = self.tree.name_rule(dir.ino, &name)?.action.is_some();
-                seen.depends |= may_be_withheld;
-                if !may_be_withheld || !self.is_known_withheld(dir.ino, &name, &node)? {
-                    seen.entries.push((name.into(), node.ino, node.kind));
+                let place = self.tree.name_rule(dir.ino, &name)?.action;
+                depends |= place.is_some();
+                if !place.is_some_and(|place| self.is_known_withheld(dir.ino, place, &node)) {
+                    page.push((name.into(), node.ino, node.kind));
                 }
             }
+            // All of the page, or nothing of it.
+            seen.depends |= depends;
+            seen.entries.append(&mut page);
             seen.complete = next.is_none();
             seen.after = next;
         }

@@ -170,7 +170,8 @@ impl Vfs {
         loop {
             let (names, next) = self.tree.list(dir.ino, after.as_deref(), WITHHELD_PAGE)?;
             for (name, node) in names {
-                if !self.is_known_withheld(dir.ino, &name, &node)? {
+                let place = self.tree.name_rule(dir.ino, &name)?.action;
+                if !place.is_some_and(|place| self.is_known_withheld(dir.ino, place, &node)) {
                     return Ok(false);
                 }
                 withheld.push(name);

@@ -138,7 +138,7 @@ pub struct DrainReport {
     pub quarantined_blobs: u64,
     /// Changes of the tree that other machines do not see.
     pub unpublished: u64,
-    /// Files that turned out to be lost meanwhile: never published, and their blobs are nowhere any more.
+    /// Files that turned out to be lost since this was last told: never published, and their blobs are nowhere any more.
     #[serde(default)]
     pub lost_files: u64,
     pub last_error: Option<String>,

@@ -16,7 +16,7 @@ use crate::{
     base::id::MachineId,
     namespace::{
         follow::{self, FollowError},
-        publish::{self, OLD_MILLIS, PublishError},
+        publish::{self, OLD_HOLD, OLD_MILLIS, PublishError},
         segment::{self, Head},
     },
     tier::layout,
@@ -105,7 +105,10 @@ async fn a_change_older_than_deletions_are_kept_is_told_as_made_now_or_not_at_al
     world.advance(OLD_MILLIS - 1);
     machine.change(b"new", Some(2), 0);
     world.advance(1);
-    // Nothing waits for what may not be told.
+    // What was made after what may not be told waits for it, a while.
+    let step = writer.step().await.unwrap();
+    assert_eq!((step.published, step.pending), (0, 2));
+    world.advance(OLD_HOLD.as_millis() as u64);
     let step = writer.step().await.unwrap();
     assert_eq!((step.published, step.pending), (1, 1));
     machine.knows.store(true, Ordering::Relaxed);
@@ -116,8 +119,9 @@ async fn a_change_older_than_deletions_are_kept_is_told_as_made_now_or_not_at_al
         .flat_map(|bytes| segment::decode(bytes).unwrap().changes)
         .map(|change| (change.path, change.stamp.millis))
         .collect();
-    let now = START + OLD_MILLIS;
-    assert_eq!(told, [(b"new".to_vec(), now - 1), (b"old".to_vec(), now)]);
+    let made = START + OLD_MILLIS - 1;
+    let now = made + 1 + OLD_HOLD.as_millis() as u64;
+    assert_eq!(told, [(b"new".to_vec(), made), (b"old".to_vec(), now)]);
 }
 
 #[tokio::test]

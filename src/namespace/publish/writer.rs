@@ -17,7 +17,7 @@
 //! - A change that waited for so long that catalogs may have forgotten a later deletion of its name ([`OLD_MILLIS`]) is not
 //!   told as it was made: machines that know the deletion would show something else than those that do not. It is made
 //!   again, now ([`Source::renew`]), once this machine has read what the others said meanwhile; until then it stays
-//!   here and nothing waits for it.
+//!   here. What was made after it waits for it, for at most [`OLD_HOLD`].
 //! - A sequence number is never used twice. It is reserved in the ledger before use, and
 //!   each run of the daemon begins at a number made from the time, so that
 //!   even a cache directory that was restored from a backup does not repeat one.
@@ -60,6 +60,10 @@ pub const LATE_MILLIS: u64 = 60_000;
 /// A change that is older when it could be told may have been followed by a deletion that nobody remembers; the hour is
 /// for those who read it late.
 pub const OLD_MILLIS: u64 = TOMBSTONE_MILLIS - 3_600_000;
+
+/// How long such a change holds back what was made after it while it cannot be made again: until the log and a catalog
+/// are read, mostly a few seconds.
+pub const OLD_HOLD: Duration = Duration::from_secs(60);
 
 /// Rows of the first look, and of the largest: what is behind waits for the next step.
 const FIRST_LOOK: usize = 1024;
@@ -192,6 +196,8 @@ pub struct Writer<S> {
     overtaken: HashMap<u64, u64>,
     /// Places of changes that no segment can carry.
     unpublishable: HashSet<u64>,
+    /// Since when a change is known to be too old to be told as it was made.
+    old: HashMap<u64, Duration>,
 }
 
 impl<S: Source> Writer<S> {
@@ -225,6 +231,7 @@ impl<S: Source> Writer<S> {
             seen: HashMap::new(),
             overtaken: HashMap::new(),
             unpublishable: HashSet::new(),
+            old: HashMap::new(),
         })
     }
 
@@ -233,7 +240,13 @@ impl<S: Source> Writer<S> {
         let began = (self.clocks.uptime)();
         let (mut pending, mut complete) = self.look().await?;
         let old: Vec<Pending> = pending.iter().filter(|of| self.is_old(of)).cloned().collect();
+        self.age(&old);
         if !old.is_empty() && self.source.renew(&old).await? {
+            let renewed: Vec<Since> = old.iter().flat_map(|of| self.since(of.place)).collect();
+            for since in renewed {
+                // It holds what is behind it as a change of now does.
+                self.seen.remove(&since);
+            }
             (pending, complete) = self.look().await?;
         }
         self.remember(&pending, complete);
@@ -269,6 +282,16 @@ impl<S: Source> Writer<S> {
         }
         step.pending = pending.len() as u64;
         Ok(step)
+    }
+
+    /// Notes since when changes are too old.
+    fn age(&mut self, old: &[Pending]) {
+        let now = (self.clocks.uptime)();
+        let places: HashSet<u64> = old.iter().map(|of| of.place.seq).collect();
+        self.old.retain(|place, _| places.contains(place));
+        for place in places {
+            self.old.entry(place).or_insert(now);
+        }
     }
 
     /// Whether a change could be told, but not as it was made.
@@ -340,7 +363,15 @@ impl<S: Source> Writer<S> {
             Readiness::Waiting => RowState::Waiting,
             Readiness::Never => RowState::Never,
             Readiness::Ready(_) if self.unpublishable.contains(&pending.place.seq) => RowState::Never,
-            Readiness::Ready(_) if self.is_old(pending) => RowState::Never,
+            // What was made after it may build on it; but the others are not kept waiting for ever.
+            Readiness::Ready(_) if self.is_old(pending) => {
+                let since = self.old.get(&pending.place.seq).copied().unwrap_or(now);
+                if now.saturating_sub(since) < OLD_HOLD {
+                    RowState::Waiting
+                } else {
+                    RowState::Never
+                }
+            }
             Readiness::Ready(change) => RowState::Ready {
                 bytes: segment::estimate_bytes(change),
             },

@@ -551,6 +551,10 @@ impl<'a> Edit<'a> {
         if !self.recognised.is_empty() {
             self.tree.recognised(self.in_use, &self.recognised)?;
         }
+        if !self.recognised.is_empty() || (self.moved && self.tree.presets.is_active()) {
+            // What presets hide, they hide elsewhere now.
+            self.tree.editions.end_all();
+        }
         Ok((discarded, notices))
     }
 }

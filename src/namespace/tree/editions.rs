@@ -57,6 +57,11 @@ impl Editions {
         }
     }
 
+    /// What any directory lists may have changed.
+    pub(super) fn end_all(&self) {
+        self.lock().of.clear();
+    }
+
     fn lock(&self) -> MutexGuard<'_, Known> {
         self.0.lock().expect("a panic ends the process")
     }
