@@ -52,16 +52,18 @@ pub fn enter_for_user(uid: u32, fuse_conf: &str) -> Result<(), String> {
     }
     enter();
     let tests = tempdir::root();
-    fs::create_dir_all(&tests).expect("the directory of tests can be made");
+    // Keeps the directory of tests where it is.
+    let held = tempdir::TestDir::new();
     let program = Path::new(env!("CARGO_BIN_EXE_casmount"));
     let kept = [program.parent().expect("a program is in a directory"), &tests]
         .map(|dir| fs::canonicalize(dir).expect("it is there"));
     for dir in &kept {
-        if let Some(closed) = closed_above(dir) {
+        if let Some(closed) = tempdir::closed_above(dir) {
             cover(&closed, 0o755, &kept);
         }
     }
     cover(Path::new("/tmp"), 0o1777, &kept);
+    drop(held);
 
     let device = Path::new("/tmp/.fuse");
     rustix::fs::mknodat(
@@ -93,16 +95,6 @@ fn replace(path: &str, text: &str) {
     fs::write(&other, text).expect("our own directory");
     fs::set_permissions(&other, fs::Permissions::from_mode(0o644)).expect("our own file");
     mount_bind(&other, path).expect("a bind mount in our own namespace");
-}
-
-/// The uppermost directory on the way to `path` through which other users may not go.
-fn closed_above(path: &Path) -> Option<PathBuf> {
-    let above: Vec<_> = path.ancestors().skip(1).collect();
-    let closed = above.into_iter().rev().find(|dir| {
-        let mode = fs::metadata(dir).map_or(0, |meta| meta.permissions().mode());
-        mode & 0o001 == 0
-    });
-    closed.map(Path::to_owned)
 }
 
 /// Puts an empty directory over another one, in which only `kept` is where it was.
