@@ -1,5 +1,7 @@
 //! Presets of directories on real mounts: what Bazel and ccache do, by the same system calls.
 
+#[path = "support/disk_cache.rs"]
+mod disk_cache;
 #[path = "support/lab.rs"]
 mod lab;
 mod s3server;
@@ -7,15 +9,15 @@ mod support;
 
 use std::{
     fs,
-    io::{Read, Write},
+    io::{ErrorKind, Write},
     os::unix::fs::{MetadataExt, chown, symlink},
-    path::{Path, PathBuf},
+    path::Path,
     process::Output,
     time::Duration,
 };
 
+use disk_cache::{Disk, action_result, key, tree_of};
 use lab::{Lab, StoreKind};
-use rustix::fs::{AtFlags, Timespec, Timestamps, UTIME_NOW};
 use serde_json::Value;
 use support::{
     machine::{Machine, MachineSpec},
@@ -26,6 +28,7 @@ use support::{
 on_both_stores!(
     what_bazel_stores_on_one_machine_is_a_hit_on_the_other,
     an_entry_is_shown_when_all_that_it_names_is_there_and_no_longer,
+    an_entry_that_two_machines_deleted_differently_is_back_on_both_when_one_makes_it_again,
     a_cache_with_entries_that_nobody_sees_is_listed_and_deleted_as_any_tree,
     the_tree_of_an_output_directory_counts_with_all_its_files,
     a_blob_that_the_bucket_lost_makes_its_entries_misses,
@@ -40,121 +43,6 @@ const SOON: Duration = Duration::from_secs(30);
 fn spec(lab: &Lab, name: &str) -> MachineSpec {
     // Nothing that a preset lets go at once waits for the settle time of the mount.
     lab.spec(name).arg("--preset=disk=bazel")
-}
-
-/// What Bazel does with its `--disk_cache`, call by call.
-struct Disk(PathBuf);
-
-impl Disk {
-    fn of(machine: &Machine) -> Self {
-        Self(machine.path("disk"))
-    }
-
-    fn start(&self) {
-        fs::create_dir_all(self.0.join("tmp")).unwrap();
-    }
-
-    fn place(&self, kind: &str, name: &str) -> PathBuf {
-        self.0.join(kind).join(&name[..2]).join(name)
-    }
-
-    fn put(&self, kind: &str, name: &str, bytes: &[u8]) {
-        let number = tree::hex(&tree::digest(format!("{kind}{name}").as_bytes()));
-        let temp = self.0.join("tmp").join(&number[..36]);
-        let mut file = fs::File::create(&temp).unwrap();
-        for part in bytes.chunks(8192) {
-            file.write_all(part).unwrap();
-        }
-        file.sync_all().unwrap();
-        drop(file);
-        let to = self.place(kind, name);
-        fs::create_dir_all(to.parent().unwrap()).unwrap();
-        fs::rename(&temp, &to).unwrap();
-    }
-
-    /// Stores a blob and returns its digest.
-    fn blob(&self, bytes: &[u8]) -> String {
-        let name = tree::hex(&tree::digest(bytes));
-        self.put("cas", &name, bytes);
-        name
-    }
-
-    /// Whether a file is there: Bazel asks by touching it. Anything but "no such file" fails a build.
-    fn touch(&self, kind: &str, name: &str) -> bool {
-        let now = Timespec {
-            tv_sec: 0,
-            tv_nsec: UTIME_NOW,
-        };
-        let times = Timestamps {
-            last_access: now,
-            last_modification: now,
-        };
-        let path = self.place(kind, name);
-        match rustix::fs::utimensat(rustix::fs::CWD, &path, &times, AtFlags::empty()) {
-            Ok(()) => true,
-            Err(rustix::io::Errno::NOENT) => false,
-            Err(err) => panic!("{}: {err}", path.display()),
-        }
-    }
-
-    /// Reads what an entry names, as a build with it would; false for a miss.
-    fn hit(&self, action: &str, blobs: &[&str]) -> bool {
-        if !self.touch("ac", action) {
-            return false;
-        }
-        let mut bytes = Vec::new();
-        let mut file = fs::File::open(self.place("ac", action)).unwrap();
-        file.read_to_end(&mut bytes).unwrap();
-        for blob in blobs {
-            assert!(self.touch("cas", blob), "lost input {blob}");
-            let bytes = fs::read(self.place("cas", blob)).unwrap();
-            assert_eq!(tree::hex(&tree::digest(&bytes)), **blob);
-        }
-        true
-    }
-
-    #[track_caller]
-    fn until(&self, what: &str, is_there: bool, kind: &str, name: &str) {
-        wait::until(what, SOON, || (self.touch(kind, name) == is_there).then_some(()));
-    }
-}
-
-fn key(text: &str) -> String {
-    tree::hex(&tree::digest(text.as_bytes()))
-}
-
-/// A field of a protocol buffer that holds bytes.
-fn field(tag: u8, bytes: &[u8]) -> Vec<u8> {
-    assert!(bytes.len() < 1 << 14);
-    let len = [bytes.len() as u8 | 0x80, (bytes.len() >> 7) as u8];
-    [&[tag << 3 | 2], &len[..], bytes].concat()
-}
-
-fn digest(name: &str) -> Vec<u8> {
-    [field(1, name.as_bytes()), vec![2 << 3, 7]].concat()
-}
-
-/// A file of an action result or of a directory.
-fn named_file(name: &str) -> Vec<u8> {
-    [field(1, b"out"), field(2, &digest(name))].concat()
-}
-
-fn action_result(files: &[&str], trees: &[&str]) -> Vec<u8> {
-    let files = files.iter().map(|name| field(2, &named_file(name)));
-    let trees = trees
-        .iter()
-        .map(|name| field(3, &[field(1, b"dir"), field(3, &digest(name))].concat()));
-    files.chain(trees).flatten().collect()
-}
-
-fn tree_of(root: &[&str], child: &[&str]) -> Vec<u8> {
-    let directory = |files: &[&str]| {
-        files
-            .iter()
-            .flat_map(|name| field(1, &named_file(name)))
-            .collect::<Vec<_>>()
-    };
-    [field(1, &directory(root)), field(2, &directory(child))].concat()
 }
 
 fn what_bazel_stores_on_one_machine_is_a_hit_on_the_other(kind: StoreKind) {
@@ -242,6 +130,56 @@ fn an_entry_is_shown_when_all_that_it_names_is_there_and_no_longer(kind: StoreKi
     let listed = fs::read_dir(on_a.0.join("ac")).unwrap().count();
     assert!(listed > 0);
     assert!(!on_a.touch("ac", &key("part")));
+}
+
+/// Bazel does not store an entry that it finds. So it says nothing of one that was only withheld, and is there again
+/// with the blob: without more, who deleted the entry itself would go without it.
+fn an_entry_that_two_machines_deleted_differently_is_back_on_both_when_one_makes_it_again(kind: StoreKind) {
+    let lab = Lab::new(kind);
+    let (a, b) = (spec(&lab, "a").start(), spec(&lab, "b").start());
+    let (on_a, on_b) = (Disk::of(&a), Disk::of(&b));
+    on_a.start();
+    let blob = on_a.blob(b"output");
+    for entry in ["first", "second"] {
+        on_a.put("ac", &key(entry), &action_result(&[&blob], &[]));
+        on_b.until("B has the entry", true, "ac", &key(entry));
+    }
+    // A's collector comes to the entries first, that of B to the blob, and finds no entry then.
+    for entry in ["first", "second"] {
+        fs::remove_file(on_a.place("ac", &key(entry))).unwrap();
+    }
+    fs::remove_file(on_a.place("cas", &blob)).unwrap();
+    fs::remove_file(on_b.place("cas", &blob)).unwrap();
+    for entry in ["first", "second"] {
+        let gone = fs::remove_file(on_b.place("ac", &key(entry))).unwrap_err();
+        assert_eq!(gone.kind(), ErrorKind::NotFound);
+    }
+
+    // B runs the action again, and finds its entry when it would store it.
+    on_b.start();
+    assert_eq!(on_b.blob(b"output"), blob);
+    for entry in ["first", "second"] {
+        on_b.until("the entry is whole", true, "ac", &key(entry));
+    }
+    for entry in ["first", "second"] {
+        on_a.until("A has the entry", true, "ac", &key(entry));
+        assert!(on_a.hit(&key(entry), &[&blob]));
+    }
+
+    // That was told once: who uses an entry tells nobody.
+    b.flush();
+    let told = b.counter("/publish/published_changes");
+    for entry in ["first", "second"] {
+        assert!(on_b.hit(&key(entry), &[&blob]));
+    }
+    b.flush();
+    assert_eq!(b.counter("/publish/published_changes"), told);
+    // A delete of A is its own again.
+    fs::remove_file(on_a.place("ac", &key("first"))).unwrap();
+    assert!(on_b.hit(&key("first"), &[&blob]));
+    b.flush();
+    assert_eq!(b.counter("/publish/published_changes"), told);
+    assert!(!on_a.touch("ac", &key("first")));
 }
 
 fn a_cache_with_entries_that_nobody_sees_is_listed_and_deleted_as_any_tree(kind: StoreKind) {

@@ -12,6 +12,9 @@
 //! - What is no entry, cannot be read now, or is too long to be read is not shown: whether its blobs exist
 //!   is not known.
 //! - The kernel may not keep what it is told of such a name, because that does not depend on the name alone.
+//! - An entry that is older than what this machine made of the blobs that it names is made again with them, and told again:
+//!   the build that made them finds the entry and does not store it, and others may have deleted it ([`Tree::remake`]).
+//!   That happens once for an entry, because it is newer than its blobs then.
 //! - A listing leaves out what is known not to be shown, and shows what could be said only after a request. That
 //!   is no use of anything. A directory with nothing else in it is empty for rmdir(2), too: who deletes a cache
 //!   must come to an end.
@@ -20,7 +23,7 @@ use std::{collections::HashMap, fs::File, io::Read, num::NonZeroUsize, sync::Arc
 
 use super::{Attr, Vfs, VfsError};
 use crate::{
-    base::digest::Digest,
+    base::{clock::Stamp, digest::Digest},
     namespace::{
         TreeError,
         action::{self, MAX_ACTION_BYTES, MAX_TREE_BYTES, Named},
@@ -80,7 +83,10 @@ enum Purpose {
 
 /// What could be said of an entry.
 enum Verdict {
-    Shown,
+    Shown {
+        /// When this machine made any of the blobs that it names, at the latest.
+        made: Option<Stamp>,
+    },
     Withheld,
     Wanted(Wanted),
 }
@@ -149,7 +155,7 @@ impl Vfs {
             return Ok(false);
         };
         match self.judge(parent, place, &node, &Brought::new(), Purpose::Use) {
-            Ok(Verdict::Shown) => Ok(false),
+            Ok(Verdict::Shown { .. }) => Ok(false),
             Ok(Verdict::Withheld | Verdict::Wanted(_)) => Ok(true),
             Err(err) if err.not_loaded().is_some() => Ok(true),
             Err(err) => Err(err),
@@ -180,7 +186,11 @@ impl Vfs {
         let keep = if action.is_some() { Keep::Not } else { Keep::Long };
         if let Some(place) = action.filter(|_| node.kind == NodeKind::File) {
             match self.judge(parent, place, &node, brought, Purpose::Use)? {
-                Verdict::Shown => {}
+                Verdict::Shown { made } => {
+                    if let Some(made) = made {
+                        self.remake(parent, name, made);
+                    }
+                }
                 Verdict::Withheld => {
                     let withheld = &self.tree.presets().counters.withheld;
                     withheld.fetch_add(1, Ordering::Relaxed);
@@ -196,6 +206,17 @@ impl Vfs {
         }
         self.tree.touch(node.ino);
         Ok(Lookup::Known(Some(self.attr_of(&node)), keep))
+    }
+
+    /// Makes an entry again that is older than what it names. It is shown in any case.
+    fn remake(&self, parent: Ino, name: &[u8], made: Stamp) {
+        if self.options.read_only {
+            return;
+        }
+        if let Err(err) = self.tree.remake(parent, name, made) {
+            let name = String::from_utf8_lossy(name);
+            tracing::warn!(%name, error = %chain(&err), "an action-cache entry is not told again; trying when it is used again");
+        }
     }
 
     /// Whether every blob is there that the entry `node` in the directory `dir` names.
@@ -218,10 +239,15 @@ impl Vfs {
                 cas.filter(|cas| cas.kind == NodeKind::Dir).map(|cas| cas.ino)
             }
         };
-        let stored = |blob: &Digest| match blobs {
-            Some(blobs) => self.stored(blobs, place, blob, purpose),
-            // Nothing is there; an entry that names nothing is shown all the same.
-            None => Ok(None),
+        let mut last_made = None;
+        let mut stored = |blob: &Digest| -> Result<_, VfsError> {
+            // If nothing is there: an entry that names nothing is shown all the same.
+            let Some(blobs) = blobs else { return Ok(None) };
+            let found = self.stored(blobs, place, blob, purpose)?;
+            Ok(found.map(|(node, made)| {
+                last_made = last_made.max(made);
+                node
+            }))
         };
         let entry = match self.named(node, false, brought, purpose)? {
             Found::Named(entry) => entry,
@@ -248,17 +274,17 @@ impl Vfs {
                 }
             }
         }
-        Ok(Verdict::Shown)
+        Ok(Verdict::Shown { made: last_made })
     }
 
-    /// The file that a blob is, below `dir`.
+    /// The file that a blob is, below `dir`, and when this machine made it, if it did.
     fn stored(
         &self,
         dir: Ino,
         place: Blobs,
         blob: &Digest,
         purpose: Purpose,
-    ) -> Result<Option<Arc<NodeRow>>, VfsError> {
+    ) -> Result<Option<(Arc<NodeRow>, Option<Stamp>)>, VfsError> {
         let name = blob.to_string();
         let dir = match place {
             Blobs::Beside => dir,
@@ -267,8 +293,8 @@ impl Vfs {
                 _ => return Ok(None),
             },
         };
-        let node = self.tree.lookup(dir, name.as_bytes())?;
-        let Some(node) = node.filter(|node| node.kind == NodeKind::File) else {
+        let found = self.tree.lookup_made(dir, name.as_bytes())?;
+        let Some((node, made)) = found.filter(|(node, _)| node.kind == NodeKind::File) else {
             return Ok(None);
         };
         let is_there = match node.content {
@@ -283,7 +309,7 @@ impl Vfs {
             // Whoever is shown the entry will want what it names.
             self.tree.touch(node.ino);
         }
-        Ok(is_there.then_some(node))
+        Ok(is_there.then_some((node, made)))
     }
 
     /// What an entry or a tree names, from what is known or here.

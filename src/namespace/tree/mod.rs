@@ -40,7 +40,7 @@
 //!    when the name goes, it leaves no register if nobody else ever said anything of it, else a
 //!    tombstone that is not told either. The same tombstone, of the layer that it hides, is
 //!    what a delete leaves that is an opinion of this machine: the next change of that layer
-//!    takes its place.
+//!    takes its place. Who makes again what an action-cache entry names makes the entry again, too ([`Tree::remake`]).
 //! 8. The deletion of a name that expired ([`Stamp::expired`]) is a change as any other, whose stamp follows directly
 //!    on that of the entry that it removes, so every later write counts for more. A machine that used the name
 //!    lately, and has not told so in time, answers the deletion by writing the name again ([`super::touch`]): in the
@@ -81,6 +81,7 @@ mod names;
 mod open;
 mod pending;
 mod places;
+mod remade;
 mod rename;
 mod used;
 
@@ -241,12 +242,20 @@ impl Tree {
 
     /// What a user sees at a name; the cost is that of two rows.
     pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Option<Arc<NodeRow>>, TreeError> {
+        Ok(self.lookup_row(parent, name)?.map(|(node, _)| node))
+    }
+
+    fn lookup_row(
+        &self,
+        parent: Ino,
+        name: &[u8],
+    ) -> Result<Option<(Arc<NodeRow>, Arc<NameRow>)>, TreeError> {
         check_name(name)?;
         self.need(parent)?;
-        match self.ledger.name(parent, name)? {
-            Some(row) => self.visible(&row),
-            None => Ok(None),
-        }
+        let Some(row) = self.ledger.name(parent, name)? else {
+            return Ok(None);
+        };
+        Ok(self.visible(&row)?.map(|node| (node, row)))
     }
 
     /// What a user sees at a register (laws 1 and 2).
