@@ -535,13 +535,12 @@ impl BlobFile {
         if !self.unopened.load(Ordering::Acquire) {
             return Ok(());
         }
-        match open_file(&self.path, self.size(), false)? {
-            Some(file) => *slot = Some(Arc::new(file)),
-            None => {
-                tracing::warn!(digest = %self.digest, "a blob is gone from the cache directory; it will be fetched again");
-                self.resident.clear();
-                self.gone.store(true, Ordering::Release);
-            }
+        if let Some(file) = open_file(&self.path, self.size(), false)? {
+            *slot = Some(Arc::new(file));
+        } else {
+            tracing::warn!(digest = %self.digest, "a blob is gone from the cache directory; it will be fetched again");
+            self.resident.clear();
+            self.gone.store(true, Ordering::Release);
         }
         self.unopened.store(false, Ordering::Release);
         Ok(())

@@ -28,6 +28,7 @@ use crate::{
         TreeError,
         action::{self, MAX_ACTION_BYTES, MAX_TREE_BYTES, Named},
         preset::Blobs,
+        tree::Made,
     },
     store::{
         StoreError,
@@ -284,7 +285,7 @@ impl Vfs {
         place: Blobs,
         blob: &Digest,
         purpose: Purpose,
-    ) -> Result<Option<(Arc<NodeRow>, Option<Stamp>)>, VfsError> {
+    ) -> Result<Option<Made>, VfsError> {
         let name = blob.to_string();
         let dir = match place {
             Blobs::Beside => dir,

@@ -102,6 +102,7 @@ pub use load::{Reach, Undecided};
 pub use names::{NewNode, Removed};
 pub use open::SealOutcome;
 pub use pending::{Pending, Readiness};
+pub use remade::Made;
 pub use rename::RenameMode;
 
 use super::{TreeError, error::NotLoaded, preset::table::Presets, touch::Touched};
@@ -156,6 +157,9 @@ struct InUse {
     limbo: VecDeque<(Instant, Ino)>,
     places: RecentPlaces,
 }
+
+/// What a user sees at a name, and the register there.
+type AtName = (Arc<NodeRow>, Arc<NameRow>);
 
 /// Names of a directory with what they show, and where to go on.
 pub type Listed = (Vec<(Vec<u8>, Arc<NodeRow>)>, Option<Vec<u8>>);
@@ -245,11 +249,7 @@ impl Tree {
         Ok(self.lookup_row(parent, name)?.map(|(node, _)| node))
     }
 
-    fn lookup_row(
-        &self,
-        parent: Ino,
-        name: &[u8],
-    ) -> Result<Option<(Arc<NodeRow>, Arc<NameRow>)>, TreeError> {
+    fn lookup_row(&self, parent: Ino, name: &[u8]) -> Result<Option<AtName>, TreeError> {
         check_name(name)?;
         self.need(parent)?;
         let Some(row) = self.ledger.name(parent, name)? else {

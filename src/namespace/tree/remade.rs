@@ -14,13 +14,12 @@ use crate::{
     store::rows::{Ino, NameRow, NameState, NodeRow, TreeLayer},
 };
 
+/// What a user sees at a name, and when this machine said so.
+pub type Made = (Arc<NodeRow>, Option<Stamp>);
+
 impl Tree {
     /// What a user sees at a name, and when this machine said so, if it was this one that said it last.
-    pub fn lookup_made(
-        &self,
-        parent: Ino,
-        name: &[u8],
-    ) -> Result<Option<(Arc<NodeRow>, Option<Stamp>)>, TreeError> {
+    pub fn lookup_made(&self, parent: Ino, name: &[u8]) -> Result<Option<Made>, TreeError> {
         let made = |row: &NameRow| {
             let is_own = row.layer == TreeLayer::TOP && row.stamp.machine == self.clock.machine();
             is_own.then_some(row.stamp)
