@@ -109,12 +109,15 @@ impl SweepError {
     }
 }
 
-/// The same, of one object. It is also denied to who may read all: when it was written in a storage class that must be
-/// restored, or with a key that he does not have.
+/// The same, of one object. What is denied is not: the sweeper himself may not read, write or delete. An object that is
+/// denied to who may read all beside it is malformed here ([`super::withheld`]).
 pub(super) fn is_of_writer(err: &TierError) -> bool {
     match err {
-        TierError::Malformed { .. } | TierError::Unsupported { .. } | TierError::Denied { .. } => true,
-        TierError::Unavailable { .. } | TierError::NoBucket { .. } | TierError::Credentials { .. } => false,
+        TierError::Malformed { .. } | TierError::Unsupported { .. } => true,
+        TierError::Denied { .. }
+        | TierError::Unavailable { .. }
+        | TierError::NoBucket { .. }
+        | TierError::Credentials { .. } => false,
     }
 }
 

@@ -5,7 +5,7 @@
 //! what was condemned is deleted. `inventory` knows every key below `volumes/`, `log` says which catalogs and how much of
 //! the logs is kept, `references` what is used, `winners` what of a log still counts, `objects` walks the bucket, `state`
 //! reads and writes what the passes leave for each other and for the writers
-//! (its formats: [`crate::tier::sweeping`]).
+//! (its formats: [`crate::tier::sweeping`]), `withheld` knows whose fault it is that an object may not be read.
 //!
 //! # The rules
 //!
@@ -53,7 +53,9 @@
 //!
 //! Everything of a volume must be understood: a key, a segment or a version that is not stops the pass before
 //! anything is condemned or deleted. Not so where its writers are not trusted, who could stop every pass: what of them
-//! cannot be read counts for nothing and is told, and only the readers of their volume may lose something by that.
+//! cannot be read counts for nothing and is told, and only the readers of their volume may lose something by that. What the
+//! sweeper's own credentials do not permit stops the pass, whosever it is: else a policy that lets him delete and not read
+//! would empty these volumes.
 //!
 //! # Catalogs
 //!
@@ -88,6 +90,7 @@ mod references;
 mod report;
 mod state;
 mod winners;
+mod withheld;
 
 #[cfg(test)]
 mod tests;

@@ -12,8 +12,11 @@ use crate::{
         id::MachineId,
         volume::{StackLayer, VolumeName},
     },
-    namespace::stack::VolumeJson,
-    tier::{Body, Bucket, layout},
+    namespace::{
+        segment::{self, Head},
+        stack::VolumeJson,
+    },
+    tier::{Body, Bucket, TierError, layout},
 };
 
 async fn put(world: &Arc<World>, key: &str, bytes: impl Into<Vec<u8>>) {
@@ -152,4 +155,52 @@ async fn what_cannot_be_read_of_a_trusted_volume_stops_a_sweep_whatever_else_is_
         let err = sweep_with(&world, &untrusted(&["pr-*"])).await.unwrap_err();
         assert!(err.to_string().starts_with("nothing was swept"), "{key}: {err}");
     }
+}
+
+/// A fork of writers that are not trusted, with a segment, and its key.
+async fn fork_with_a_segment(world: &Arc<World>) -> String {
+    own_prefix_fork(world, "pr-2").await;
+    let head = Head {
+        machine: MachineId(7),
+        seq: 1,
+        published_millis: START,
+        previous: None,
+    };
+    let key = layout::segment("pr-2", START, MachineId(7), 1);
+    put(world, &key, segment::encode(&head, &[])).await;
+    key
+}
+
+#[tokio::test]
+async fn what_the_sweeper_may_not_read_stops_a_sweep_whosever_it_is() {
+    let world = in_use().await;
+    fork_with_a_segment(&world).await;
+    world.deny(&format!("{}*", layout::log_prefix("pr-2")));
+    for options in [options(), untrusted(&["pr-*"])] {
+        let err = sweep_with(&world, &options).await.unwrap_err();
+        assert!(
+            matches!(&err, SweepError::Bucket(TierError::Denied { key, .. }) if key.starts_with("volumes/pr-2/log/")),
+            "{err}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_object_that_nobody_may_read_though_he_may_all_beside_it_stops_only_where_its_writers_are_trusted() {
+    let world = in_use().await;
+    let key = fork_with_a_segment(&world).await;
+    world.deny(&key);
+    let report = assert_swept(&world, &options()).await;
+    assert_eq!(report.ignored.len(), 1, "{:?}", report.ignored);
+    assert!(report.ignored[0].contains(&key), "{:?}", report.ignored);
+
+    let world = in_use().await;
+    let key = layout::segment("v", START, MachineId(7), 1);
+    put(&world, &key, "x").await;
+    world.deny(&key);
+    let err = sweep(&world).await.unwrap_err();
+    assert!(
+        matches!(&err, SweepError::Segment { key: told, why } if *told == key && why.contains("403")),
+        "{err}"
+    );
 }

@@ -64,6 +64,8 @@ struct State {
     snapshots: BTreeMap<SnapshotTag, Winners>,
     /// When each object was last named or used, as far as the rule of the bucket has to know.
     promised: HashMap<String, u64>,
+    /// What must not be read: keys, or what they begin with and a `*`.
+    denied: Vec<String>,
     /// Segments and parts of catalogs that were deleted.
     trimmed: u64,
     wrong: Option<String>,
@@ -157,6 +159,11 @@ impl World {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
+    }
+
+    /// Denies to everybody to read `key`, or all that begins with what is before a `*`.
+    pub fn deny(&self, key: &str) {
+        self.state().denied.push(key.to_owned());
     }
 
     pub fn now(&self) -> u64 {
