@@ -2,7 +2,8 @@
 //!
 //! # Deleting
 //!
-//! 1. A volume that another one lies over is not deleted: that one would lose what it shows. Nor is one with
+//! 1. A volume that another one lies over is not deleted: that one would lose what it shows. One whose own deletion
+//!    is not decided counts, because it may show that again. Nor is a volume deleted with
 //!    snapshots, which are for ever, until each of them is deleted ([`super::snapshot`]).
 //! 2. `volume.json` is replaced by one that says `deleted_millis`, on the condition that it is still the one
 //!    that was read. From here on nobody mounts, forks or promotes the volume; so what a crash leaves is
@@ -58,8 +59,18 @@ pub struct Listed {
     /// `None`: it has no settings, because it is no fork.
     pub created_millis: Option<u64>,
     pub deleted_millis: Option<u64>,
+    /// The deletion may still be taken back.
+    pub deletion_undecided: bool,
     /// Why its settings cannot be read.
     pub trouble: Option<String>,
+}
+
+impl Listed {
+    /// Whether it shows its names, or will again: nothing is taken from it while its deletion is not decided.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.deleted_millis.is_none() || self.deletion_undecided
+    }
 }
 
 /// A volume was not deleted.
@@ -172,6 +183,7 @@ async fn look(bucket: &dyn Bucket, volume: VolumeName) -> Result<Listed, TierErr
         own_prefix: false,
         created_millis: None,
         deleted_millis: None,
+        deletion_undecided: false,
         trouble: None,
     };
     Ok(match read {
@@ -180,6 +192,7 @@ async fn look(bucket: &dyn Bucket, volume: VolumeName) -> Result<Listed, TierErr
             own_prefix: json.own_prefix,
             created_millis: Some(json.created_millis),
             deleted_millis: json.deleted_millis,
+            deletion_undecided: json.deletion_undecided,
             ..listed
         },
         Ok(None) => listed,
@@ -191,11 +204,11 @@ async fn look(bucket: &dyn Bucket, volume: VolumeName) -> Result<Listed, TierErr
     })
 }
 
-/// The volumes that lie directly over `volume`.
+/// The volumes that lie directly over `volume`, or may again.
 async fn forks_of(bucket: &SharedBucket, volume: &VolumeName) -> Result<Vec<VolumeName>, TierError> {
     let over = |listed: &Listed| {
         let parent = listed.parent.as_ref().map(|parent| &parent.volume);
-        parent == Some(volume) && listed.deleted_millis.is_none()
+        parent == Some(volume) && listed.is_live()
     };
     let all = list(bucket).await?.into_iter();
     Ok(all.filter(over).map(|listed| listed.volume).collect())
@@ -402,7 +415,12 @@ mod tests {
             Ok(Standing::Fork(..))
         ));
 
-        delete(&bucket, &name("g"), |_| {}).await.unwrap();
+        // What lies below one whose deletion is not decided stays as well.
+        broken_off(&bucket, "g").await;
+        let err = delete(&bucket, &name("f"), |_| {}).await.unwrap_err();
+        assert!(matches!(err, DeleteError::Covered { .. }), "{err}");
+        assert!(delete(&bucket, &name("g"), |_| {}).await.unwrap().again);
+
         broken_off(&bucket, "f").await;
         let deleted = delete(&bucket, &name("f"), |_| {}).await.unwrap();
         assert!(deleted.again);

@@ -300,6 +300,23 @@ async fn forks_tell_what_they_use_of_what_lies_below_and_do_not_expire_themselve
 }
 
 #[tokio::test]
+async fn a_fork_whose_deletion_may_be_taken_back_keeps_what_it_uses() {
+    let store = Store::new().await;
+    store.files(1, &["a", "b"]).await;
+    let fork = store.fork("pr-1").await;
+    store.told("pr-1", store.now - DAY, &["a"]);
+    let (json, _) = stack::read_json(store.bucket.as_ref(), &fork).await.unwrap().unwrap();
+    let broken_off = stack::VolumeJson {
+        deleted_millis: Some(store.now),
+        deletion_undecided: true,
+        ..json
+    };
+    store.put(&layout::volume("pr-1"), &broken_off.encode());
+    assert_eq!(store.expire().await.expired.names, 1);
+    assert_eq!(store.names().await, ["a"]);
+}
+
+#[tokio::test]
 async fn a_catalog_and_the_log_since_are_read_as_one() {
     let store = Store::new().await;
     store.files(10, &["a", "b", "d/c", "d/e"]).await;
