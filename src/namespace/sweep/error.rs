@@ -97,6 +97,14 @@ impl SweepError {
         }
     }
 
+    /// Whether something of a catalog is not there.
+    pub(super) fn is_missing(&self) -> bool {
+        let Self::Catalog { source, .. } = self else {
+            return false;
+        };
+        matches!(source, CatalogError::Missing { .. })
+    }
+
     /// What it is told as where it stops nothing.
     pub(super) fn told(&self) -> String {
         match self {

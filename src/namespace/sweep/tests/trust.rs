@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::{
-    START, SweepError, SweepOptions, SweepReport, WINDOW, blobs, new_world, options, sweep, sweep_with,
+    START, SweepError, SweepOptions, SweepReport, Sweeper, WINDOW, blobs, forks::lost_list, new_world, options, settle,
+    sweep, sweep_with,
     world::{Door, World},
     writer::Writer,
 };
@@ -203,4 +204,32 @@ async fn an_object_that_nobody_may_read_though_he_may_all_beside_it_stops_only_w
         matches!(&err, SweepError::Segment { key: told, why } if *told == key && why.contains("403")),
         "{err}"
     );
+}
+
+#[tokio::test]
+async fn who_is_not_trusted_and_names_what_never_was_all_the_time_stops_nothing() {
+    let world = in_use().await;
+    let gone = fork_with_a_segment(&world).await;
+    world.advance(WINDOW + 1);
+    let sweeper = Sweeper::begin(&world);
+    // Something else goes while it reads, once.
+    while world.reads(|key| key == layout::volume("pr-2")) == 0 {
+        sweeper.gate.add_permits(1);
+        settle().await;
+    }
+    Door::open(&world).delete(&gone).await.unwrap();
+    for seq in 1..1000 {
+        let now = world.now();
+        let key = layout::segment("pr-2", now, MachineId(7), seq);
+        put(&world, &key, lost_list(7, seq, now)).await;
+        for _ in 0..8 {
+            sweeper.gate.add_permits(1);
+            settle().await;
+        }
+        if sweeper.task.is_finished() {
+            break;
+        }
+    }
+    assert!(sweeper.task.is_finished(), "it never ends");
+    sweeper.task.await.unwrap().unwrap();
 }

@@ -66,6 +66,8 @@ struct State {
     promised: HashMap<String, u64>,
     /// What must not be read: keys, or what they begin with and a `*`.
     denied: Vec<String>,
+    /// Keys that were read, each as often as it was.
+    read: Vec<String>,
     /// Segments and parts of catalogs that were deleted.
     trimmed: u64,
     wrong: Option<String>,
@@ -164,6 +166,11 @@ impl World {
     /// Denies to everybody to read `key`, or all that begins with what is before a `*`.
     pub fn deny(&self, key: &str) {
         self.state().denied.push(key.to_owned());
+    }
+
+    /// How often the objects whose keys `is_meant` were read.
+    pub fn reads(&self, is_meant: impl Fn(&str) -> bool) -> usize {
+        self.state().read.iter().filter(|key| is_meant(key)).count()
     }
 
     pub fn now(&self) -> u64 {

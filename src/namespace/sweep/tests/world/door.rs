@@ -80,7 +80,8 @@ impl Bucket for Door {
     ) -> BoxFuture<'a, Result<Option<Object>, TierError>> {
         Box::pin(async move {
             self.pass().await;
-            let state = self.world.state();
+            let mut state = self.world.state();
+            state.read.push(key.to_owned());
             let is_denied = |denied: &String| match denied.strip_suffix('*') {
                 Some(folder) => key.starts_with(folder),
                 None => key == denied,
