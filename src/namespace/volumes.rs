@@ -153,10 +153,7 @@ pub(super) async fn names(bucket: &dyn Bucket) -> Result<Vec<VolumeName>, TierEr
     loop {
         let page = patiently(|| bucket.list(layout::VOLUMES_PREFIX, Some(&after))).await?;
         // What is in no folder is none of ours.
-        let folder = |object: &ObjectMeta| {
-            let (folder, _) = object.key.strip_prefix(layout::VOLUMES_PREFIX)?.split_once('/')?;
-            Some(folder.to_owned())
-        };
+        let folder = |object: &ObjectMeta| layout::volume_of(&object.key).map(str::to_owned);
         let mut folders: Vec<String> = page.objects.iter().filter_map(folder).collect();
         folders.dedup();
         names.extend(

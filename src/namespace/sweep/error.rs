@@ -27,24 +27,24 @@ pub enum SweepError {
     #[error(
         "nothing was swept: {key} is nothing that this casmount knows, and may refer to blobs: use the newest \
          casmount, or remove it if it is not casmount's{}",
-        or_untrusted(volume_of(key))
+        or_untrusted_of(key)
     )]
     Unknown { key: String },
     #[error(
         "nothing was swept: segment {key} cannot be read ({why}): use the newest casmount, or remove it if it is \
          damaged for good{}",
-        or_untrusted(volume_of(key))
+        or_untrusted_of(key)
     )]
     Segment { key: String, why: String },
     /// Deleting the snapshot, or reading it with another program, goes on.
     #[error(
         "nothing was swept: it is not known what the snapshot {key} refers to{}",
-        or_untrusted(volume_of(key))
+        or_untrusted_of(key)
     )]
     Snapshot { key: String, source: Box<SnapshotError> },
     #[error(
         "nothing was swept: chunk list {key}, which {segment} names, cannot be read ({why}){}",
-        or_untrusted(volume_of(segment))
+        or_untrusted_of(segment)
     )]
     List {
         key: String,
@@ -129,9 +129,9 @@ pub(super) fn is_of_writer(err: &TierError) -> bool {
     }
 }
 
-fn volume_of(key: &str) -> &str {
-    let rest = key.strip_prefix(layout::VOLUMES_PREFIX).unwrap_or_default();
-    rest.split('/').next().unwrap_or_default()
+/// The same of the volume that an object is of.
+fn or_untrusted_of(key: &str) -> String {
+    layout::volume_of(key).map(or_untrusted).unwrap_or_default()
 }
 
 /// What else helps, where the name may be that of a volume whose writers are not trusted.

@@ -201,18 +201,13 @@ fn refuse_unknown(asking: &Asking, volumes: &Volumes) -> Result<(), SweepError> 
     Ok(())
 }
 
-/// The volume that an object is of; `None`: of none.
-fn volume_of(key: &str) -> Option<VolumeName> {
-    let rest = key.strip_prefix(layout::VOLUMES_PREFIX)?;
-    rest.split_once('/')?.0.parse().ok()
-}
-
 async fn add_listed(asking: &Asking, volumes: &mut Volumes) -> Result<(), SweepError> {
     let mut after = None;
     loop {
         let (objects, more) = asking.page(layout::VOLUMES_PREFIX, &mut after).await?;
         for object in objects {
-            let Some(name) = volume_of(&object.key) else {
+            let name = layout::volume_of(&object.key).and_then(|name| name.parse::<VolumeName>().ok());
+            let Some(name) = name else {
                 asking.ignore(&format_args!("{}: it is of no volume", object.key));
                 continue;
             };
