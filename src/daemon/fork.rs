@@ -13,7 +13,7 @@ use crate::{
     config::Settings,
     namespace::{
         catalog::compactor,
-        expire,
+        expire::{self, Inherited},
         promote::{self, OnStep, PromoteError, Promoted},
         stack::{self, ForkPoint, StackError, VolumeJson},
         view::ViewError,
@@ -94,11 +94,17 @@ pub async fn delete(
     on_removed: impl FnMut(u64),
 ) -> Result<Deleted, StartError> {
     let bucket = bucket::open(settings).await?;
-    let inherited = expire::inherit(&bucket, name).await;
-    inherited.map_err(|cause| bucket::failed(settings, cause))?;
-    let deleted = volumes::delete(&bucket, name, on_removed).await;
-    deleted.map_err(|err| match err {
-        DeleteError::Stack(StackError::Bucket(cause)) => bucket::failed(settings, cause),
+    let failed = |cause| bucket::failed(settings, cause);
+    let mut inherited = Inherited::new();
+    let inherit = expire::inherit(&bucket, name, &mut inherited).await;
+    inherit.map_err(failed)?;
+    let decided = volumes::decide(&bucket, name).await;
+    let decided = decided.map_err(|err| match err {
+        DeleteError::Stack(StackError::Bucket(cause)) => failed(cause),
         source => StartError::Delete { source },
-    })
+    })?;
+    // What its machines told meanwhile.
+    let inherit = expire::inherit(&bucket, name, &mut inherited).await;
+    inherit.map_err(failed)?;
+    decided.remove_rest(&bucket, on_removed).await.map_err(failed)
 }

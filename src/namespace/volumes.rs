@@ -12,7 +12,7 @@
 //!    the snapshot's object, so one of both sees the other. If there is one, the old `volume.json` is put back; if
 //!    there is none, `volume.json` is replaced once more, and the deletion is decided. Until then it says that it is not: what
 //!    a crash leaves in between is decided by a repeat, one way or the other.
-//! 4. Everything else of the volume is removed. A repeat finishes what a crash left.
+//! 4. Everything else of the volume is removed ([`Decided`]). A repeat finishes what a crash left.
 //!
 //! # Cost
 //!
@@ -211,12 +211,16 @@ async fn forks_of(bucket: &SharedBucket, volume: &VolumeName) -> Result<Vec<Volu
     Ok(all.filter(over).map(|listed| listed.volume).collect())
 }
 
-/// Deletes the fork `volume`; `on_removed` hears how many objects went so far.
-pub async fn delete(
-    bucket: &SharedBucket,
-    volume: &VolumeName,
-    on_removed: impl FnMut(u64),
-) -> Result<Deleted, DeleteError> {
+/// A fork that nobody shows any more, for good; what is left of it is still there.
+#[derive(Debug)]
+#[must_use = "what is left of it is to be removed"]
+pub struct Decided {
+    volume: VolumeName,
+    again: bool,
+}
+
+/// Decides that the fork `volume` is deleted, and removes nothing of it yet.
+pub async fn decide(bucket: &SharedBucket, volume: &VolumeName) -> Result<Decided, DeleteError> {
     let again = match standing(bucket.as_ref(), volume).await? {
         Standing::Absent => {
             return Err(DeleteError::Absent {
@@ -241,8 +245,25 @@ pub async fn delete(
             false
         }
     };
-    let objects = remove_rest(bucket, volume, on_removed).await?;
-    Ok(Deleted { again, objects })
+    Ok(Decided {
+        volume: volume.clone(),
+        again,
+    })
+}
+
+impl Decided {
+    /// Removes everything of it but its settings; `on_removed` hears how many objects went so far.
+    pub async fn remove_rest(
+        self,
+        bucket: &SharedBucket,
+        on_removed: impl FnMut(u64),
+    ) -> Result<Deleted, TierError> {
+        let objects = remove_rest(bucket, &self.volume, on_removed).await?;
+        Ok(Deleted {
+            again: self.again,
+            objects,
+        })
+    }
 }
 
 /// Refuses what would take something from another volume or from a snapshot.
@@ -354,6 +375,11 @@ mod tests {
         text.parse().unwrap()
     }
 
+    async fn delete(bucket: &SharedBucket, volume: &str) -> Result<Deleted, DeleteError> {
+        let decided = decide(bucket, &name(volume)).await?;
+        Ok(decided.remove_rest(bucket, |_| {}).await?)
+    }
+
     async fn store(dir: &tempfile::TempDir) -> SharedBucket {
         let url = format!("file://{}", dir.path().display());
         connect(&url.parse().unwrap(), &ConnectOptions::default())
@@ -403,7 +429,7 @@ mod tests {
         let before = read_json(bucket.as_ref(), &name("f")).await.unwrap().unwrap().0;
         fork(&bucket, "g", "f").await;
         broken_off(&bucket, "f").await;
-        let err = delete(&bucket, &name("f"), |_| {}).await.unwrap_err();
+        let err = delete(&bucket, "f").await.unwrap_err();
         assert!(matches!(err, DeleteError::Covered { .. }), "{err}");
         let after = read_json(bucket.as_ref(), &name("f")).await.unwrap().unwrap().0;
         assert_eq!(after, before);
@@ -414,12 +440,12 @@ mod tests {
 
         // What lies below one whose deletion is not decided stays as well.
         broken_off(&bucket, "g").await;
-        let err = delete(&bucket, &name("f"), |_| {}).await.unwrap_err();
+        let err = delete(&bucket, "f").await.unwrap_err();
         assert!(matches!(err, DeleteError::Covered { .. }), "{err}");
-        assert!(delete(&bucket, &name("g"), |_| {}).await.unwrap().again);
+        assert!(delete(&bucket, "g").await.unwrap().again);
 
         broken_off(&bucket, "f").await;
-        let deleted = delete(&bucket, &name("f"), |_| {}).await.unwrap();
+        let deleted = delete(&bucket, "f").await.unwrap();
         assert!(deleted.again);
         let after = read_json(bucket.as_ref(), &name("f")).await.unwrap().unwrap().0;
         assert_eq!((after.deleted_millis, after.deletion_undecided), (Some(9), false));

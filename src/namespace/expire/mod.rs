@@ -54,7 +54,7 @@ use std::{sync::Arc, time::Duration};
 use serde::Serialize;
 
 pub use error::ExpireError;
-pub use inherit::inherit;
+pub use inherit::{Inherited, inherit};
 
 use self::{
     decide::{Fate, Rule, fate},

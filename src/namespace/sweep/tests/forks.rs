@@ -119,7 +119,12 @@ async fn promote_and_delete(world: &Arc<World>) {
     let bucket: SharedBucket = Arc::new(Door::in_time(world));
     let into = VOLUME.parse().unwrap();
     promote::promote(&bucket, &job(), &into, &|_| {}).await.unwrap();
-    volumes::delete(&bucket, &job(), |_| {}).await.unwrap();
+    delete(&bucket).await;
+}
+
+async fn delete(bucket: &SharedBucket) {
+    let decided = volumes::decide(bucket, &job()).await.unwrap();
+    decided.remove_rest(bucket, |_| {}).await.unwrap();
 }
 
 #[tokio::test]
@@ -130,9 +135,7 @@ async fn a_fork_that_is_promoted_and_deleted_while_a_sweep_reads_stops_nothing_a
     // And it would have gone.
     let world = new_world().await;
     job_with_a_name(&world, Made::default()).await;
-    volumes::delete(&(Arc::new(Door::in_time(&world)) as SharedBucket), &job(), |_| {})
-        .await
-        .unwrap();
+    delete(&(Arc::new(Door::in_time(&world)) as SharedBucket)).await;
     sweep(&world).await.unwrap();
     assert_eq!(world.stored(), 1);
 }
@@ -155,7 +158,10 @@ async fn gone_while_a_sweep_reads(made: Made) {
             .head(&layout::blob(&Digest::of(CONTENT)))
             .await
             .unwrap();
-        assert!(left.is_some(), "{made:?}, after {requests} requests the blob is gone");
+        assert!(
+            left.is_some(),
+            "{made:?}, after {requests} requests the blob is gone"
+        );
         if is_over {
             break;
         }
@@ -169,7 +175,12 @@ async fn listing_again_asks_nothing_of_volumes_that_are_known() {
     job_with_a_name(&world, Made::default()).await;
     // A name of a chunk list that is nowhere has everything listed again.
     let now = world.now();
-    put(&world, &layout::segment(VOLUME, now, MachineId(5), 1), lost_list(5, 1, now)).await;
+    put(
+        &world,
+        &layout::segment(VOLUME, now, MachineId(5), 1),
+        lost_list(5, 1, now),
+    )
+    .await;
     let is_json = |key: &str| key == layout::volume("job");
     let before = world.reads(is_json);
     let report = sweep(&world).await.unwrap();
