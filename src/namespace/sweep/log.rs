@@ -294,10 +294,7 @@ impl Catalogs<'_> {
             .map_err(|err| SweepError::from_catalog(self.name, err))?;
         let Some((head, _)) = head else {
             let key = layout::head(self.name);
-            return Err(SweepError::from_catalog(
-                self.name,
-                CatalogError::Missing { key },
-            ));
+            return Err(SweepError::from_catalog(self.name, CatalogError::Missing { key }));
         };
         Ok((self.open(head.catalog).await?, trim))
     }

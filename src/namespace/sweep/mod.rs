@@ -69,15 +69,17 @@
 //!
 //! # Cost
 //!
-//! Of `n` objects, and `s` segments that are left with the `p` parts of the catalog before them and of those that snapshots
-//! name (once for those that several share): `(n + 2 s + 2 p) / 1000`
-//! LISTs, `s + p` GETs for each 1.8 million names, some 10 GETs for the catalogs of a volume that has any, one GET for each
-//! volume that was ever deleted and some four for each that lies over others, sixteen at once; if something goes while it is read, `volumes/` listed
-//! twice more at least, with one GET for each segment and each volume that came since (never one for each volume there is); one GET for the chunk
-//! list of each blob of over half a gigabyte, one small GET for each unused pack, one DELETE request for a thousand
-//! objects. One object is left of each deleted volume, for ever: 10,000 forks a day are 300,000 GETs a sweep (12 cents, ten
-//! minutes at 30 ms) after a month. 10 million objects with as many names in 3,600 parts and 20,000 segments: 10,000 LISTs and 140,000 GETs, 11
-//! cents.
+//! Of `n` objects, and `s` segments that are left with the `p` parts of the catalog before them and of those that
+//! snapshots name (once for those that several share): `(n + 2 s + 2 p) / 1000` LISTs, `s + p` GETs for each 1.8
+//! million names, some 10 GETs for the catalogs of a volume that has any, one GET for each volume that was ever deleted
+//! and some four for each that lies over others, sixteen at once; one GET for the chunk list of each blob of over half a
+//! gigabyte, one small GET for each unused pack, one DELETE request for a thousand objects. If something goes while it is
+//! read, `volumes/` is listed twice more at least, with one GET for each segment and each volume that came since.
+//!
+//! One object is left of each deleted volume, for ever: 10,000 forks a day are 300,000 GETs a sweep (12 cents, ten
+//! minutes at 30 ms) after a month. 10 million objects with as many names in 3,600 parts and 20,000 segments: 10,000
+//! LISTs and 140,000 GETs, 11 cents.
+//!
 //! Memory: 8 bytes for each chunk and pack in use, 150 MB for the names of one reading, 8 bytes for each condemned
 //! object (at most 2 million of them in one pass; the rest is left to the next).
 

@@ -9,7 +9,7 @@ mod again;
 mod fetch;
 mod snapshots;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::{
     SweepError,
@@ -105,6 +105,7 @@ pub async fn read(
         vanished: HashSet::new(),
         vanished_last: None,
         lost: HashSet::new(),
+        doubted: BTreeSet::new(),
         is_behind,
     };
     for (name, volume) in volumes {
@@ -173,6 +174,9 @@ struct Reading<'a> {
     vanished_last: Option<String>,
     /// Chunk lists that were not there when they were looked for.
     lost: HashSet<Digest>,
+    /// Volumes of writers that are not trusted, of which something was not there. It went if they were deleted; else it may
+    /// never have been.
+    doubted: BTreeSet<VolumeName>,
     /// Something went while it was read: what it named may be named elsewhere by now ([`again`]).
     is_behind: bool,
 }
@@ -269,8 +273,9 @@ impl Reading<'_> {
         parts: &[PartRef],
     ) -> Result<Vec<Vec<Item>>, SweepError> {
         let read = fetch::parts(self.asking, name, parts).await;
-        // Perhaps because the volume was deleted: where its writers are trusted, `again` asks.
-        self.is_behind |= volume.is_apart && matches!(&read, Err(err) if err.is_missing());
+        if volume.is_apart && matches!(&read, Err(err) if err.is_missing()) {
+            self.doubted.insert(name.clone());
+        }
         Ok(unless_apart(self.asking, volume, read)?.unwrap_or_default())
     }
 
@@ -339,8 +344,13 @@ impl Reading<'_> {
                         fetch::list(self.asking, &self.with_blobs, digest, *size, segment, name).await?;
                     self.lists.insert(*digest, read);
                 }
-                // Who is not trusted may name what never was, again and again.
-                self.is_behind |= self.lists[digest].is_none() && !volume.is_apart;
+                match &self.lists[digest] {
+                    Some(_) => {}
+                    None if volume.is_apart => {
+                        self.doubted.insert(name.clone());
+                    }
+                    None => self.is_behind = true,
+                }
                 let listed = self.lists[digest].iter().flatten().copied();
                 listed.chain([mark(digest)]).collect()
             }

@@ -3,17 +3,18 @@
 //! Forks of jobs are deleted every few minutes where there are many, and other sweeps run: a segment that was listed need not be
 //! there any more when it is read. Two things may have happened.
 //!
-//! - Its volume was deleted. Nobody reads that any more; but what it said may have been promoted before, by a segment that was
-//!   published after everything was listed. That one was there before the first one went. So everything below `volumes/` is
-//!   listed once more, and the segments that no earlier listing had are read at once, until nothing goes any more. All that they
-//!   name counts as used. The same goes for a chunk list that is not there, because promoting copies it; but not if only somebody
-//!   names it who is not trusted, and may name what never was.
+//! - Its volume was deleted. Nobody reads that any more; but what it said may have been promoted before, by a segment
+//!   that was published after everything was listed. That one was there before the first one went. So everything below
+//!   `volumes/` is listed once more, and the segments that no earlier listing had are read at once, until nothing goes
+//!   any more. All that they name counts as used. The same goes for a chunk list that is not there, because promoting
+//!   copies it; but where only somebody names it who is not trusted, and may name what never was, his volume must have been
+//!   deleted.
 //! - Another sweep removed it, because the floor has what it says. That floor was published at least a window before, when
 //!   the segment was condemned, so this sweep goes by it, or by a later one, and reads what it has.
 //!
 //! A catalog of a volume that was deleted counts as gone like its segments, and so does `head.json`. One that is missing
-//! otherwise stops the sweep, unless those who write it are not trusted. Of a volume that was deleted before its settings were
-//! read, catalogs are not read at all: if it had any, it counts as one that went.
+//! otherwise stops the sweep, unless those who write it are not trusted. Of a volume that was deleted before its settings
+//! were read, catalogs are not read at all: if it had any, it counts as one that went.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -50,9 +51,15 @@ pub(super) async fn unless_deleted<T>(
         Err(err) if err.is_missing() => err,
         result => return result.map(Some),
     };
+    if is_deleted(asking, name).await? {
+        return Ok(None);
+    }
+    Err(err)
+}
+
+async fn is_deleted(asking: &Asking, name: &VolumeName) -> Result<bool, SweepError> {
     match stack::standing(asking.bucket(), name).await {
-        Ok(Standing::Deleted) => Ok(None),
-        Ok(_) => Err(err),
+        Ok(standing) => Ok(matches!(standing, Standing::Deleted)),
         Err(StackError::Bucket(err)) => Err(err.into()),
         Err(source) => Err(SweepError::Volume { source }),
     }
@@ -73,11 +80,14 @@ impl Reading<'_> {
         untrusted: &[VolumePattern],
         found: &mut References,
     ) -> Result<(), SweepError> {
+        self.settle_doubts().await?;
         if !self.is_behind {
             return Ok(());
         }
         let known = volumes.iter();
-        let mut known: BTreeMap<_, _> = known.map(|(name, volume)| (name.clone(), volume.is_apart)).collect();
+        let mut known: BTreeMap<_, _> = known
+            .map(|(name, volume)| (name.clone(), volume.is_apart))
+            .collect();
         let mut caught_up: BTreeMap<VolumeName, HashSet<SegmentKey>> = BTreeMap::new();
         let mut quiet = 0;
         for _ in 0..ROUNDS {
@@ -102,6 +112,7 @@ impl Reading<'_> {
                 let fresh: Vec<SegmentKey> = fresh.filter(|segment| !is_read(segment)).collect();
                 read.extend(self.fresh(name, volume, &fresh, &mut found.marks).await?);
             }
+            self.settle_doubts().await?;
             quiet = if self.is_behind { 0 } else { quiet + 1 };
             if quiet == QUIET {
                 return Ok(());
@@ -140,6 +151,14 @@ impl Reading<'_> {
             }
         }
         Ok(read)
+    }
+
+    /// Asks which of the volumes were deleted of which something was not there.
+    async fn settle_doubts(&mut self) -> Result<(), SweepError> {
+        for name in std::mem::take(&mut self.doubted) {
+            self.is_behind |= is_deleted(self.asking, &name).await?;
+        }
+        Ok(())
     }
 
     /// Has chunk lists that were not there be looked for again: they may have been copied elsewhere.

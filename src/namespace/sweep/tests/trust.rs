@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use super::{
-    START, SweepError, SweepOptions, SweepReport, Sweeper, WINDOW, blobs, forks::lost_list, new_world, options, settle,
-    sweep, sweep_with,
+    START, SweepError, SweepOptions, SweepReport, Sweeper, WINDOW, blobs,
+    forks::lost_list,
+    new_world, options, settle, sweep, sweep_with,
     world::{Door, World},
     writer::Writer,
 };
@@ -187,7 +188,8 @@ async fn what_the_sweeper_may_not_read_stops_a_sweep_whosever_it_is() {
 }
 
 #[tokio::test]
-async fn an_object_that_nobody_may_read_though_he_may_all_beside_it_stops_only_where_its_writers_are_trusted() {
+async fn an_object_that_nobody_may_read_though_he_may_all_beside_it_stops_only_where_its_writers_are_trusted()
+{
     let world = in_use().await;
     let key = fork_with_a_segment(&world).await;
     world.deny(&key);
