@@ -80,15 +80,8 @@ async fn job_with_a_name(world: &Arc<World>, made: Made) {
             ..Entry::new(NodeKind::File, 0o644)
         }),
     };
-    let head = Head {
-        machine,
-        seq: 1,
-        published_millis: now,
-        previous: None,
-    };
-    let bytes = segment::encode(&head, &[segment::encode_change(&change, machine).unwrap()]);
     let segment = layout::segment("job", now, machine, 1);
-    put(world, &segment, bytes).await;
+    put(world, &segment, said(1, now, &change)).await;
     world.advance(TRAIL.as_millis() as u64 + 1);
     compact(world).await;
     let bucket: SharedBucket = Arc::new(Door::open(world));
@@ -212,13 +205,21 @@ pub fn lost_list(machine: u64, seq: u64, millis: u64) -> Vec<u8> {
             ..Entry::new(NodeKind::File, 0o644)
         }),
     };
+    said(seq, millis, &change)
+}
+
+/// A segment of its machine that says one change.
+fn said(seq: u64, millis: u64, change: &PathChange) -> Vec<u8> {
     let head = Head {
-        machine,
+        machine: change.stamp.machine,
         seq,
         published_millis: millis,
         previous: None,
     };
-    segment::encode(&head, &[segment::encode_change(&change, machine).unwrap()])
+    segment::encode(
+        &head,
+        &[segment::encode_change(change, change.stamp.machine).unwrap()],
+    )
 }
 
 #[tokio::test]
