@@ -12,7 +12,7 @@ use casmount::{
         catalog::{
             attach,
             compact::{Checkpoint, Old, TOMBSTONE_MILLIS},
-            compactor::{self, Threshold},
+            compactor::{self, Compacted, Threshold},
             delta::Delta,
             format::Root,
             read::{self, Items},
@@ -305,7 +305,10 @@ async fn a_daemon_compacts_by_itself_when_the_log_has_grown() {
     let start = |threshold| {
         compactor::spawn(
             &tokio::runtime::Handle::current(),
-            "v".parse().unwrap(),
+            Compacted {
+                volume: "v".parse().unwrap(),
+                is_below: false,
+            },
             &bucket,
             MachineId(1),
             dir.path().to_owned(),

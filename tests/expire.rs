@@ -18,8 +18,7 @@ use casmount::{
     namespace::touch::format::{self, Told},
     tier::{Body, layout},
 };
-use lab::{Lab, StoreKind};
-use s3server::RestrictedKey;
+use lab::{Lab, StoreKind, as_user};
 use serde_json::Value;
 use support::{
     machine::Machine,
@@ -322,31 +321,15 @@ fn what_was_told_below_a_fork_stays_when_the_fork_is_deleted(kind: StoreKind) {
     assert_eq!(left, ["0", "1"]);
 }
 
-/// An access key that is held to one of the policies that are handed out.
-fn key(id: &str, policy: &str) -> RestrictedKey {
-    let path = format!("{}/packaging/iam/{policy}", env!("CARGO_MANIFEST_DIR"));
-    RestrictedKey {
-        access_key: id.to_owned(),
-        secret_key: "secret".to_owned(),
-        policy: fs::read_to_string(path)
-            .unwrap()
-            .replace("my-bucket", "casmount-test"),
-    }
-}
-
 #[test]
 fn what_a_pull_request_uses_of_main_is_told_where_it_may_write() {
-    let lab = Lab::with_keys(StoreKind::S3, vec![key("pr", "pull-request-writer.json")]);
+    let lab = Lab::guarded();
     let mut first = lab.machine("first");
     write_files(&first, "d", 3, &mut Rng::seeded(5));
     first.unmount();
     sweep(&lab, &["--expire", "30d"]);
     make_fork(&lab);
-    let job = |name: &str| {
-        let spec = lab.spec(name).arg("--volume=pr-1");
-        spec.env("AWS_ACCESS_KEY_ID", "pr")
-            .env("AWS_SECRET_ACCESS_KEY", "secret")
-    };
+    let job = |name: &str| as_user(lab.spec(name).arg("--volume=pr-1"), "pr");
     let mut job = job("job").start();
     content(&job.path("d/1"));
     job.unmount();

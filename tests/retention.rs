@@ -28,9 +28,13 @@ on_both_stores!(
     whoever_keeps_young_may_be_killed_at_any_moment,
     whoever_sets_the_retention_may_be_killed_at_any_moment,
     a_daemon_that_starts_while_its_store_is_away_keeps_young_what_is_used,
+    a_job_that_begins_while_its_store_is_away_and_ends_soon_keeps_young_what_it_used,
 );
 
 const LIFETIME: Duration = Duration::from_secs(40);
+const WINDOW: &str = "4s";
+/// For so long a machine believes at most that what it saw in the store is there.
+const BELIEVED: Duration = Duration::from_secs(2);
 const SOON: Duration = Duration::from_secs(180);
 
 fn sweep(lab: &Lab, args: &[&str]) -> Output {
@@ -67,7 +71,7 @@ fn write_files(machine: &Machine, below: &str, count: usize, rng: &mut Rng) -> V
 /// A store with a rule, and what a first machine wrote into it.
 fn lab_with(kind: StoreKind, write: impl FnOnce(&Machine)) -> Lab {
     let lab = Lab::new(kind);
-    sweep_says(&lab, &["--window", "4s"], 0, &[]);
+    sweep_says(&lab, &["--window", WINDOW], 0, &[]);
     let mut first = lab.machine("first");
     write(&first);
     first.unmount();
@@ -311,7 +315,8 @@ fn whoever_sets_the_retention_may_be_killed_at_any_moment(kind: StoreKind) {
             lived = Duration::ZERO;
         }
         // The smallest window that a kill must hit is between the change and the end.
-        (killed > 20 && seen.len() >= 2).then_some(())
+        let fell = |changed: bool| seen.iter().any(|(before, after)| (before != after) == changed);
+        (killed > 20 && fell(false) && fell(true)).then_some(())
     });
     if kind == StoreKind::S3 {
         lab.server().set_faults(Faults::default());
@@ -384,5 +389,38 @@ fn a_daemon_that_starts_while_its_store_is_away_keeps_young_what_is_used(kind: S
     let c = lab.machine("c");
     for (number, bytes) in used.iter().enumerate() {
         assert!(content(&c.path(format!("used/{number}"))) == *bytes, "{number}");
+    }
+}
+
+fn a_job_that_begins_while_its_store_is_away_and_ends_soon_keeps_young_what_it_used(kind: StoreKind) {
+    const FILES: usize = 6;
+    let mut rng = Rng::seeded(10);
+    let mut used = Vec::new();
+    let lab = lab_with(kind, |first| used = write_files(first, "used", FILES, &mut rng));
+    let mut job = lab.machine("job");
+    for (number, bytes) in used.iter().enumerate() {
+        job.until_content(&format!("used/{number}"), bytes);
+    }
+    job.unmount();
+    // Not old enough to go.
+    lab.age_blobs(LIFETIME * 3 / 4);
+    let seen = std::time::Instant::now();
+    wait::until("what was seen before is to be asked for again", SOON, || {
+        (seen.elapsed() > BELIEVED).then_some(())
+    });
+    lab.set_down(true);
+    job.restart();
+    for number in 0..FILES {
+        File::open(job.path(format!("used/{number}"))).unwrap();
+    }
+    lab.set_down(false);
+    job.unmount();
+    lab.expire_blobs(LIFETIME / 2);
+    let late = lab.machine("late");
+    for (number, bytes) in used.iter().enumerate() {
+        assert!(
+            content(&late.path(format!("used/{number}"))) == *bytes,
+            "{number}"
+        );
     }
 }

@@ -100,7 +100,12 @@ fn whatever_a_pull_request_writes_the_trusted_sweep_goes_on() {
     put("volumes/pr-", b"x");
     put("volumes/pr-UPPER/volume.txt", b"x");
     // Nor can he take part in sweeping.
-    assert_eq!(try_sweep(&lab, "pr", &["--window", "5s"]).status.code(), Some(1));
+    let refused = try_sweep(&lab, "pr", &["--window", "5s"]);
+    let err = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(1), "{err}");
+    for word in ["s3:PutObject", "sweep/window.json"] {
+        assert!(err.contains(word), "{word:?} is not in {err}");
+    }
     let list = runtime.block_on(attacker.put_new(&layout::sweep_list("1767225600000-1"), Body::raw("x")));
     assert!(matches!(list, Err(TierError::Denied { .. })));
     let many = runtime.block_on(attacker.delete_many(&[layout::segment("main", 1, MachineId(1), 1)]));

@@ -246,7 +246,7 @@ async fn a_volume_is_never_deleted_below_a_fork_that_is_made_at_the_same_time() 
                 for _ in 0..round * 20 {
                     tokio::task::yield_now().await;
                 }
-                volumes::delete(&bucket, &below, |_| {}).await
+                volumes::decide(&bucket, &below).await
             })
         };
         let (made, deleted) = (making.await.unwrap(), deleting.await.unwrap());

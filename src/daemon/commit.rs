@@ -12,13 +12,10 @@ use super::{
     control::protocol::{CommitReport, DrainReport, Progress, Reply},
     drain,
     error::chain,
+    fork::compact,
     serving::Serving,
 };
-use crate::{
-    base::volume::VolumeName,
-    config::CommitMode,
-    namespace::{catalog::compactor, promote},
-};
+use crate::{base::volume::VolumeName, config::CommitMode, namespace::promote};
 
 /// What somebody who commits may have to wait for a catalog of the parent: enough for some millions of names.
 const COMPACT_WITHIN: Duration = Duration::from_secs(60);
@@ -74,21 +71,6 @@ pub async fn at_success(
     Some(promote_into(serving, into, deadline, replies).await)
 }
 
-/// Makes a catalog of the parent if its log has grown: where all work in forks, nobody else is there to do it. Nothing
-/// depends on it, so nobody waits for it for long.
-async fn compact(serving: &Serving, into: &VolumeName, deadline: Instant) {
-    let (bucket, machine) = (&serving.whole_bucket, serving.layers.store.machine);
-    let spill_dir = serving.settings.cache_dir.clone();
-    let work = compactor::after_writing(bucket, into, machine, spill_dir);
-    match tokio::time::timeout_at(deadline.min(Instant::now() + COMPACT_WITHIN), work).await {
-        Ok(Ok(_)) => {}
-        Ok(Err(err)) => tracing::warn!(err = chain(&err), %into, "the log of the parent is not compacted"),
-        Err(_) => {
-            tracing::info!(%into, "compacting the log of the parent took too long, and is left to another machine");
-        }
-    }
-}
-
 fn report(serving: &Serving, into: &VolumeName) -> CommitReport {
     CommitReport {
         volume: serving.settings.volume.to_string(),
@@ -133,7 +115,10 @@ async fn promote_into(
     match &report.error {
         None => {
             tracing::info!(%volume, %into, changes = report.changes, "promoted");
-            compact(serving, into, deadline).await;
+            let (bucket, machine) = (&serving.whole_bucket, serving.layers.store.machine);
+            let spill_dir = serving.settings.cache_dir.clone();
+            let until = deadline.min(Instant::now() + COMPACT_WITHIN);
+            compact(bucket, into, machine, spill_dir, until).await;
         }
         Some(error) => tracing::error!(%volume, %into, error, "not promoted"),
     }

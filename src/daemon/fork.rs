@@ -1,6 +1,8 @@
 //! Making, promoting and deleting forks: no daemon is needed for it, only the store.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
+
+use tokio::time::Instant;
 
 use super::{
     bucket,
@@ -11,7 +13,7 @@ use crate::{
     config::Settings,
     namespace::{
         catalog::compactor,
-        expire,
+        expire::{self, Inherited},
         promote::{self, OnStep, PromoteError, Promoted},
         stack::{self, ForkPoint, StackError, VolumeJson},
         view::ViewError,
@@ -55,7 +57,8 @@ pub async fn promote(
     let bucket = bucket::open(settings).await?;
     let promoted = promote::promote(&bucket, name, into, on_step).await;
     if promoted.is_ok() {
-        compact(&bucket, into).await;
+        let until = Instant::now() + COMPACT_WITHIN;
+        compact(&bucket, into, MachineId::random(), std::env::temp_dir(), until).await;
     }
     promoted.map_err(|err| match err {
         PromoteError::Stack(StackError::Bucket(cause)) | PromoteError::View(ViewError::Bucket(cause)) => {
@@ -65,13 +68,22 @@ pub async fn promote(
     })
 }
 
-/// Makes a catalog of the parent if its log has grown, because nobody else may be there to do it. Nothing depends on it.
-async fn compact(bucket: &SharedBucket, into: &VolumeName) {
-    let work = compactor::after_writing(bucket, into, MachineId::random(), std::env::temp_dir());
-    match tokio::time::timeout(COMPACT_WITHIN, work).await {
+/// Makes a catalog of the parent if its log has grown: where all work in forks, nobody else may be there to do it. Nothing
+/// depends on it, so it is given up at `until`.
+pub(super) async fn compact(
+    bucket: &SharedBucket,
+    into: &VolumeName,
+    machine: MachineId,
+    spill_dir: PathBuf,
+    until: Instant,
+) {
+    let work = compactor::after_writing(bucket, into, machine, spill_dir);
+    match tokio::time::timeout_at(until, work).await {
         Ok(Ok(_)) => {}
         Ok(Err(err)) => tracing::warn!(err = chain(&err), %into, "the log of the parent is not compacted"),
-        Err(_) => tracing::info!(%into, "compacting the log of the parent took too long"),
+        Err(_) => {
+            tracing::info!(%into, "compacting the log of the parent took too long, and is left to another machine");
+        }
     }
 }
 
@@ -82,11 +94,17 @@ pub async fn delete(
     on_removed: impl FnMut(u64),
 ) -> Result<Deleted, StartError> {
     let bucket = bucket::open(settings).await?;
-    let inherited = expire::inherit(&bucket, name).await;
-    inherited.map_err(|cause| bucket::failed(settings, cause))?;
-    let deleted = volumes::delete(&bucket, name, on_removed).await;
-    deleted.map_err(|err| match err {
-        DeleteError::Stack(StackError::Bucket(cause)) => bucket::failed(settings, cause),
+    let failed = |cause| bucket::failed(settings, cause);
+    let mut inherited = Inherited::new();
+    let inherit = expire::inherit(&bucket, name, &mut inherited).await;
+    inherit.map_err(failed)?;
+    let decided = volumes::decide(&bucket, name).await;
+    let decided = decided.map_err(|err| match err {
+        DeleteError::Stack(StackError::Bucket(cause)) => failed(cause),
         source => StartError::Delete { source },
-    })
+    })?;
+    // What its machines told meanwhile.
+    let inherit = expire::inherit(&bucket, name, &mut inherited).await;
+    inherit.map_err(failed)?;
+    decided.remove_rest(&bucket, on_removed).await.map_err(failed)
 }

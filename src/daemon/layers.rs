@@ -181,7 +181,7 @@ impl Layers {
         } else {
             compactor::volumes(stack)
         };
-        let compactors = compacted.into_iter().map(|volume| {
+        let compactors = compacted.into_iter().map(|compacted| {
             let (followed, published) = (Arc::downgrade(&follower), publisher.counter());
             let read = move || {
                 followed
@@ -190,7 +190,7 @@ impl Layers {
             };
             compactor::spawn(
                 runtime,
-                volume,
+                compacted,
                 bucket,
                 store.machine,
                 settings.cache_dir.clone(),

@@ -2,7 +2,8 @@
 //!
 //! # Deleting
 //!
-//! 1. A volume that another one lies over is not deleted: that one would lose what it shows. Nor is one with
+//! 1. A volume that another one lies over is not deleted: that one would lose what it shows. One whose own deletion
+//!    is not decided counts, because it may show that again. Nor is a volume deleted with
 //!    snapshots, which are for ever, until each of them is deleted ([`super::snapshot`]).
 //! 2. `volume.json` is replaced by one that says `deleted_millis`, on the condition that it is still the one
 //!    that was read. From here on nobody mounts, forks or promotes the volume; so what a crash leaves is
@@ -11,7 +12,7 @@
 //!    the snapshot's object, so one of both sees the other. If there is one, the old `volume.json` is put back; if
 //!    there is none, `volume.json` is replaced once more, and the deletion is decided. Until then it says that it is not: what
 //!    a crash leaves in between is decided by a repeat, one way or the other.
-//! 4. Everything else of the volume is removed. A repeat finishes what a crash left.
+//! 4. Everything else of the volume is removed ([`Decided`]). A repeat finishes what a crash left.
 //!
 //! # Cost
 //!
@@ -58,8 +59,18 @@ pub struct Listed {
     /// `None`: it has no settings, because it is no fork.
     pub created_millis: Option<u64>,
     pub deleted_millis: Option<u64>,
+    /// The deletion may still be taken back.
+    pub deletion_undecided: bool,
     /// Why its settings cannot be read.
     pub trouble: Option<String>,
+}
+
+impl Listed {
+    /// Whether it shows its names, or will again: nothing is taken from it while its deletion is not decided.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.deleted_millis.is_none() || self.deletion_undecided
+    }
 }
 
 /// A volume was not deleted.
@@ -142,10 +153,7 @@ pub(super) async fn names(bucket: &dyn Bucket) -> Result<Vec<VolumeName>, TierEr
     loop {
         let page = patiently(|| bucket.list(layout::VOLUMES_PREFIX, Some(&after))).await?;
         // What is in no folder is none of ours.
-        let folder = |object: &ObjectMeta| {
-            let (folder, _) = object.key.strip_prefix(layout::VOLUMES_PREFIX)?.split_once('/')?;
-            Some(folder.to_owned())
-        };
+        let folder = |object: &ObjectMeta| layout::volume_of(&object.key).map(str::to_owned);
         let mut folders: Vec<String> = page.objects.iter().filter_map(folder).collect();
         folders.dedup();
         names.extend(
@@ -172,6 +180,7 @@ async fn look(bucket: &dyn Bucket, volume: VolumeName) -> Result<Listed, TierErr
         own_prefix: false,
         created_millis: None,
         deleted_millis: None,
+        deletion_undecided: false,
         trouble: None,
     };
     Ok(match read {
@@ -180,6 +189,7 @@ async fn look(bucket: &dyn Bucket, volume: VolumeName) -> Result<Listed, TierErr
             own_prefix: json.own_prefix,
             created_millis: Some(json.created_millis),
             deleted_millis: json.deleted_millis,
+            deletion_undecided: json.deletion_undecided,
             ..listed
         },
         Ok(None) => listed,
@@ -191,22 +201,26 @@ async fn look(bucket: &dyn Bucket, volume: VolumeName) -> Result<Listed, TierErr
     })
 }
 
-/// The volumes that lie directly over `volume`.
+/// The volumes that lie directly over `volume`, or may again.
 async fn forks_of(bucket: &SharedBucket, volume: &VolumeName) -> Result<Vec<VolumeName>, TierError> {
     let over = |listed: &Listed| {
         let parent = listed.parent.as_ref().map(|parent| &parent.volume);
-        parent == Some(volume) && listed.deleted_millis.is_none()
+        parent == Some(volume) && listed.is_live()
     };
     let all = list(bucket).await?.into_iter();
     Ok(all.filter(over).map(|listed| listed.volume).collect())
 }
 
-/// Deletes the fork `volume`; `on_removed` hears how many objects went so far.
-pub async fn delete(
-    bucket: &SharedBucket,
-    volume: &VolumeName,
-    on_removed: impl FnMut(u64),
-) -> Result<Deleted, DeleteError> {
+/// A fork that nobody shows any more, for good; what is left of it is still there.
+#[derive(Debug)]
+#[must_use = "what is left of it is to be removed"]
+pub struct Decided {
+    volume: VolumeName,
+    again: bool,
+}
+
+/// Decides that the fork `volume` is deleted, and removes nothing of it yet.
+pub async fn decide(bucket: &SharedBucket, volume: &VolumeName) -> Result<Decided, DeleteError> {
     let again = match standing(bucket.as_ref(), volume).await? {
         Standing::Absent => {
             return Err(DeleteError::Absent {
@@ -231,8 +245,25 @@ pub async fn delete(
             false
         }
     };
-    let objects = remove_rest(bucket, volume, on_removed).await?;
-    Ok(Deleted { again, objects })
+    Ok(Decided {
+        volume: volume.clone(),
+        again,
+    })
+}
+
+impl Decided {
+    /// Removes everything of it but its settings; `on_removed` hears how many objects went so far.
+    pub async fn remove_rest(
+        self,
+        bucket: &SharedBucket,
+        on_removed: impl FnMut(u64),
+    ) -> Result<Deleted, TierError> {
+        let objects = remove_rest(bucket, &self.volume, on_removed).await?;
+        Ok(Deleted {
+            again: self.again,
+            objects,
+        })
+    }
 }
 
 /// Refuses what would take something from another volume or from a snapshot.
@@ -344,6 +375,11 @@ mod tests {
         text.parse().unwrap()
     }
 
+    async fn delete(bucket: &SharedBucket, volume: &str) -> Result<Deleted, DeleteError> {
+        let decided = decide(bucket, &name(volume)).await?;
+        Ok(decided.remove_rest(bucket, |_| {}).await?)
+    }
+
     async fn store(dir: &tempfile::TempDir) -> SharedBucket {
         let url = format!("file://{}", dir.path().display());
         connect(&url.parse().unwrap(), &ConnectOptions::default())
@@ -393,7 +429,7 @@ mod tests {
         let before = read_json(bucket.as_ref(), &name("f")).await.unwrap().unwrap().0;
         fork(&bucket, "g", "f").await;
         broken_off(&bucket, "f").await;
-        let err = delete(&bucket, &name("f"), |_| {}).await.unwrap_err();
+        let err = delete(&bucket, "f").await.unwrap_err();
         assert!(matches!(err, DeleteError::Covered { .. }), "{err}");
         let after = read_json(bucket.as_ref(), &name("f")).await.unwrap().unwrap().0;
         assert_eq!(after, before);
@@ -402,9 +438,14 @@ mod tests {
             Ok(Standing::Fork(..))
         ));
 
-        delete(&bucket, &name("g"), |_| {}).await.unwrap();
+        // What lies below one whose deletion is not decided stays as well.
+        broken_off(&bucket, "g").await;
+        let err = delete(&bucket, "f").await.unwrap_err();
+        assert!(matches!(err, DeleteError::Covered { .. }), "{err}");
+        assert!(delete(&bucket, "g").await.unwrap().again);
+
         broken_off(&bucket, "f").await;
-        let deleted = delete(&bucket, &name("f"), |_| {}).await.unwrap();
+        let deleted = delete(&bucket, "f").await.unwrap();
         assert!(deleted.again);
         let after = read_json(bucket.as_ref(), &name("f")).await.unwrap().unwrap().0;
         assert_eq!((after.deleted_millis, after.deletion_undecided), (Some(9), false));

@@ -105,6 +105,13 @@ pub fn volume_prefix(volume: &str) -> String {
     format!("{VOLUMES_PREFIX}{volume}/")
 }
 
+/// The folder below [`VOLUMES_PREFIX`] that an object is in, which is a volume if it is the name of one; `None`: in none.
+#[must_use]
+pub fn volume_of(key: &str) -> Option<&str> {
+    let (folder, _) = key.strip_prefix(VOLUMES_PREFIX)?.split_once('/')?;
+    Some(folder)
+}
+
 /// What a volume lies over.
 #[must_use]
 pub fn volume(volume: &str) -> String {
@@ -243,6 +250,15 @@ mod tests {
             STORE,
         ] {
             assert_eq!(object_digest(key), None, "{key}");
+        }
+    }
+
+    #[test]
+    fn the_volume_of_an_object_is_read_from_its_key() {
+        assert_eq!(volume_of(&head("main")), Some("main"));
+        assert_eq!(volume_of("volumes/UPPER/x/y"), Some("UPPER"));
+        for none in ["volumes/main", "volumes", "blobs/main/x", "xvolumes/main/x"] {
+            assert_eq!(volume_of(none), None, "{none}");
         }
     }
 

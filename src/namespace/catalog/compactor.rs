@@ -9,7 +9,8 @@
 //!   [`Threshold::spread`] and looks again, so that mostly one does the work. Two that do it all the
 //!   same cost requests, nothing else.
 //! - After a failure it waits ten minutes. A server without conditional writes, or credentials that do not
-//!   permit it, end it: that is said once.
+//!   permit it, end it: that is said once. Of a volume below the mounted one the latter is no error, because others have it
+//!   mounted who may.
 //!
 //! A mount that only reads has none, nor have the layers below a fork that keeps its blobs apart: its machines may not write
 //! there ([`volumes`]).
@@ -34,7 +35,7 @@ use super::{
 use crate::{
     base::{
         id::{MachineId, random_bytes},
-        volume::{Stack, VolumeName},
+        volume::{Stack, StackLayer, VolumeName},
     },
     namespace::{
         background::words,
@@ -105,9 +106,17 @@ fn lock(status: &Mutex<CompactorStatus>) -> MutexGuard<'_, CompactorStatus> {
     status.lock().expect("no code panics while it holds the status")
 }
 
+/// A volume that is compacted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Compacted {
+    pub volume: VolumeName,
+    /// It lies below the mounted one.
+    pub is_below: bool,
+}
+
 /// The volumes of a stack that a machine compacts which has it mounted and writes to it.
 #[must_use]
-pub fn volumes(stack: &Stack) -> Vec<VolumeName> {
+pub fn volumes(stack: &Stack) -> Vec<Compacted> {
     let [top, below @ ..] = stack.layers() else {
         return Vec::new();
     };
@@ -118,9 +127,12 @@ pub fn volumes(stack: &Stack) -> Vec<VolumeName> {
     let below = below
         .iter()
         .filter(|layer| !top.own_prefix && layer.until_millis.is_none());
-    std::iter::once(top)
-        .chain(below)
-        .map(|layer| layer.volume.clone())
+    let compacted = |layer: &StackLayer, is_below| Compacted {
+        volume: layer.volume.clone(),
+        is_below,
+    };
+    std::iter::once(compacted(top, false))
+        .chain(below.map(|layer| compacted(layer, true)))
         .collect()
 }
 
@@ -164,14 +176,15 @@ struct Work {
 
 struct Compactor {
     work: Work,
+    is_below: bool,
     seen: SegmentCount,
     status: Arc<Mutex<CompactorStatus>>,
 }
 
-/// Starts to watch over the log of `volume` on `runtime`.
+/// Starts to watch over the log of a volume on `runtime`.
 pub fn spawn(
     runtime: &tokio::runtime::Handle,
-    volume: VolumeName,
+    compacted: Compacted,
     bucket: &SharedBucket,
     machine: MachineId,
     spill_dir: PathBuf,
@@ -181,12 +194,13 @@ pub fn spawn(
     let status = Arc::default();
     let compactor = Compactor {
         work: Work {
-            volume,
+            volume: compacted.volume,
             bucket: Arc::clone(bucket),
             machine,
             spill_dir,
             threshold,
         },
+        is_below: compacted.is_below,
         seen,
         status: Arc::clone(&status),
     };
@@ -215,7 +229,7 @@ impl Compactor {
                     looked_at = Some(seen.saturating_sub(waiting));
                     lock(&self.status).last_error = None;
                 }
-                Err(CatalogError::Bucket(TierError::Denied { permission, key, .. })) => {
+                Err(CatalogError::Bucket(TierError::Denied { permission, key, .. })) if self.is_below => {
                     // Somebody else's to do.
                     tracing::info!(permission, key, volume = %self.work.volume, "this machine may not compact the log");
                     return;
@@ -226,7 +240,10 @@ impl Compactor {
                         tracing::warn!(error = text, volume = %self.work.volume, "the log is not compacted");
                     }
                     lock(&self.status).last_error = Some(text);
-                    if matches!(err, CatalogError::NoConditions { .. }) {
+                    if matches!(
+                        err,
+                        CatalogError::NoConditions { .. } | CatalogError::Bucket(TierError::Denied { .. })
+                    ) {
                         return;
                     }
                     tokio::time::sleep(RETRY).await;
@@ -313,7 +330,7 @@ impl Work {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::volume::StackLayer;
+    use crate::store::testing::{Fault, MemoryBucket, eventually_async};
 
     #[test]
     fn layers_below_are_compacted_by_who_may_write_there_and_sees_all_of_them() {
@@ -321,7 +338,14 @@ mod tests {
         let compacted = |layers: Vec<StackLayer>| {
             let stack = Stack::try_from(layers).unwrap();
             let volumes = volumes(&stack).into_iter();
-            volumes.map(|volume| volume.to_string()).collect::<Vec<_>>()
+            let below: Vec<bool> = volumes.clone().map(|compacted| compacted.is_below).collect();
+            assert!(
+                !below[0] && below[1..].iter().all(|is_below| *is_below),
+                "{below:?}"
+            );
+            volumes
+                .map(|compacted| compacted.volume.to_string())
+                .collect::<Vec<_>>()
         };
         assert_eq!(compacted(vec![layer("main")]), ["main"]);
         assert_eq!(compacted(vec![layer("job"), layer("main")]), ["job", "main"]);
@@ -335,5 +359,33 @@ mod tests {
             ..layer("pr-1")
         };
         assert_eq!(compacted(vec![apart, layer("main")]), ["pr-1"]);
+    }
+
+    #[tokio::test]
+    async fn who_may_not_compact_is_told_of_the_mounted_volume_and_not_of_those_below() {
+        for is_below in [false, true] {
+            let memory = MemoryBucket::new();
+            memory.fail(|_, _| Some(Fault::Denied));
+            let bucket: SharedBucket = memory;
+            let compacted = Compacted {
+                volume: "main".parse().unwrap(),
+                is_below,
+            };
+            let threshold = Threshold {
+                pace: Duration::from_millis(1),
+                ..Threshold::default()
+            };
+            let handle = spawn(
+                &tokio::runtime::Handle::current(),
+                compacted,
+                &bucket,
+                MachineId(1),
+                std::env::temp_dir(),
+                Arc::new(|| 0),
+                threshold,
+            );
+            eventually_async("it ends", || handle.task.is_finished()).await;
+            assert_eq!(handle.status().last_error.is_none(), is_below);
+        }
     }
 }

@@ -7,6 +7,7 @@
 //!
 //! - Nothing of the fork is removed, nor is it said to be deleted, before its uses are there. So at any time they are found
 //!   in the fork or in the volume, by whoever reads the forks first.
+//! - What its machines tell until its deletion is decided is looked for once more then, before it is removed.
 //! - Telling them twice changes nothing: a repeat after a crash does.
 //!
 //! # Whom it believes
@@ -17,7 +18,8 @@
 //!
 //! # Cost
 //!
-//! A GET to know that nobody wants to know; else a LIST for a thousand objects, a GET for each, and a PUT for each day.
+//! A GET to know that nobody wants to know; else a LIST for a thousand objects, a GET for each, and a PUT for each day;
+//! and a LIST again at the end.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -50,7 +52,11 @@ const TOGETHER: usize = 16;
 /// Names that are read of one fork, each as often as it was told.
 const MAX_TOLD: usize = 64 * MAX_NAMES;
 
+/// The keys of what was inherited.
+pub type Inherited = HashSet<String>;
+
 /// Tells in the lowest volume below the fork `volume` what was told in the fork; returns how many names that are.
+/// What `inherited` has, an earlier call told.
 ///
 /// Before the fork is deleted, or after that was broken off. The bucket must have answered before: the time is taken
 /// from its clock.
@@ -58,8 +64,12 @@ const MAX_TOLD: usize = 64 * MAX_NAMES;
 /// # Errors
 ///
 /// When the bucket does not answer. All else counts for nothing: a fork can be deleted also where nothing can be told.
-pub async fn inherit(bucket: &SharedBucket, volume: &VolumeName) -> Result<u64, TierError> {
-    match try_inherit(bucket, volume).await {
+pub async fn inherit(
+    bucket: &SharedBucket,
+    volume: &VolumeName,
+    inherited: &mut Inherited,
+) -> Result<u64, TierError> {
+    match try_inherit(bucket, volume, inherited).await {
         Err(ExpireError::Bucket(err) | ExpireError::Volume(StackError::Bucket(err)))
             if err.is_transient() =>
         {
@@ -73,7 +83,11 @@ pub async fn inherit(bucket: &SharedBucket, volume: &VolumeName) -> Result<u64, 
     }
 }
 
-async fn try_inherit(bucket: &SharedBucket, volume: &VolumeName) -> Result<u64, ExpireError> {
+async fn try_inherit(
+    bucket: &SharedBucket,
+    volume: &VolumeName,
+    inherited: &mut Inherited,
+) -> Result<u64, ExpireError> {
     let Some((json, _)) = stack::read_json(bucket.as_ref(), volume).await? else {
         return Ok(0);
     };
@@ -90,7 +104,9 @@ async fn try_inherit(bucket: &SharedBucket, volume: &VolumeName) -> Result<u64, 
     };
     let now = bucket.clock().now_millis();
     let from = now.saturating_sub(expiry.expire_millis.saturating_add(MAX_GOOD_FOR_MILLIS));
-    let found = uses::list(bucket, volume, from).await?;
+    let mut found = uses::list(bucket, volume, from).await?;
+    found.keys.retain(|(key, _)| !inherited.contains(key));
+    let keys: Vec<String> = found.keys.iter().map(|(key, _)| key.clone()).collect();
     let days = newest_of(bucket, volume, found, now).await?;
     let mut names = 0;
     for told in days.into_values() {
@@ -100,6 +116,7 @@ async fn try_inherit(bucket: &SharedBucket, volume: &VolumeName) -> Result<u64, 
         let body = Body::raw(told.encode());
         patiently(|| bucket.put_new(&key, body.clone())).await?;
     }
+    inherited.extend(keys);
     Ok(names)
 }
 

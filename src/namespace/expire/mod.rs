@@ -54,7 +54,7 @@ use std::{sync::Arc, time::Duration};
 use serde::Serialize;
 
 pub use error::ExpireError;
-pub use inherit::inherit;
+pub use inherit::{Inherited, inherit};
 
 use self::{
     decide::{Fate, Rule, fate},
@@ -188,7 +188,7 @@ fn chosen<'a>(all: &'a [Listed], options: &ExpireOptions) -> Result<Vec<&'a Volu
     for volume in wanted {
         match all.iter().find(|listed| listed.volume == *volume) {
             Some(listed) if may(listed) => chosen.push(&listed.volume),
-            Some(listed) if listed.deleted_millis.is_none() => {
+            Some(listed) if listed.is_live() => {
                 return Err(ExpireError::Fork {
                     volume: volume.clone(),
                 });
@@ -214,7 +214,7 @@ fn forks_over(all: &[Listed], volume: &VolumeName, untrusted: &[VolumePattern]) 
         let below = std::iter::successors(below(&listed.volume), |of| below(of)).take(all.len());
         below.into_iter().any(|below| below == volume)
     };
-    let live = all.iter().filter(|listed| listed.deleted_millis.is_none());
+    let live = all.iter().filter(|listed| listed.is_live());
     live.filter(|listed| lies_over(listed))
         .map(|listed| {
             let is_untrusted = listed.own_prefix || is_untrusted(untrusted, &listed.volume);

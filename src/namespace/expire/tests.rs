@@ -300,6 +300,26 @@ async fn forks_tell_what_they_use_of_what_lies_below_and_do_not_expire_themselve
 }
 
 #[tokio::test]
+async fn a_fork_whose_deletion_may_be_taken_back_keeps_what_it_uses() {
+    let store = Store::new().await;
+    store.files(1, &["a", "b"]).await;
+    let fork = store.fork("pr-1").await;
+    store.told("pr-1", store.now - DAY, &["a"]);
+    let (json, _) = stack::read_json(store.bucket.as_ref(), &fork)
+        .await
+        .unwrap()
+        .unwrap();
+    let broken_off = stack::VolumeJson {
+        deleted_millis: Some(store.now),
+        deletion_undecided: true,
+        ..json
+    };
+    store.put(&layout::volume("pr-1"), &broken_off.encode());
+    assert_eq!(store.expire().await.expired.names, 1);
+    assert_eq!(store.names().await, ["a"]);
+}
+
+#[tokio::test]
 async fn a_catalog_and_the_log_since_are_read_as_one() {
     let store = Store::new().await;
     store.files(10, &["a", "b", "d/c", "d/e"]).await;
@@ -436,6 +456,11 @@ fn marks(paths: &[&str]) -> Vec<u64> {
     marks
 }
 
+async fn delete(bucket: &SharedBucket, fork: &VolumeName) {
+    let decided = volumes::decide(bucket, fork).await.unwrap();
+    decided.remove_rest(bucket, |_| {}).await.unwrap();
+}
+
 #[tokio::test]
 async fn what_a_deleted_fork_used_stays_in_use() {
     let store = Store::new().await;
@@ -454,8 +479,13 @@ async fn what_a_deleted_fork_used_stays_in_use() {
     let key = layout::touched("pr-1", noon, MachineId(8), 1);
     store.put(&key, &lie.encode());
 
-    assert_eq!(inherit(&store.bucket, &fork).await.unwrap(), 4);
-    volumes::delete(&store.bucket, &fork, |_| {}).await.unwrap();
+    assert_eq!(
+        inherit(&store.bucket, &fork, &mut Inherited::new())
+            .await
+            .unwrap(),
+        4
+    );
+    delete(&store.bucket, &fork).await;
     assert!(store.all_told("pr-1").await.is_empty());
     let told = store.all_told("main").await;
     let seen: Vec<_> = told.iter().map(|told| told.marks().to_vec()).collect();
@@ -467,7 +497,31 @@ async fn what_a_deleted_fork_used_stays_in_use() {
     assert_eq!((report.used.names, report.expired.names), (3, 1));
     assert_eq!(store.names().await, ["a", "b", "c"]);
     // And again, after a deletion that was broken off.
-    assert_eq!(inherit(&store.bucket, &fork).await.unwrap(), 0);
+    assert_eq!(
+        inherit(&store.bucket, &fork, &mut Inherited::new())
+            .await
+            .unwrap(),
+        0
+    );
+}
+
+#[tokio::test]
+async fn what_is_told_until_a_deletion_is_decided_stays_in_use_and_nothing_is_told_twice() {
+    let store = Store::new().await;
+    store.files(1, &["a", "b", "c"]).await;
+    let fork = store.fork("pr-1").await;
+    store.told("pr-1", store.now - DAY, &["a"]);
+    let mut inherited = Inherited::new();
+    let told = inherit(&store.bucket, &fork, &mut inherited).await;
+    assert_eq!(told.unwrap(), 1);
+    store.told("pr-1", store.now - HOUR, &["b"]);
+    let decided = volumes::decide(&store.bucket, &fork).await.unwrap();
+    let told = inherit(&store.bucket, &fork, &mut inherited).await;
+    assert_eq!(told.unwrap(), 1);
+    decided.remove_rest(&store.bucket, |_| {}).await.unwrap();
+    assert_eq!(store.all_told("main").await.len(), 2);
+    store.expire().await;
+    assert_eq!(store.names().await, ["a", "b"]);
 }
 
 #[tokio::test]
@@ -477,22 +531,36 @@ async fn a_fork_is_deleted_also_where_nothing_can_be_kept() {
     let fork = store.fork("pr-1").await;
     store.told("pr-1", store.now, &["a"]);
     assert_eq!(
-        inherit(&store.bucket, &fork).await.unwrap(),
+        inherit(&store.bucket, &fork, &mut Inherited::new())
+            .await
+            .unwrap(),
         0,
         "nobody wants to know"
     );
     assert!(store.all_told("main").await.is_empty());
     store.put(&layout::expiry("main"), b"{\"version\": 2}");
-    assert_eq!(inherit(&store.bucket, &fork).await.unwrap(), 0);
+    assert_eq!(
+        inherit(&store.bucket, &fork, &mut Inherited::new())
+            .await
+            .unwrap(),
+        0
+    );
     std::fs::remove_file(store.path(&layout::expiry("main"))).unwrap();
     store.put(
         &layout::expiry("main"),
         &ExpiryJson::new(store.now - 2 * MONTH, MONTH).encode(),
     );
     store.put(&format!("{}tomorrow", layout::touched_prefix("pr-1")), b"?");
-    assert_eq!(inherit(&store.bucket, &fork).await.unwrap(), 0);
     assert_eq!(
-        inherit(&store.bucket, &store.volume).await.unwrap(),
+        inherit(&store.bucket, &fork, &mut Inherited::new())
+            .await
+            .unwrap(),
+        0
+    );
+    assert_eq!(
+        inherit(&store.bucket, &store.volume, &mut Inherited::new())
+            .await
+            .unwrap(),
         0,
         "it is no fork"
     );
@@ -510,14 +578,14 @@ async fn a_fork_that_is_deleted_while_an_expiry_reads_it_ends_nothing() {
         store.told("pr-1", store.now - number * HOUR, &[path]);
     }
     let mut is_deleted = false;
-    let mut delete = |_: &Progress| {
+    let mut deletes = |_: &Progress| {
         if !std::mem::replace(&mut is_deleted, true) {
             let (bucket, fork) = (Arc::clone(&store.bucket), fork.clone());
             let deletion = std::thread::spawn(move || {
                 let runtime = tokio::runtime::Runtime::new().unwrap();
                 runtime.block_on(async {
-                    inherit(&bucket, &fork).await.unwrap();
-                    volumes::delete(&bucket, &fork, |_| {}).await.unwrap();
+                    inherit(&bucket, &fork, &mut Inherited::new()).await.unwrap();
+                    delete(&bucket, &fork).await;
                 });
             });
             deletion.join().unwrap();
@@ -525,7 +593,7 @@ async fn a_fork_that_is_deleted_while_an_expiry_reads_it_ends_nothing() {
     };
     let now = store.now;
     let clock: BucketTime = Arc::new(move || now);
-    let done = expire_by(&store.bucket, clock, &Store::options(), &mut delete).await;
+    let done = expire_by(&store.bucket, clock, &Store::options(), &mut deletes).await;
     let report = done.unwrap().remove(0);
     assert!(store.all_told("pr-1").await.is_empty());
     assert_eq!((report.used.names, report.expired.names), (60, 40));

@@ -12,7 +12,7 @@
 //! written. Blobs of several chunks are read twice. Memory: [`PARALLEL`] packs.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     sync::Arc,
 };
 
@@ -59,7 +59,11 @@ struct Known {
     below: String,
 }
 
-type KnownChunks = HashMap<Digest, Known>;
+/// By digest and pack; without one, as an object of its own.
+type KnownChunks = BTreeMap<(Digest, Option<Digest>), Known>;
+
+/// What one object has.
+type Taken = Vec<(Digest, Known)>;
 
 /// One object that a change needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -91,7 +95,7 @@ pub(super) async fn adopt(
     let of = sources.len() as u64;
     let mut known = KnownChunks::new();
     let mut rest = sources.into_iter();
-    let mut under_way: VecDeque<JoinHandle<Result<KnownChunks, TierError>>> = VecDeque::new();
+    let mut under_way: VecDeque<JoinHandle<Result<Taken, TierError>>> = VecDeque::new();
     let mut seen = 0;
     loop {
         while under_way.len() < PARALLEL
@@ -108,7 +112,8 @@ pub(super) async fn adopt(
         let Some(task) = under_way.pop_front() else { break };
         let taken = joined(task).await?;
         for (digest, chunk) in taken {
-            known.entry(digest).or_insert(chunk);
+            let pack = chunk.place.map(|place| place.pack);
+            known.insert((digest, pack), chunk);
         }
         seen += 1;
         on_step(PromoteStep::Confirming { objects: seen, of });
@@ -219,14 +224,14 @@ async fn get(bucket: &SharedBucket, key: &str, max_bytes: u64) -> Result<Option<
 }
 
 /// Verifies a pack wherever it is, and sees to it that the parent's readers have it.
-async fn take_pack(bucket: &SharedBucket, domains: &Domains, name: Digest) -> Result<KnownChunks, TierError> {
+async fn take_pack(bucket: &SharedBucket, domains: &Domains, name: Digest) -> Result<Taken, TierError> {
     for below in &domains.trusted {
         if let Some((_, chunks)) = read_pack(bucket, below, name).await? {
             return Ok(placed(chunks, below));
         }
     }
     let Some((object, chunks)) = read_pack(bucket, &domains.from, name).await? else {
-        return Ok(KnownChunks::new());
+        return Ok(Taken::new());
     };
     let target = &domains.trusted[0];
     let key = format!("{target}{}", layout::pack(&name));
@@ -235,7 +240,7 @@ async fn take_pack(bucket: &SharedBucket, domains: &Domains, name: Digest) -> Re
         // A lost reply, or another promotion, or an object that is not this pack: what is there counts.
         Put::Refused => Ok(match read_pack(bucket, target, name).await? {
             Some((_, chunks)) => placed(chunks, target),
-            None => KnownChunks::new(),
+            None => Taken::new(),
         }),
     }
 }
@@ -271,7 +276,7 @@ fn unpack(object: &Bytes, place: &PackPlace, len: u32) -> Option<Bytes> {
     }
 }
 
-fn placed(chunks: Vec<(Chunk, PackPlace)>, below: &str) -> KnownChunks {
+fn placed(chunks: Vec<(Chunk, PackPlace)>, below: &str) -> Taken {
     let known = |(chunk, place): (Chunk, PackPlace)| {
         let known = Known {
             len: chunk.len,
@@ -284,18 +289,14 @@ fn placed(chunks: Vec<(Chunk, PackPlace)>, below: &str) -> KnownChunks {
 }
 
 /// Verifies a chunk that is an object of its own, and sees to it that the parent's readers have it.
-async fn take_chunk(
-    bucket: &SharedBucket,
-    domains: &Domains,
-    digest: Digest,
-) -> Result<KnownChunks, TierError> {
+async fn take_chunk(bucket: &SharedBucket, domains: &Domains, digest: Digest) -> Result<Taken, TierError> {
     let known = |bytes: &Bytes, below: &str| {
         let known = Known {
             len: bytes.len() as u32,
             place: None,
             below: below.to_owned(),
         };
-        KnownChunks::from([(digest, known)])
+        vec![(digest, known)]
     };
     let most = u64::from(MAX_CHUNK_BYTES);
     for below in &domains.trusted {
@@ -304,14 +305,14 @@ async fn take_chunk(
         }
     }
     let Some(bytes) = get_blob(bucket, &domains.from, &digest, most).await? else {
-        return Ok(KnownChunks::new());
+        return Ok(Taken::new());
     };
     let target = &domains.trusted[0];
     put_blob(bucket, target, digest, bytes.clone()).await?;
     // Also when it was refused: the object that is there may be another one.
     Ok(match get_blob(bucket, target, &digest, most).await? {
         Some(bytes) => known(&bytes, target),
-        None => KnownChunks::new(),
+        None => Taken::new(),
     })
 }
 
@@ -321,6 +322,15 @@ async fn put_blob(bucket: &SharedBucket, below: &str, digest: Digest, bytes: Byt
     let body = blocking(move || body::encode_known(bytes, digest, compress)).await;
     patiently(|| bucket.put_new(&key, body.clone())).await?;
     Ok(())
+}
+
+/// The chunk in the pack that a change tells, if it is there: whoever promotes the change again says the same place then.
+fn find(known: &KnownChunks, digest: Digest, pack: Option<Digest>) -> Option<&Known> {
+    let elsewhere = || {
+        let (key, known) = known.range((digest, None)..).next()?;
+        (key.0 == digest).then_some(known)
+    };
+    known.get(&(digest, pack)).or_else(elsewhere)
 }
 
 /// What a change may say of a blob; `None` when what it says is not so.
@@ -334,16 +344,20 @@ async fn judge(
     if told.size == 0 {
         return Ok(Some(told.clone()));
     }
-    let list = match &told.chunks {
-        EntryChunks::Listed { digest, .. } => lists.get(digest).map(|(list, _)| list.clone()),
-        EntryChunks::Single | EntryChunks::Inline(_) => list_of(told),
+    let (list, places) = match &told.chunks {
+        EntryChunks::Listed { digest, .. } => lists
+            .get(digest)
+            .map(|(list, places)| (list.clone(), places))
+            .unzip(),
+        EntryChunks::Single | EntryChunks::Inline(_) => (list_of(told), Some(&told.places)),
     };
     let Some(list) = list.filter(|list| list.size() == told.size) else {
         return Ok(None);
     };
     let mut chunks = Vec::with_capacity(list.chunks().len());
-    for chunk in list.chunks() {
-        match known.get(&chunk.digest) {
+    for (index, chunk) in list.chunks().iter().enumerate() {
+        let place = places.and_then(|places| places.get(index).copied().flatten());
+        match find(known, chunk.digest, place.map(|place| place.pack)) {
             Some(known) if known.len == chunk.len => chunks.push(known.clone()),
             _ => return Ok(None),
         }
@@ -417,4 +431,82 @@ async fn read_known(bucket: &SharedBucket, chunk: Chunk, known: &Known) -> Resul
         return Ok(Some(object.bytes));
     }
     Ok(blocking(move || body::decode(&key, &object.bytes, u64::from(chunk.len)).ok()).await)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        base::{clock::Stamp, id::MachineId},
+        namespace::change::Entry,
+        store::rows::NodeKind,
+        tier::url::{ConnectOptions, connect},
+    };
+
+    const BYTES: &[u8] = b"stored three times";
+
+    fn chunk(bytes: &[u8]) -> Chunk {
+        Chunk {
+            digest: Digest::of(bytes),
+            len: bytes.len() as u32,
+        }
+    }
+
+    /// A file of [`BYTES`], which are at `place`.
+    fn change(path: String, place: Option<PackPlace>) -> PathChange {
+        let blob = EntryBlob {
+            digest: Digest::of(BYTES),
+            size: BYTES.len() as u64,
+            chunks: EntryChunks::Single,
+            places: place.map(Some).into_iter().collect(),
+        };
+        PathChange {
+            path: path.into_bytes(),
+            stamp: Stamp {
+                millis: 1,
+                counter: 0,
+                machine: MachineId(1),
+            },
+            entry: Some(Entry {
+                blob: Some(blob),
+                ..Entry::new(NodeKind::File, 0o644)
+            }),
+        }
+    }
+
+    #[tokio::test]
+    async fn bytes_that_are_in_several_places_stay_where_each_change_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("file://{}", dir.path().display());
+        let bucket = connect(&url.parse().unwrap(), &ConnectOptions::default())
+            .await
+            .unwrap();
+        let domains = Domains {
+            trusted: vec![String::new()],
+            from: layout::volume_prefix("pr-1"),
+        };
+        put_blob(
+            &bucket,
+            &domains.from,
+            Digest::of(BYTES),
+            Bytes::from_static(BYTES),
+        )
+        .await
+        .unwrap();
+        let mut changes = vec![change("alone".to_owned(), None)];
+        for number in 0..8_u8 {
+            let mut builder = pack::Builder::new(2, 100);
+            builder.add(chunk(&[number]), &[number], false);
+            builder.add(chunk(BYTES), BYTES, false);
+            let pack = builder.finish();
+            let key = format!("{}{}", domains.from, layout::pack(&pack.name));
+            bucket.put_new(&key, Body::raw(pack.object)).await.unwrap();
+            changes.push(change(format!("packed-{number}"), Some(pack.members[1].1)));
+        }
+        let told = changes.clone();
+        let fork = "pr-1".parse().unwrap();
+        let adopted = adopt(&bucket, &domains, &fork, &mut changes, &|_| {}).await;
+        assert_eq!(adopted.unwrap(), 9);
+        assert_eq!(changes, told);
+    }
 }

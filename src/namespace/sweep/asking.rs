@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use super::withheld::WithheldBucket;
 use crate::{
     base::{BoxFuture, retry::Backoff},
     namespace::patience::Passing,
@@ -33,7 +34,7 @@ pub struct Asking {
 impl Asking {
     pub fn new(bucket: SharedBucket, now: BucketTime) -> Self {
         Self {
-            bucket,
+            bucket: Arc::new(WithheldBucket(bucket)),
             now,
             ignored: Arc::default(),
         }

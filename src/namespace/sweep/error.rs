@@ -27,24 +27,24 @@ pub enum SweepError {
     #[error(
         "nothing was swept: {key} is nothing that this casmount knows, and may refer to blobs: use the newest \
          casmount, or remove it if it is not casmount's{}",
-        or_untrusted(volume_of(key))
+        or_untrusted_of(key)
     )]
     Unknown { key: String },
     #[error(
         "nothing was swept: segment {key} cannot be read ({why}): use the newest casmount, or remove it if it is \
          damaged for good{}",
-        or_untrusted(volume_of(key))
+        or_untrusted_of(key)
     )]
     Segment { key: String, why: String },
     /// Deleting the snapshot, or reading it with another program, goes on.
     #[error(
         "nothing was swept: it is not known what the snapshot {key} refers to{}",
-        or_untrusted(volume_of(key))
+        or_untrusted_of(key)
     )]
     Snapshot { key: String, source: Box<SnapshotError> },
     #[error(
         "nothing was swept: chunk list {key}, which {segment} names, cannot be read ({why}){}",
-        or_untrusted(volume_of(segment))
+        or_untrusted_of(segment)
     )]
     List {
         key: String,
@@ -97,6 +97,14 @@ impl SweepError {
         }
     }
 
+    /// Whether something of a catalog is not there.
+    pub(super) fn is_missing(&self) -> bool {
+        let Self::Catalog { source, .. } = self else {
+            return false;
+        };
+        matches!(source, CatalogError::Missing { .. })
+    }
+
     /// What it is told as where it stops nothing.
     pub(super) fn told(&self) -> String {
         match self {
@@ -109,18 +117,21 @@ impl SweepError {
     }
 }
 
-/// The same, of one object. It is also denied to who may read all: when it was written in a storage class that must be
-/// restored, or with a key that he does not have.
+/// The same, of one object. What is denied is not: the sweeper himself may not read, write or delete. An object that is
+/// denied to who may read all beside it is malformed here ([`super::withheld`]).
 pub(super) fn is_of_writer(err: &TierError) -> bool {
     match err {
-        TierError::Malformed { .. } | TierError::Unsupported { .. } | TierError::Denied { .. } => true,
-        TierError::Unavailable { .. } | TierError::NoBucket { .. } | TierError::Credentials { .. } => false,
+        TierError::Malformed { .. } | TierError::Unsupported { .. } => true,
+        TierError::Denied { .. }
+        | TierError::Unavailable { .. }
+        | TierError::NoBucket { .. }
+        | TierError::Credentials { .. } => false,
     }
 }
 
-fn volume_of(key: &str) -> &str {
-    let rest = key.strip_prefix(layout::VOLUMES_PREFIX).unwrap_or_default();
-    rest.split('/').next().unwrap_or_default()
+/// The same of the volume that an object is of.
+fn or_untrusted_of(key: &str) -> String {
+    layout::volume_of(key).map(or_untrusted).unwrap_or_default()
 }
 
 /// What else helps, where the name may be that of a volume whose writers are not trusted.

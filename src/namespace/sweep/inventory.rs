@@ -143,6 +143,53 @@ pub async fn inventory(asking: &Asking, untrusted: &[VolumePattern]) -> Result<V
     add_stacks(asking, &mut volumes).await?;
     for (name, volume) in &mut volumes {
         volume.is_apart |= untrusted.iter().any(|untrusted| untrusted.matches(name));
+    }
+    refuse_unknown(asking, &volumes)?;
+    Ok(volumes)
+}
+
+/// Lists everything below `volumes/` once more, and understands all of it. What lies over what is not read again, and
+/// who is trusted only of volumes that `known` does not have, which are added to it.
+///
+/// One GET for each of these, before which everything is listed, and nothing after: what is to be read can be read at once.
+pub async fn listed_again(
+    asking: &Asking,
+    untrusted: &[VolumePattern],
+    known: &mut BTreeMap<VolumeName, bool>,
+) -> Result<Volumes, SweepError> {
+    let mut volumes = Volumes::new();
+    add_listed(asking, &mut volumes).await?;
+    let fresh = volumes.keys().filter(|name| !known.contains_key(*name));
+    let asks = fresh.cloned().map(|name| {
+        let (asking, has_json) = (asking.clone(), volumes[&name].has_json);
+        let is_untrusted = untrusted.iter().any(|untrusted| untrusted.matches(&name));
+        async move {
+            let is_apart = is_untrusted || has_json && is_apart(&asking, &name).await?;
+            Ok::<_, SweepError>((name, is_apart))
+        }
+    });
+    for is_apart in together(asks.collect::<Vec<_>>()).await {
+        known.extend([is_apart?]);
+    }
+    for (name, volume) in &mut volumes {
+        volume.is_apart = known[name];
+    }
+    refuse_unknown(asking, &volumes)?;
+    Ok(volumes)
+}
+
+/// Whether a volume keeps its blobs apart.
+async fn is_apart(asking: &Asking, name: &VolumeName) -> Result<bool, SweepError> {
+    match stack::read_json(asking.bucket(), name).await {
+        Ok(json) => Ok(json.is_some_and(|(json, _)| json.own_prefix)),
+        Err(StackError::Bucket(err)) => Err(err.into()),
+        Err(source) => Err(SweepError::Volume { source }),
+    }
+}
+
+/// Stops at a key that nothing is known of, unless it is of nobody who is trusted.
+fn refuse_unknown(asking: &Asking, volumes: &Volumes) -> Result<(), SweepError> {
+    for volume in volumes.values() {
         match &volume.unknown {
             Some(key) if volume.exists && !volume.is_apart => {
                 return Err(SweepError::Unknown { key: key.clone() });
@@ -151,13 +198,7 @@ pub async fn inventory(asking: &Asking, untrusted: &[VolumePattern]) -> Result<V
             None => {}
         }
     }
-    Ok(volumes)
-}
-
-/// The volume that an object is of; `None`: of none.
-fn volume_of(key: &str) -> Option<VolumeName> {
-    let rest = key.strip_prefix(layout::VOLUMES_PREFIX)?;
-    rest.split_once('/')?.0.parse().ok()
+    Ok(())
 }
 
 async fn add_listed(asking: &Asking, volumes: &mut Volumes) -> Result<(), SweepError> {
@@ -165,7 +206,8 @@ async fn add_listed(asking: &Asking, volumes: &mut Volumes) -> Result<(), SweepE
     loop {
         let (objects, more) = asking.page(layout::VOLUMES_PREFIX, &mut after).await?;
         for object in objects {
-            let Some(name) = volume_of(&object.key) else {
+            let name = layout::volume_of(&object.key).and_then(|name| name.parse::<VolumeName>().ok());
+            let Some(name) = name else {
                 asking.ignore(&format_args!("{}: it is of no volume", object.key));
                 continue;
             };

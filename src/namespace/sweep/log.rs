@@ -33,7 +33,6 @@ use super::{
     SweepError,
     asking::Asking,
     inventory::{Meta, Moment, Standing, Volume},
-    references::unless_apart,
 };
 use crate::{
     base::{digest::Digest, volume::Base},
@@ -42,7 +41,7 @@ use crate::{
         follow::{SegmentKey, WINDOW_MILLIS},
         trim::{self, Kept, Trim},
     },
-    tier::Etag,
+    tier::{Etag, layout},
 };
 
 /// The log is kept for so long at least, whatever the window is: more than a machine may need between two full
@@ -105,14 +104,8 @@ pub async fn fence(asking: &Asking, name: &str) -> Result<(), SweepError> {
 }
 
 impl Log {
-    /// Reads the catalogs of a volume and decides what is kept.
+    /// Reads the catalogs of a volume and decides what is kept. (The default keeps all of it.)
     pub async fn read(asking: &Asking, name: &str, volume: &Volume, ages: Ages) -> Result<Self, SweepError> {
-        let read = unless_apart(asking, volume, Self::of(asking, name, volume, ages).await)?;
-        // All of such a volume is kept.
-        Ok(read.unwrap_or_default())
-    }
-
-    async fn of(asking: &Asking, name: &str, volume: &Volume, ages: Ages) -> Result<Self, SweepError> {
         let log = Self {
             margin_millis: ages.log_millis,
             ..Self::default()
@@ -128,9 +121,7 @@ impl Log {
             return Ok(log);
         }
         let catalogs = Catalogs { asking, name };
-        let Some((newest, stored)) = catalogs.newest().await? else {
-            return Ok(log);
-        };
+        let (newest, stored) = catalogs.newest().await?;
         let (old, etag) = stored.unzip();
         let mut next = next_trim(old.as_ref(), &newest, ages);
         if old.is_none() && !catalogs.are_there(next.as_ref()).await? {
@@ -288,7 +279,8 @@ struct Catalogs<'a> {
 type Stored = Option<(Trim, Etag)>;
 
 impl Catalogs<'_> {
-    async fn newest(&self) -> Result<Option<(Opened, Stored)>, SweepError> {
+    /// The newest catalog, of a volume that had one when it was listed.
+    async fn newest(&self) -> Result<(Opened, Stored), SweepError> {
         // In this order: what is kept is that of a time before, so it is there still.
         let trim = self
             .asking
@@ -300,8 +292,11 @@ impl Catalogs<'_> {
             .again(|bucket| Box::pin(head::read(bucket, self.name)))
             .await
             .map_err(|err| SweepError::from_catalog(self.name, err))?;
-        let Some((head, _)) = head else { return Ok(None) };
-        Ok(Some((self.open(head.catalog).await?, trim)))
+        let Some((head, _)) = head else {
+            let key = layout::head(self.name);
+            return Err(SweepError::from_catalog(self.name, CatalogError::Missing { key }));
+        };
+        Ok((self.open(head.catalog).await?, trim))
     }
 
     async fn open(&self, catalog: Digest) -> Result<Opened, SweepError> {

@@ -5,7 +5,7 @@
 //! what was condemned is deleted. `inventory` knows every key below `volumes/`, `log` says which catalogs and how much of
 //! the logs is kept, `references` what is used, `winners` what of a log still counts, `objects` walks the bucket, `state`
 //! reads and writes what the passes leave for each other and for the writers
-//! (its formats: [`crate::tier::sweeping`]).
+//! (its formats: [`crate::tier::sweeping`]), `withheld` knows whose fault it is that an object may not be read.
 //!
 //! # The rules
 //!
@@ -53,7 +53,9 @@
 //!
 //! Everything of a volume must be understood: a key, a segment or a version that is not stops the pass before
 //! anything is condemned or deleted. Not so where its writers are not trusted, who could stop every pass: what of them
-//! cannot be read counts for nothing and is told, and only the readers of their volume may lose something by that.
+//! cannot be read counts for nothing and is told, and only the readers of their volume may lose something by that. What the
+//! sweeper's own credentials do not permit stops the pass, whosever it is: else a policy that lets him delete and not read
+//! would empty these volumes.
 //!
 //! # Catalogs
 //!
@@ -67,14 +69,17 @@
 //!
 //! # Cost
 //!
-//! Of `n` objects, and `s` segments that are left with the `p` parts of the catalog before them and of those that snapshots
-//! name (once for those that several share): `(n + 2 s + 2 p) / 1000`
-//! LISTs, `s + p` GETs for each 1.8 million names, some 10 GETs for the catalogs of a volume that has any, one GET for each
-//! volume that was ever deleted and some four for each that lies over others, sixteen at once, one GET for the chunk
-//! list of each blob of over half a gigabyte, one small GET for each unused pack, one DELETE request for a thousand
-//! objects. One object is left of each deleted volume, for ever: 10,000 forks a day are 300,000 GETs a sweep (12 cents, ten
-//! minutes at 30 ms) after a month. 10 million objects with as many names in 3,600 parts and 20,000 segments: 10,000 LISTs and 140,000 GETs, 11
-//! cents.
+//! Of `n` objects, and `s` segments that are left with the `p` parts of the catalog before them and of those that
+//! snapshots name (once for those that several share): `(n + 2 s + 2 p) / 1000` LISTs, `s + p` GETs for each 1.8
+//! million names, some 10 GETs for the catalogs of a volume that has any, one GET for each volume that was ever deleted
+//! and some four for each that lies over others, sixteen at once; one GET for the chunk list of each blob of over half a
+//! gigabyte, one small GET for each unused pack, one DELETE request for a thousand objects. If something goes while it is
+//! read, `volumes/` is listed twice more at least, with one GET for each segment and each volume that came since.
+//!
+//! One object is left of each deleted volume, for ever: 10,000 forks a day are 300,000 GETs a sweep (12 cents, ten
+//! minutes at 30 ms) after a month. 10 million objects with as many names in 3,600 parts and 20,000 segments: 10,000
+//! LISTs and 140,000 GETs, 11 cents.
+//!
 //! Memory: 8 bytes for each chunk and pack in use, 150 MB for the names of one reading, 8 bytes for each condemned
 //! object (at most 2 million of them in one pass; the rest is left to the next).
 
@@ -88,6 +93,7 @@ mod references;
 mod report;
 mod state;
 mod winners;
+mod withheld;
 
 #[cfg(test)]
 mod tests;

@@ -9,7 +9,7 @@ mod again;
 mod fetch;
 mod snapshots;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::{
     SweepError,
@@ -26,6 +26,7 @@ use crate::{
         volume::{VolumeName, VolumePattern},
     },
     namespace::{
+        catalog::format::PartRef,
         change::{Entry, EntryBlob, EntryChunks, Item, PathChange},
         follow::SegmentKey,
         segment::Decoded,
@@ -71,10 +72,17 @@ pub async fn read(
     };
     let mut is_behind = false;
     for (name, volume) in volumes {
+        // It was deleted while it was listed, or so that something is left. Its catalogs are not read.
+        is_behind |= volume.is_deleted() && !volume.catalogs.is_empty();
         let log = Log::read(asking, name.as_str(), volume, ages).await;
-        let log = again::unless_deleted(asking, name, log).await?;
-        is_behind |= log.is_none();
-        // All that is left of one that was deleted is left to the next sweep.
+        let log = match again::unless_deleted(asking, name, log).await {
+            // All that is left of one that was deleted is left to the next sweep.
+            Ok(None) => {
+                is_behind = true;
+                None
+            }
+            log => unless_apart(asking, volume, log)?.flatten(),
+        };
         found.logs.insert(name.clone(), log.unwrap_or_default());
     }
     let parts = found
@@ -95,7 +103,9 @@ pub async fn read(
             .map(|(name, _)| name.clone())
             .collect(),
         vanished: HashSet::new(),
+        vanished_last: None,
         lost: HashSet::new(),
+        doubted: BTreeSet::new(),
         is_behind,
     };
     for (name, volume) in volumes {
@@ -160,8 +170,13 @@ struct Reading<'a> {
     with_blobs: Vec<VolumeName>,
     /// Segments that were listed, and not there any more.
     vanished: HashSet<(VolumeName, SegmentKey)>,
+    /// The key of the last of them, since everything was listed last.
+    vanished_last: Option<String>,
     /// Chunk lists that were not there when they were looked for.
     lost: HashSet<Digest>,
+    /// Volumes of writers that are not trusted, of which something was not there. It went if they were deleted; else it may
+    /// never have been.
+    doubted: BTreeSet<VolumeName>,
     /// Something went while it was read: what it named may be named elsewhere by now ([`again`]).
     is_behind: bool,
 }
@@ -202,13 +217,7 @@ impl Reading<'_> {
         let mut winners = Winners::new(&views, part, marks);
         if let Some(floor) = &log.floor {
             for together in floor.root.parts.chunks(TOGETHER) {
-                for items in unless_apart(
-                    self.asking,
-                    volume,
-                    fetch::parts(self.asking, name, together).await,
-                )?
-                .unwrap_or_default()
-                {
+                for items in self.parts(name, volume, together).await? {
                     for change in items.into_iter().filter_map(Item::into_change) {
                         let held = self.held_by(&change, "a catalog", name, volume).await?;
                         if let Err(too_many) = winners.begin(&change.path, change.stamp, held) {
@@ -225,8 +234,7 @@ impl Reading<'_> {
             for (segment, decoded) in together.iter().zip(fetched) {
                 let key = segment.to_key(name.as_str());
                 if matches!(decoded, Err(SweepError::Vanished { .. })) {
-                    self.vanished.insert((name.clone(), *segment));
-                    self.is_behind = true;
+                    self.vanished(name, *segment);
                     self.progress(1);
                     continue;
                 }
@@ -257,6 +265,20 @@ impl Reading<'_> {
         Ok(Ok(names))
     }
 
+    /// Reads parts of a catalog; none of them where they count for nothing.
+    async fn parts(
+        &mut self,
+        name: &VolumeName,
+        volume: &Volume,
+        parts: &[PartRef],
+    ) -> Result<Vec<Vec<Item>>, SweepError> {
+        let read = fetch::parts(self.asking, name, parts).await;
+        if volume.is_apart && matches!(&read, Err(err) if err.is_missing()) {
+            self.doubted.insert(name.clone());
+        }
+        Ok(unless_apart(self.asking, volume, read)?.unwrap_or_default())
+    }
+
     /// Marks all that a catalog has.
     async fn pinned(
         &mut self,
@@ -266,13 +288,7 @@ impl Reading<'_> {
         marks: &mut Marks,
     ) -> Result<(), SweepError> {
         for together in opened.root.parts.chunks(TOGETHER) {
-            for items in unless_apart(
-                self.asking,
-                volume,
-                fetch::parts(self.asking, name, together).await,
-            )?
-            .unwrap_or_default()
-            {
+            for items in self.parts(name, volume, together).await? {
                 for change in items.into_iter().filter_map(Item::into_change) {
                     let held = self.held_by(&change, "a catalog", name, volume).await?;
                     held.iter().flat_map(Held::marks).for_each(|mark| marks.add(mark));
@@ -304,7 +320,7 @@ impl Reading<'_> {
             None => None,
             Some(Entry { blob: None, .. }) => Some(Held::Nothing),
             Some(Entry { blob: Some(blob), .. }) => {
-                let held = unless_apart(self.asking, volume, self.held(blob, by, name).await)?;
+                let held = unless_apart(self.asking, volume, self.held(blob, by, name, volume).await)?;
                 Some(held.unwrap_or(Held::Nothing))
             }
         })
@@ -315,7 +331,8 @@ impl Reading<'_> {
         &mut self,
         blob: &EntryBlob,
         segment: &str,
-        volume: &VolumeName,
+        name: &VolumeName,
+        volume: &Volume,
     ) -> Result<Held, SweepError> {
         let chunks = match &blob.chunks {
             EntryChunks::Single if blob.size == 0 => return Ok(Held::Nothing),
@@ -324,9 +341,15 @@ impl Reading<'_> {
             EntryChunks::Listed { digest, size } => {
                 if !self.lists.contains_key(digest) {
                     let read =
-                        fetch::list(self.asking, &self.with_blobs, digest, *size, segment, volume).await?;
-                    self.is_behind |= read.is_none();
+                        fetch::list(self.asking, &self.with_blobs, digest, *size, segment, name).await?;
                     self.lists.insert(*digest, read);
+                }
+                match &self.lists[digest] {
+                    Some(_) => {}
+                    None if volume.is_apart => {
+                        self.doubted.insert(name.clone());
+                    }
+                    None => self.is_behind = true,
                 }
                 let listed = self.lists[digest].iter().flatten().copied();
                 listed.chain([mark(digest)]).collect()

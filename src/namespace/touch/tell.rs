@@ -10,7 +10,8 @@
 //! - In a store whose blobs have a lifetime ([`crate::tier::retaining`]) the blobs of what was used are looked at, at the
 //!   same times: those that this machine has not seen for a while are asked for, and one that is too old is refreshed by
 //!   that. It is what is done before a name is published ([`crate::upload::vouch`]), so what is gone and is here
-//!   is uploaded again. Whether it is such a store is asked again and again by a daemon that began while it was away.
+//!   is uploaded again. Whether it is such a store is asked again and again by a daemon that began while it was away,
+//!   and once more at its end.
 //! - What cannot be written is told later. Where the credentials do not permit it, a fork tells below its own prefix;
 //!   else nothing is told, and that is said once.
 
@@ -280,6 +281,9 @@ impl Teller {
         }
         let last = async {
             // It was too short a life to have heard.
+            if self.tree.touched().is_waiting() && self.learn().await {
+                lifetime = self.refresh.as_ref().map(|refresh| Pace::of(refresh.lifetime));
+            }
             if looked.is_none() && self.tree.touched().is_waiting() {
                 expiry = self.look().await.flatten();
             }

@@ -70,7 +70,8 @@ impl Reading<'_> {
                         let Some(blob) = item.entry().and_then(|entry| entry.blob.as_ref()) else {
                             continue;
                         };
-                        let held = unless_apart(self.asking, volume, self.held(blob, &key, name).await)?;
+                        let held =
+                            unless_apart(self.asking, volume, self.held(blob, &key, name, volume).await)?;
                         held.unwrap_or_default().add_to(&mut found.marks);
                     }
                 }

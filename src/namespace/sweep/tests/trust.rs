@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use super::{
-    START, SweepError, SweepOptions, SweepReport, WINDOW, blobs, new_world, options, sweep, sweep_with,
+    START, SweepError, SweepOptions, SweepReport, Sweeper, WINDOW, blobs,
+    forks::lost_list,
+    new_world, options, settle, sweep, sweep_with,
     world::{Door, World},
     writer::Writer,
 };
@@ -12,8 +14,11 @@ use crate::{
         id::MachineId,
         volume::{StackLayer, VolumeName},
     },
-    namespace::stack::VolumeJson,
-    tier::{Body, Bucket, layout},
+    namespace::{
+        segment::{self, Head},
+        stack::VolumeJson,
+    },
+    tier::{Body, Bucket, TierError, layout},
 };
 
 async fn put(world: &Arc<World>, key: &str, bytes: impl Into<Vec<u8>>) {
@@ -152,4 +157,81 @@ async fn what_cannot_be_read_of_a_trusted_volume_stops_a_sweep_whatever_else_is_
         let err = sweep_with(&world, &untrusted(&["pr-*"])).await.unwrap_err();
         assert!(err.to_string().starts_with("nothing was swept"), "{key}: {err}");
     }
+}
+
+/// A fork of writers that are not trusted, with a segment, and its key.
+async fn fork_with_a_segment(world: &Arc<World>) -> String {
+    own_prefix_fork(world, "pr-2").await;
+    let head = Head {
+        machine: MachineId(7),
+        seq: 1,
+        published_millis: START,
+        previous: None,
+    };
+    let key = layout::segment("pr-2", START, MachineId(7), 1);
+    put(world, &key, segment::encode(&head, &[])).await;
+    key
+}
+
+#[tokio::test]
+async fn what_the_sweeper_may_not_read_stops_a_sweep_whosever_it_is() {
+    let world = in_use().await;
+    fork_with_a_segment(&world).await;
+    world.deny(&format!("{}*", layout::log_prefix("pr-2")));
+    for options in [options(), untrusted(&["pr-*"])] {
+        let err = sweep_with(&world, &options).await.unwrap_err();
+        assert!(
+            matches!(&err, SweepError::Bucket(TierError::Denied { key, .. }) if key.starts_with("volumes/pr-2/log/")),
+            "{err}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_object_that_nobody_may_read_though_he_may_all_beside_it_stops_only_where_its_writers_are_trusted()
+{
+    let world = in_use().await;
+    let key = fork_with_a_segment(&world).await;
+    world.deny(&key);
+    let report = assert_swept(&world, &options()).await;
+    assert_eq!(report.ignored.len(), 1, "{:?}", report.ignored);
+    assert!(report.ignored[0].contains(&key), "{:?}", report.ignored);
+
+    let world = in_use().await;
+    let key = layout::segment("v", START, MachineId(7), 1);
+    put(&world, &key, "x").await;
+    world.deny(&key);
+    let err = sweep(&world).await.unwrap_err();
+    assert!(
+        matches!(&err, SweepError::Segment { key: told, why } if *told == key && why.contains("403")),
+        "{err}"
+    );
+}
+
+#[tokio::test]
+async fn who_is_not_trusted_and_names_what_never_was_all_the_time_stops_nothing() {
+    let world = in_use().await;
+    let gone = fork_with_a_segment(&world).await;
+    world.advance(WINDOW + 1);
+    let sweeper = Sweeper::begin(&world);
+    // Something else goes while it reads, once.
+    while world.reads(|key| key == layout::volume("pr-2")) == 0 {
+        sweeper.gate.add_permits(1);
+        settle().await;
+    }
+    Door::open(&world).delete(&gone).await.unwrap();
+    for seq in 1..1000 {
+        let now = world.now();
+        let key = layout::segment("pr-2", now, MachineId(7), seq);
+        put(&world, &key, lost_list(7, seq, now)).await;
+        for _ in 0..8 {
+            sweeper.gate.add_permits(1);
+            settle().await;
+        }
+        if sweeper.task.is_finished() {
+            break;
+        }
+    }
+    assert!(sweeper.task.is_finished(), "it never ends");
+    sweeper.task.await.unwrap().unwrap();
 }

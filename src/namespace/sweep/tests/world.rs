@@ -64,6 +64,10 @@ struct State {
     snapshots: BTreeMap<SnapshotTag, Winners>,
     /// When each object was last named or used, as far as the rule of the bucket has to know.
     promised: HashMap<String, u64>,
+    /// What must not be read: keys, or what they begin with and a `*`.
+    denied: Vec<String>,
+    /// Keys that were read, each as often as it was.
+    read: Vec<String>,
     /// Segments and parts of catalogs that were deleted.
     trimmed: u64,
     wrong: Option<String>,
@@ -157,6 +161,16 @@ impl World {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
+    }
+
+    /// Denies to everybody to read `key`, or all that begins with what is before a `*`.
+    pub fn deny(&self, key: &str) {
+        self.state().denied.push(key.to_owned());
+    }
+
+    /// How often the objects whose keys `is_meant` were read.
+    pub fn reads(&self, is_meant: impl Fn(&str) -> bool) -> usize {
+        self.state().read.iter().filter(|key| is_meant(key)).count()
     }
 
     pub fn now(&self) -> u64 {

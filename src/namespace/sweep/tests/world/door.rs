@@ -80,7 +80,19 @@ impl Bucket for Door {
     ) -> BoxFuture<'a, Result<Option<Object>, TierError>> {
         Box::pin(async move {
             self.pass().await;
-            let state = self.world.state();
+            let mut state = self.world.state();
+            state.read.push(key.to_owned());
+            let is_denied = |denied: &String| match denied.strip_suffix('*') {
+                Some(folder) => key.starts_with(folder),
+                None => key == denied,
+            };
+            if state.denied.iter().any(is_denied) {
+                return Err(TierError::Denied {
+                    permission: "s3:GetObject",
+                    key: key.to_owned(),
+                    source: "403".into(),
+                });
+            }
             let Some(stored) = state.objects.get(key) else {
                 return Ok(None);
             };
