@@ -7,7 +7,7 @@ use fuser::{
     ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
 };
 
-use super::convert;
+use super::{convert, turns};
 use crate::vfs::{Attr, FsStat, Opened, OpenedDir, VfsError};
 
 pub(super) fn entry(reply: ReplyEntry, result: Result<Option<Attr>, VfsError>) {
@@ -15,6 +15,7 @@ pub(super) fn entry(reply: ReplyEntry, result: Result<Option<Attr>, VfsError>) {
 }
 
 pub(super) fn entry_for(reply: ReplyEntry, result: Result<Option<Attr>, VfsError>, ttl: &Duration) {
+    turns::answering();
     match result {
         Ok(Some(attr)) => reply.entry(ttl, &convert::attr(&attr), Generation(0)),
         Ok(None) => reply.entry(ttl, &convert::no_entry(), Generation(0)),
@@ -23,6 +24,7 @@ pub(super) fn entry_for(reply: ReplyEntry, result: Result<Option<Attr>, VfsError
 }
 
 pub(super) fn attr(reply: ReplyAttr, result: Result<Attr, VfsError>) {
+    turns::answering();
     match result {
         Ok(attr) => reply.attr(&super::front::TTL, &convert::attr(&attr)),
         Err(err) => reply.error(convert::errno(&err)),
@@ -30,6 +32,7 @@ pub(super) fn attr(reply: ReplyAttr, result: Result<Attr, VfsError>) {
 }
 
 pub(super) fn empty(reply: ReplyEmpty, result: Result<(), VfsError>) {
+    turns::answering();
     match result {
         Ok(()) => reply.ok(),
         Err(err) => reply.error(convert::errno(&err)),
@@ -37,6 +40,7 @@ pub(super) fn empty(reply: ReplyEmpty, result: Result<(), VfsError>) {
 }
 
 pub(super) fn data(reply: ReplyData, result: Result<impl AsRef<[u8]>, VfsError>) {
+    turns::answering();
     match result {
         Ok(data) => reply.data(data.as_ref()),
         Err(err) => {
@@ -47,6 +51,7 @@ pub(super) fn data(reply: ReplyData, result: Result<impl AsRef<[u8]>, VfsError>)
 }
 
 pub(super) fn xattr(reply: ReplyXattr, size: u32, result: Result<Vec<u8>, VfsError>) {
+    turns::answering();
     match result {
         Ok(value) if size == 0 => reply.size(value.len() as u32),
         Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
@@ -56,6 +61,7 @@ pub(super) fn xattr(reply: ReplyXattr, size: u32, result: Result<Vec<u8>, VfsErr
 }
 
 pub(super) fn open(reply: ReplyOpen, result: Result<Opened, VfsError>) {
+    turns::answering();
     match result {
         Err(err) => reply.error(convert::errno(&err)),
         Ok(opened) => {
@@ -69,6 +75,7 @@ pub(super) fn open(reply: ReplyOpen, result: Result<Opened, VfsError>) {
 }
 
 pub(super) fn open_dir(reply: ReplyOpen, result: Result<OpenedDir, VfsError>) {
+    turns::answering();
     match result {
         Err(err) => reply.error(convert::errno(&err)),
         Ok(opened) => {
@@ -80,6 +87,7 @@ pub(super) fn open_dir(reply: ReplyOpen, result: Result<OpenedDir, VfsError>) {
 }
 
 pub(super) fn create(reply: ReplyCreate, attr: &Attr, opened: &Opened) {
+    turns::answering();
     let handle = FileHandle(opened.handle);
     // The name of a file that was created waits to be told anyway, so its last close, which
     // needs no answer, records soon enough what was written: one request less. A file that was
@@ -117,6 +125,7 @@ fn open_flags(opened: &Opened) -> FopenFlags {
 }
 
 pub(super) fn written(reply: ReplyWrite, result: Result<u32, VfsError>) {
+    turns::answering();
     match result {
         Ok(bytes) => reply.written(bytes),
         Err(err) => reply.error(convert::errno(&err)),
@@ -124,6 +133,7 @@ pub(super) fn written(reply: ReplyWrite, result: Result<u32, VfsError>) {
 }
 
 pub(super) fn offset(reply: ReplyLseek, result: Result<u64, VfsError>) {
+    turns::answering();
     match result {
         Ok(at) => reply.offset(at as i64),
         Err(err) => reply.error(convert::errno(&err)),
@@ -131,6 +141,7 @@ pub(super) fn offset(reply: ReplyLseek, result: Result<u64, VfsError>) {
 }
 
 pub(super) fn stat_fs(reply: ReplyStatfs, result: Result<FsStat, VfsError>) {
+    turns::answering();
     match result {
         Err(err) => reply.error(convert::errno(&err)),
         Ok(fs) => reply.statfs(

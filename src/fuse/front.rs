@@ -22,7 +22,7 @@ use fuser::{
 
 use super::{
     answer, convert, later, lookup,
-    turns::{Turns, Work},
+    turns::{self, Turns, Work},
 };
 use crate::{
     namespace::tree::AttrChange,
@@ -359,7 +359,10 @@ impl Filesystem for Front {
             exclusive,
             lend,
         ) {
-            Err(err) => reply.error(convert::errno(&err)),
+            Err(err) => {
+                turns::answering();
+                reply.error(convert::errno(&err));
+            }
             Ok(Created::New(attr, opened) | Created::Existing(attr, OpenStep::Ready(opened))) => {
                 answer::create(reply, &attr, &opened);
             }
@@ -448,7 +451,7 @@ impl Filesystem for Front {
     }
 
     fn fsync(&self, req: &Request, _ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        let _turn = self.turns.take(Work::Quick, req.pid());
+        let _turn = self.turns.take(Work::Long, req.pid());
         // Waits for the disk: not on a thread that answers other requests.
         let vfs = Arc::clone(&self.vfs);
         self.runtime
@@ -456,7 +459,7 @@ impl Filesystem for Front {
     }
 
     fn fsyncdir(&self, req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        let _turn = self.turns.take(Work::Quick, req.pid());
+        let _turn = self.turns.take(Work::Long, req.pid());
         let vfs = Arc::clone(&self.vfs);
         self.runtime
             .spawn_blocking(move || answer::empty(reply, vfs.fsync_dir()));
