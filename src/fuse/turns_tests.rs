@@ -1,3 +1,5 @@
+//! Threads that take turns at requests of one byte, through a socket.
+
 use std::{
     io::{Read, Write},
     os::unix::net::UnixStream,

@@ -456,6 +456,10 @@ fn marks(paths: &[&str]) -> Vec<u64> {
     marks
 }
 
+async fn inherit_first(bucket: &SharedBucket, fork: &VolumeName) -> u64 {
+    inherit(bucket, fork, &mut Inherited::new()).await.unwrap()
+}
+
 async fn delete(bucket: &SharedBucket, fork: &VolumeName) {
     let decided = volumes::decide(bucket, fork).await.unwrap();
     decided.remove_rest(bucket, |_| {}).await.unwrap();
@@ -479,12 +483,7 @@ async fn what_a_deleted_fork_used_stays_in_use() {
     let key = layout::touched("pr-1", noon, MachineId(8), 1);
     store.put(&key, &lie.encode());
 
-    assert_eq!(
-        inherit(&store.bucket, &fork, &mut Inherited::new())
-            .await
-            .unwrap(),
-        4
-    );
+    assert_eq!(inherit_first(&store.bucket, &fork).await, 4);
     delete(&store.bucket, &fork).await;
     assert!(store.all_told("pr-1").await.is_empty());
     let told = store.all_told("main").await;
@@ -497,12 +496,7 @@ async fn what_a_deleted_fork_used_stays_in_use() {
     assert_eq!((report.used.names, report.expired.names), (3, 1));
     assert_eq!(store.names().await, ["a", "b", "c"]);
     // And again, after a deletion that was broken off.
-    assert_eq!(
-        inherit(&store.bucket, &fork, &mut Inherited::new())
-            .await
-            .unwrap(),
-        0
-    );
+    assert_eq!(inherit_first(&store.bucket, &fork).await, 0);
 }
 
 #[tokio::test]
@@ -531,36 +525,22 @@ async fn a_fork_is_deleted_also_where_nothing_can_be_kept() {
     let fork = store.fork("pr-1").await;
     store.told("pr-1", store.now, &["a"]);
     assert_eq!(
-        inherit(&store.bucket, &fork, &mut Inherited::new())
-            .await
-            .unwrap(),
+        inherit_first(&store.bucket, &fork).await,
         0,
         "nobody wants to know"
     );
     assert!(store.all_told("main").await.is_empty());
     store.put(&layout::expiry("main"), b"{\"version\": 2}");
-    assert_eq!(
-        inherit(&store.bucket, &fork, &mut Inherited::new())
-            .await
-            .unwrap(),
-        0
-    );
+    assert_eq!(inherit_first(&store.bucket, &fork).await, 0);
     std::fs::remove_file(store.path(&layout::expiry("main"))).unwrap();
     store.put(
         &layout::expiry("main"),
         &ExpiryJson::new(store.now - 2 * MONTH, MONTH).encode(),
     );
     store.put(&format!("{}tomorrow", layout::touched_prefix("pr-1")), b"?");
+    assert_eq!(inherit_first(&store.bucket, &fork).await, 0);
     assert_eq!(
-        inherit(&store.bucket, &fork, &mut Inherited::new())
-            .await
-            .unwrap(),
-        0
-    );
-    assert_eq!(
-        inherit(&store.bucket, &store.volume, &mut Inherited::new())
-            .await
-            .unwrap(),
+        inherit_first(&store.bucket, &store.volume).await,
         0,
         "it is no fork"
     );
@@ -584,7 +564,7 @@ async fn a_fork_that_is_deleted_while_an_expiry_reads_it_ends_nothing() {
             let deletion = std::thread::spawn(move || {
                 let runtime = tokio::runtime::Runtime::new().unwrap();
                 runtime.block_on(async {
-                    inherit(&bucket, &fork, &mut Inherited::new()).await.unwrap();
+                    inherit_first(&bucket, &fork).await;
                     delete(&bucket, &fork).await;
                 });
             });
