@@ -38,7 +38,7 @@ use crate::{
 const ROUNDS: u32 = 32;
 
 /// So many times in a row nothing goes any more before it is enough: names can move from a volume that is listed late to
-/// one that was listed before, and their volume be deleted in between ([`crate::namespace::sweep::inventory`]).
+/// one that was listed before, and their volume be deleted in between ([`mod@crate::namespace::sweep::inventory`]).
 const QUIET: u32 = 2;
 
 /// Lets a catalog be gone whose volume was deleted meanwhile.
