@@ -484,9 +484,11 @@ impl Shared {
                 Err(TryLockError::Poisoned(_)) => break,
             }
         }
-        if let Some(thread) = Pid::from_raw(self.idle.load(Ordering::Acquire)) {
-            cpus::share_fairly(thread);
-        }
+        let Some(thread) = Pid::from_raw(self.idle.load(Ordering::Acquire)) else {
+            // Who has it makes no way: he is only slow.
+            return self.state();
+        };
+        cpus::share_fairly(thread);
         let mut state = self.state();
         self.let_go(&mut state);
         state.follow.starved(Instant::now());

@@ -323,6 +323,21 @@ fn the_watch_gets_the_lock_from_a_reader_that_makes_way() {
     Member(shared);
 }
 
+#[test]
+fn a_lock_that_is_held_for_long_by_who_makes_no_way_is_nobodys_fault() {
+    let turns = Turns::start().unwrap();
+    let shared = Arc::clone(&turns.shared);
+    let state = shared.state();
+    let watch = {
+        let shared = Arc::clone(&shared);
+        std::thread::spawn(move || shared.state_for_watch().follow.has_starved())
+    };
+    std::thread::sleep(20 * LOCK_TICKS * TICK);
+    drop(state);
+    assert!(!watch.join().unwrap());
+    Member(shared);
+}
+
 fn policy_is_idle() -> bool {
     // SAFETY: it takes a number and returns one.
     unsafe { libc::sched_getscheduler(0) == libc::SCHED_IDLE }
