@@ -7,13 +7,14 @@
 //!
 //! # How the CPU is shared
 //!
-//! - The scheduler wakes a program where it ran before if that CPU is idle, else on one that is, which is never the one where
-//!   the answer comes from. But a CPU on which only threads of `SCHED_IDLE` run counts as idle
-//!   (`select_idle_sibling` in `kernel/sched/fair.c`). So the reader becomes such a thread while it is near ([`Share::Idle`]):
-//!   the program is woken beside it, and runs at once (if both are of one control group, or nearly always).
+//! - The scheduler wakes a program where it ran before if that CPU is idle, else on one that is, which is never the one
+//!   where the answer comes from. But a CPU on which only threads of `SCHED_IDLE` run counts as idle
+//!   (`select_idle_sibling` in `kernel/sched/fair.c`). So the reader becomes such a thread while it is near
+//!   ([`Share::Idle`]): the program is woken beside it, and runs at once, if both are of one control group, or nearly
+//!   always.
 //! - Such a thread waits for whatever else wants that CPU. When a request waits with it ([`Follow::starved`]) nobody is
-//!   followed like this for a while; nor when one took very long, which looks the same. To be an ordinary thread again takes `CAP_SYS_NICE`: a daemon without it follows nobody where a CPU
-//!   is idle.
+//!   followed like this for a while; nor when one took very long, which looks the same. To be an ordinary thread again takes
+//!   `CAP_SYS_NICE`: a daemon without it follows nobody where a CPU is idle.
 //! - Where the CPUs are busy with other work, as those of a machine that builds are, nothing is idle, and the reader shares
 //!   the CPU like any other thread.
 //!

@@ -451,6 +451,7 @@ impl Filesystem for Front {
     }
 
     fn fsync(&self, req: &Request, _ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        // Not by a thread that makes way for others ([`super::turns`]): what is started here would, too.
         let _turn = self.turns.take(Work::Long, req.pid());
         // Waits for the disk: not on a thread that answers other requests.
         let vfs = Arc::clone(&self.vfs);

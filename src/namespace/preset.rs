@@ -24,8 +24,8 @@
 //!   makes it anew on every machine: a lock, a counter, a file that is not complete.
 //! - A *delete of this machine* hides the name here and is never told: each tool deletes to keep its own idea
 //!   of a size, and one small machine must not empty the cache of all. The name comes back when another
-//!   machine makes it again, or, if it is an action-cache entry, makes again what it names. A rename tells the others that the old name is gone, unless the new one is
-//!   how the tool deletes (ccache renames to `*.tmp.*` first).
+//!   machine makes it again, or, if it is an action-cache entry, makes again what it names. A rename tells the others
+//!   that the old name is gone, unless the new one is how the tool deletes (ccache renames to `*.tmp.*` first).
 //! - No *settle time*: a name of such a cache is complete when it appears, because it was renamed into place.
 //! - The deepest directory with a preset counts. A recognised preset counts only where none was chosen.
 

@@ -14,7 +14,8 @@
 //! - The kernel may not keep what it is told of such a name, because that does not depend on the name alone.
 //! - An entry that is older than what this machine made of the blobs that it names is made again with them, and told again:
 //!   the build that made them finds the entry and does not store it, and others may have deleted it
-//!   ([`Tree::remake`](crate::namespace::tree::Tree::remake)). Then it is newer than its blobs, so that happens again only when this machine makes one of them again.
+//!   ([`Tree::remake`](crate::namespace::tree::Tree::remake)). Then it is newer than its blobs, so that happens again only
+//!   when this machine makes one of them again.
 //! - A listing leaves out what is known not to be shown, and shows what could be said only after a request. That
 //!   is no use of anything. A directory with nothing else in it is empty for rmdir(2), too: who deletes a cache
 //!   must come to an end.

@@ -7,7 +7,7 @@
 //! # Policy
 //!
 //! - After a denial a key is asked for that nobody ever had, behind the one that was denied. S3 decides by the policy first:
-//!   who may read there is told that there is no such object, who may not is denied. In the first case the object counts
+//!   who may read there is told that there is no such object, because he may list, as a sweep must; who may not is denied. In the first case the object counts
 //!   as malformed ([`TierError::Malformed`]); in every other it stays denied, and ends the sweep.
 //! - What a file system denies stays denied: the owner of a file says nothing of who is at fault.
 //!
