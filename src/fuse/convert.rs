@@ -110,11 +110,15 @@ fn before_1970(distance: Duration) -> i64 {
     seconds.saturating_mul(-1_000_000_000).saturating_add(after)
 }
 
+/// Among the flags of an open: it is part of `execve(2)` (`__FMODE_EXEC` in the kernel's `fs.h`).
+const FMODE_EXEC: i32 = 0x20;
+
 pub(super) fn open_request(flags: OpenFlags) -> OpenRequest {
     OpenRequest {
         write: flags.acc_mode() != OpenAccMode::O_RDONLY,
         truncate: flags.0 & libc::O_TRUNC != 0,
         append: flags.0 & libc::O_APPEND != 0,
+        execute: flags.0 & FMODE_EXEC != 0,
     }
 }
 

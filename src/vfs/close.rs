@@ -34,6 +34,7 @@ impl Vfs {
             let mut state = node.lock();
             state.handles -= 1;
             state.writers -= u32::from(handle.write);
+            state.executors -= u32::from(handle.execute);
             let mut recorded = Ok(());
             if handle.write && state.writers == 0 {
                 recorded = self.record(node, &mut state);

@@ -23,6 +23,10 @@ pub enum VfsError {
     /// The mount, or the request, only reads.
     #[error("the file system is read-only")]
     ReadOnly,
+    /// The kernel keeps writers away by itself, but finds out that an open with `O_RDONLY | O_TRUNC` writes only
+    /// when the file is empty (`FUSE_ATOMIC_O_TRUNC`).
+    #[error("the file is a program that runs")]
+    Executed,
     #[error("the handle is not open for this")]
     BadHandle,
     #[error("invalid argument")]
@@ -51,6 +55,7 @@ impl VfsError {
             Self::Load(err) => load_errno(err),
             Self::Gone => libc::ESTALE,
             Self::ReadOnly => libc::EROFS,
+            Self::Executed => libc::ETXTBSY,
             Self::BadHandle => libc::EBADF,
             Self::Invalid => libc::EINVAL,
             Self::NotSupported => libc::EOPNOTSUPP,

@@ -56,6 +56,8 @@ impl Serving {
 pub(super) struct OpenState {
     pub(super) handles: u32,
     pub(super) writers: u32,
+    /// Opens by which the kernel runs the file as a program.
+    pub(super) executors: u32,
     pub(super) serving: Serving,
     /// Size and modification time when the last change was recorded.
     pub(super) recorded: (u64, i64),
@@ -80,6 +82,7 @@ impl OpenNode {
         let state = OpenState {
             handles: 0,
             writers: 0,
+            executors: 0,
             serving: Serving::Nothing,
             recorded: (0, 0),
             born: None,
@@ -111,6 +114,7 @@ pub(super) struct Handle {
     pub(super) node: Arc<OpenNode>,
     pub(super) write: bool,
     pub(super) append: bool,
+    pub(super) execute: bool,
     pub(super) cursor: ReadCursor,
 }
 

@@ -107,6 +107,7 @@ impl Vfs {
             node: open,
             write: true,
             append: request.append,
+            execute: false,
             cursor: ReadCursor::default(),
         };
         let opened = Opened {

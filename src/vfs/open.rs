@@ -32,6 +32,8 @@ pub struct OpenRequest {
     pub write: bool,
     pub truncate: bool,
     pub append: bool,
+    /// By the kernel, which runs the file as a program until it closes it.
+    pub execute: bool,
 }
 
 /// A file that is open.
@@ -104,6 +106,7 @@ impl Vfs {
         brought: Option<&Missing>,
     ) -> Result<OpenStep, VfsError> {
         self.used();
+        let only_empties = request.truncate && !request.write;
         let request = OpenRequest {
             write: request.write || request.truncate,
             ..request
@@ -118,7 +121,11 @@ impl Vfs {
                 pinned => drop(pinned?),
             }
             let node = self.nodes.get_or(ino, || OpenNode::new(ino));
-            let served = self.serve(&node, request, lend, brought);
+            let served = if only_empties && node.lock().executors > 0 {
+                Err(VfsError::Executed)
+            } else {
+                self.serve(&node, request, lend, brought)
+            };
             if let Ok(Served::Now { loan, content }) = served {
                 let keep_cache = self.keeps_pages(ino, content, request);
                 return Ok(OpenStep::Ready(self.opened(node, request, loan, keep_cache)));
@@ -221,6 +228,7 @@ impl Vfs {
             node,
             write: request.write,
             append: request.append,
+            execute: request.execute,
             cursor: ReadCursor::default(),
         };
         Opened {
@@ -272,6 +280,7 @@ impl Vfs {
         }
         state.handles += 1;
         state.writers += u32::from(request.write);
+        state.executors += u32::from(request.execute);
         state.attr_given |= request.write;
         Ok(Served::Now {
             loan: state.serving.loan().cloned(),

@@ -152,7 +152,7 @@ impl Vfs {
         let request = OpenRequest {
             write: true,
             truncate: size == 0,
-            append: false,
+            ..OpenRequest::default()
         };
         let no_lend: Lend<'_> = None;
         let opened = match self.open_with(ino, request, no_lend, brought)? {

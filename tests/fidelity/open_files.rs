@@ -19,6 +19,7 @@ use rustix::{
 
 use crate::support::{
     posix::{Code, content, file, ro, rw},
+    programs,
     trial::compare,
     wait,
 };
@@ -142,6 +143,30 @@ fn unusual_flags_mean_the_same() {
             "read a directory",
             (&File::open(t.path("")).unwrap()).read(&mut [0; 10]),
         );
+    });
+}
+
+#[test]
+fn programs_that_run_are_not_written_to() {
+    compare(&[], &[], |t| {
+        let sleep = programs::find("sleep").expect("every system has it");
+        let path = file(&t.path("program"), &fs::read(sleep).unwrap());
+        let length = content(&path).len();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        let mut running = Command::new(&path).arg("60").spawn().unwrap();
+        let open = |flags: OFlags| openat(CWD, &path, flags, Mode::empty());
+        t.call("O_WRONLY", open(OFlags::WRONLY));
+        t.call("O_RDWR with O_TRUNC", open(OFlags::RDWR | OFlags::TRUNC));
+        t.call("O_RDONLY with O_TRUNC", open(OFlags::RDONLY | OFlags::TRUNC));
+        t.note("whole", content(&path).len() == length);
+        t.note("runs on", running.try_wait().unwrap().is_none());
+        running.kill().unwrap();
+        running.wait().unwrap();
+        // The kernel tells of the end of an open without waiting for who is told.
+        let emptied = || open(OFlags::RDONLY | OFlags::TRUNC).ok();
+        let opened = wait::try_until(Duration::from_secs(5), emptied).ok_or(Errno::TXTBSY);
+        t.call("O_RDONLY with O_TRUNC after its end", opened);
+        t.note("empty", content(&path).len());
     });
 }
 

@@ -26,6 +26,7 @@ pub struct Found {
     pub passed: BTreeSet<String>,
     pub failed: BTreeSet<String>,
     pub skipped: BTreeSet<String>,
+    /// What it said of cases that did not pass.
     pub said: String,
 }
 
@@ -63,20 +64,27 @@ impl Found {
         let before = self.failed.len();
         let streams = [&output.stdout, &output.stderr];
         let said = streams.map(|bytes| String::from_utf8_lossy(bytes)).concat();
-        for line in said.lines().filter(|line| !line.starts_with([' ', '\t'])) {
-            let Some((name, verdict)) = line.split_once(' ') else {
-                continue;
+        let mut passed = true;
+        for line in said.lines() {
+            let (name, verdict) = line.split_once(' ').unwrap_or_default();
+            // What a case says is indented.
+            let verdict = if name.is_empty() { "" } else { verdict.trim() };
+            let cases = match verdict {
+                "ok" => Some(&mut self.passed),
+                "FAILED" => Some(&mut self.failed),
+                "skipped" => Some(&mut self.skipped),
+                _ => None,
             };
-            let cases = match verdict.trim() {
-                "ok" => &mut self.passed,
-                "FAILED" => &mut self.failed,
-                "skipped" => &mut self.skipped,
-                _ => continue,
-            };
-            cases.insert(name.to_owned());
+            if let Some(cases) = cases {
+                cases.insert(name.to_owned());
+                passed = verdict == "ok";
+            }
+            if !passed {
+                self.said += line;
+                self.said.push('\n');
+            }
         }
         assert_eq!(output.status.success(), self.failed.len() == before, "{said}");
-        self.said += &said;
     }
 }
 
