@@ -115,6 +115,7 @@ const FMODE_EXEC: i32 = 0x20;
 
 pub(super) fn open_request(flags: OpenFlags) -> OpenRequest {
     OpenRequest {
+        read: flags.acc_mode() != OpenAccMode::O_WRONLY,
         write: flags.acc_mode() != OpenAccMode::O_RDONLY,
         truncate: flags.0 & libc::O_TRUNC != 0,
         append: flags.0 & libc::O_APPEND != 0,

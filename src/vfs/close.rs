@@ -38,6 +38,7 @@ impl Vfs {
             let mut recorded = Ok(());
             if handle.write && state.writers == 0 {
                 recorded = self.record(node, &mut state);
+                state.mappable = false;
                 settle = matches!(state.serving, Serving::Staging { .. });
             }
             // A descriptor of ours that can write would keep the file from being sealed; what the kernel
@@ -96,7 +97,7 @@ impl Vfs {
         }
         let changed = changed.map_or_else(|| change_time(file), Ok)?;
         let mut notices = self.tree.closed(node.ino, now.0, now.1, changed)?;
-        if std::mem::take(&mut state.attr_given) && state.serving.loan().is_some() {
+        if std::mem::take(&mut state.attr_given) && state.mappable && state.serving.loan().is_some() {
             notices.push(Notice::Attributes { ino: node.ino });
         }
         state.recorded = now;

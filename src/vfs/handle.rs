@@ -69,6 +69,8 @@ pub(super) struct OpenState {
     /// The kernel may have attributes from before the last change: stores to a mapping of a
     /// file that it was lent do not pass by it.
     pub(super) attr_given: bool,
+    /// Programs can make such stores: who opens a file to write only cannot map it (mmap(2), EACCES).
+    pub(super) mappable: bool,
 }
 
 /// An inode that is open.
@@ -88,6 +90,7 @@ impl OpenNode {
             born: None,
             written: false,
             attr_given: false,
+            mappable: false,
         };
         Self {
             ino,

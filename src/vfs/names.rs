@@ -92,6 +92,7 @@ impl Vfs {
             state.recorded = (0, node.mtime);
             state.born = Some(node.mtime);
             state.written = true;
+            state.mappable = request.read;
             let loan = lend.and_then(|lend| self.lend_staging(id, lend));
             state.serving = Serving::Staging {
                 id,

@@ -29,6 +29,8 @@ use crate::{
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OpenRequest {
+    /// With `write`: a program can map the file and store to the mapping.
+    pub read: bool,
     pub write: bool,
     pub truncate: bool,
     pub append: bool,
@@ -282,6 +284,7 @@ impl Vfs {
         state.writers += u32::from(request.write);
         state.executors += u32::from(request.execute);
         state.attr_given |= request.write;
+        state.mappable |= request.write && request.read;
         Ok(Served::Now {
             loan: state.serving.loan().cloned(),
             content: row.content,

@@ -116,6 +116,35 @@ fn changed(t: &Trial, what: &str, watched: &[&str], act: impl FnOnce(&Trial)) {
 }
 
 #[test]
+fn what_is_stored_to_a_mapping_is_a_change_after_all_closes() {
+    compare(&[], &[], |t| {
+        let path = t.path("f");
+        let all = &["f"][..];
+        file(&path, b"content");
+        let (mapped, only) = (rw(&path), File::options().write(true).open(&path).unwrap());
+        let mapping = Mapping::new(&mapped, 7, true, true).unwrap();
+        drop(mapped);
+        changed(t, "write by one that cannot map it", all, |_| {
+            only.write_all_at(b"w", 0).unwrap();
+        });
+        // The kernel has these attributes now, and does not see what is stored.
+        t.note("length", only.metadata().unwrap().len());
+        changed(t, "store and close", all, |_| {
+            mapping.write(0, b"stored");
+            drop((mapping, only));
+        });
+        t.note("content", fs::read(&path).unwrap());
+        let only = File::create(t.path("g")).unwrap();
+        only.write_all_at(b"content", 0).unwrap();
+        let shown = only.metadata().unwrap();
+        drop(only);
+        let after = fs::metadata(t.path("g")).unwrap();
+        t.note("lengths", (shown.len(), after.len()));
+        t.note("same", shown.modified().unwrap() == after.modified().unwrap());
+    });
+}
+
+#[test]
 fn each_call_changes_the_same_times() {
     // POSIX leaves it open whether a chown that names neither user nor group is a change.
     let chown_of_nothing = (
