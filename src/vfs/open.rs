@@ -31,7 +31,8 @@ use crate::{
 pub struct OpenRequest {
     pub write: bool,
     pub truncate: bool,
-    pub append: bool,
+    /// By somebody for whom a file that he changes loses its set-id bits.
+    pub drop_set_id: bool,
     /// By the kernel, which runs the file as a program until it closes it.
     pub execute: bool,
 }
@@ -127,6 +128,9 @@ impl Vfs {
                 self.serve(&node, request, lend, brought)
             };
             if let Ok(Served::Now { loan, content }) = served {
+                if request.truncate && request.drop_set_id {
+                    self.drop_set_id(ino)?;
+                }
                 let keep_cache = self.keeps_pages(ino, content, request);
                 return Ok(OpenStep::Ready(self.opened(node, request, loan, keep_cache)));
             }
@@ -227,7 +231,6 @@ impl Vfs {
         let handle = OpenHandle {
             node,
             write: request.write,
-            append: request.append,
             execute: request.execute,
             cursor: ReadCursor::default(),
         };
