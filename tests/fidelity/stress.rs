@@ -64,7 +64,14 @@ fn stressors_find_no_fault_and_leave_nothing() {
     machine.flush();
     assert_eq!(content(&kept), b"kept");
     let log = machine.log();
-    assert!(!log.contains("WARN") && !log.contains("ERROR"), "{log}");
+    let troubles = log
+        .lines()
+        .filter(|line| line.contains("WARN") || line.contains("ERROR"));
+    // Stressors kill their processes: the kernel takes no answer for those.
+    let troubles: Vec<_> = troubles
+        .filter(|line| !line.contains("Failed to send FUSE reply: No such file or directory"))
+        .collect();
+    assert!(troubles.is_empty(), "{troubles:#?}");
     // What they deleted keeps no descriptor, and its bytes go from the disk.
     let count = |dir: String| fs::read_dir(dir).unwrap().count();
     wait::until("the daemon has let go", Duration::from_secs(60), || {
