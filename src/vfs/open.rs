@@ -128,11 +128,16 @@ impl Vfs {
                 self.serve(&node, request, lend, brought)
             };
             if let Ok(Served::Now { loan, content }) = served {
-                if request.truncate && request.drop_set_id {
-                    self.drop_set_id(ino)?;
-                }
                 let keep_cache = self.keeps_pages(ino, content, request);
-                return Ok(OpenStep::Ready(self.opened(node, request, loan, keep_cache)));
+                let opened = self.opened(node, request, loan, keep_cache);
+                if request.truncate
+                    && request.drop_set_id
+                    && let Err(err) = self.drop_set_id(ino)
+                {
+                    self.release(opened.handle)?;
+                    return Err(err);
+                }
+                return Ok(OpenStep::Ready(opened));
             }
             self.forget_open(&node, request.write)?;
             match served? {
