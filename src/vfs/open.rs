@@ -28,6 +28,7 @@ use crate::{
 
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, Default)]
+#[allow(clippy::struct_excessive_bools)] // As independent as the flags of open(2) that they are.
 pub struct OpenRequest {
     pub write: bool,
     pub truncate: bool,
