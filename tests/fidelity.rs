@@ -11,6 +11,8 @@ mod support;
 
 #[path = "fidelity/beyond.rs"]
 mod beyond;
+#[path = "fidelity/descriptors.rs"]
+mod descriptors;
 #[path = "fidelity/kinds.rs"]
 mod kinds;
 #[path = "fidelity/names.rs"]
@@ -21,6 +23,8 @@ mod open_files;
 mod rights;
 #[path = "fidelity/space.rs"]
 mod space;
+#[path = "fidelity/stress.rs"]
+mod stress;
 #[path = "fidelity/suite.rs"]
 mod suite;
 #[path = "fidelity/times.rs"]

@@ -113,12 +113,13 @@ fn before_1970(distance: Duration) -> i64 {
 /// Among the flags of an open: it is part of `execve(2)` (`__FMODE_EXEC` in the kernel's `fs.h`).
 const FMODE_EXEC: i32 = 0x20;
 
-pub(super) fn open_request(flags: OpenFlags) -> OpenRequest {
+pub(super) fn open_request(flags: OpenFlags, uid: u32) -> OpenRequest {
     OpenRequest {
         read: flags.acc_mode() != OpenAccMode::O_WRONLY,
         write: flags.acc_mode() != OpenAccMode::O_RDONLY,
         truncate: flags.0 & libc::O_TRUNC != 0,
-        append: flags.0 & libc::O_APPEND != 0,
+        // The right to keep them (CAP_FSETID) is root's, as far as can be told.
+        drop_set_id: uid != 0,
         execute: flags.0 & FMODE_EXEC != 0,
     }
 }

@@ -14,14 +14,15 @@ use std::{
 };
 
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, INodeNo, InitFlags, KernelConfig,
-    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
-    WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, INodeNo, IoctlFlags, KernelConfig,
+    LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use super::{
     answer, convert, later, lookup,
+    make::NewObject,
     turns::{self, Turns, Work},
 };
 use crate::{
@@ -32,14 +33,6 @@ use crate::{
 
 /// How long the kernel may keep names and attributes: until it is told otherwise.
 pub(super) const TTL: Duration = Duration::from_secs(24 * 3600);
-
-/// Requests that the kernel may have under way in the background (readahead,
-/// asynchronous reads, RELEASE). With fuser's default of 16, sixteen reads that wait for
-/// the bucket would hold up every other.
-const MAX_BACKGROUND: u16 = 1024;
-
-/// Bytes that the kernel reads ahead of a sequential reader, and asks for at once.
-const READAHEAD_BYTES: u32 = 1 << 20;
 
 /// A read of more is one of a long file from start to end: the kernel asks for the next part before
 /// the program wants it.
@@ -76,59 +69,11 @@ impl Front {
     fn passthrough(&self) -> bool {
         self.passthrough.load(Ordering::Relaxed)
     }
-
-    fn make(&self, req: &Request, parent: INodeNo, name: &OsStr, new: NewObject<'_>, reply: ReplyEntry) {
-        let new = NewFile {
-            kind: new.kind,
-            perm: new.mode & 0o7777,
-            uid: req.uid(),
-            gid: req.gid(),
-            rdev: new.rdev,
-            target: new.target.to_vec(),
-        };
-        let parent = convert::ino(parent);
-        self.with_loaded(reply, [name.as_bytes()], answer::entry, move |vfs, [name]| {
-            vfs.make(parent, name, new.clone()).map(Some)
-        });
-    }
-}
-
-#[derive(Clone, Copy)]
-struct NewObject<'a> {
-    kind: NodeKind,
-    mode: u32,
-    rdev: u32,
-    target: &'a [u8],
 }
 
 impl Filesystem for Front {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        let wanted = InitFlags::FUSE_ASYNC_READ
-            | InitFlags::FUSE_ATOMIC_O_TRUNC
-            | InitFlags::FUSE_BIG_WRITES
-            | InitFlags::FUSE_DO_READDIRPLUS
-            | InitFlags::FUSE_READDIRPLUS_AUTO
-            | InitFlags::FUSE_PARALLEL_DIROPS
-            | InitFlags::FUSE_MAX_PAGES
-            | InitFlags::FUSE_CACHE_SYMLINKS
-            | InitFlags::FUSE_EXPLICIT_INVAL_DATA;
-        // What an older kernel lacks costs speed, not correctness.
-        let _ = config.add_capabilities(wanted & config.capabilities());
-        if self.passthrough() {
-            let offered = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
-                && config.set_max_stack_depth(1).is_ok();
-            self.passthrough.store(offered, Ordering::Relaxed);
-            if !offered {
-                tracing::warn!(
-                    "this kernel has no FUSE passthrough (it came with Linux 6.9): the daemon serves reads itself"
-                );
-            }
-        }
-        let _ = config.set_max_background(MAX_BACKGROUND);
-        let _ = config.set_congestion_threshold(MAX_BACKGROUND / 4 * 3);
-        let _ = config.set_max_readahead(READAHEAD_BYTES);
-        let _ = config.set_max_write(READAHEAD_BYTES);
-        let _ = config.set_time_granularity(Duration::from_nanos(1));
+        super::negotiate::agree(config, &self.passthrough);
         Ok(())
     }
 
@@ -143,9 +88,10 @@ impl Filesystem for Front {
         );
     }
 
-    fn forget(&self, req: &Request, _ino: INodeNo, _nlookup: u64) {
+    fn forget(&self, req: &Request, ino: INodeNo, _nlookup: u64) {
         let _turn = self.turns.take(Work::Quick, req.pid());
-        // Numbers are never used again, and rows do not depend on what the kernel remembers.
+        // Numbers are never used again, and no row depends on what the kernel remembers but those without a name.
+        self.vfs.forgotten(convert::ino(ino));
     }
 
     fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
@@ -306,7 +252,7 @@ impl Filesystem for Front {
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let _turn = self.turns.take(Work::Quick, req.pid());
         let ino = convert::ino(ino);
-        let request = convert::open_request(flags);
+        let request = convert::open_request(flags, req.uid());
         let lend = |file: &std::fs::File| reply.open_backing(file).map(|id| Arc::new(id) as Loan);
         match self.vfs.open(ino, request, self.passthrough().then_some(&lend)) {
             Err(err) => answer::open(reply, Err(err)),
@@ -344,7 +290,7 @@ impl Filesystem for Front {
         };
         let request = OpenRequest {
             write: true,
-            ..convert::open_request(OpenFlags(flags))
+            ..convert::open_request(OpenFlags(flags), req.uid())
         };
         let lend = |file: &std::fs::File| reply.open_backing(file).map(|id| Arc::new(id) as Loan);
         let lend = self
@@ -590,5 +536,40 @@ impl Filesystem for Front {
             .vfs
             .copy_range(fh_in.into(), offset_in, fh_out.into(), offset_out, len);
         answer::written(reply, copied.map(|copied| copied as u32));
+    }
+
+    // These are said, because each request that is left to fuser is a warning in the log.
+
+    fn ioctl(
+        &self,
+        req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        let _turn = self.turns.take(Work::Quick, req.pid());
+        turns::answering();
+        // Programs ask every file whether it is a terminal.
+        reply.error(Errno::ENOTTY);
+    }
+
+    fn poll(
+        &self,
+        req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _ph: PollNotifier,
+        _events: PollEvents,
+        _flags: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        let _turn = self.turns.take(Work::Quick, req.pid());
+        turns::answering();
+        // The kernel asks once, and takes every file as ready from then on.
+        reply.error(Errno::ENOSYS);
     }
 }

@@ -3,6 +3,8 @@
 //! ```text
 //! front     one method a request: call the vfs, answer
 //! answer    results as answers
+//! negotiate what is agreed when a mount begins
+//! make      mknod, mkdir and symlink as one
 //! convert   types of the protocol to types of the vfs and back
 //! notify    what the kernel must forget, told from a thread of its own
 //! turns     which thread takes the next request
@@ -15,6 +17,8 @@ mod follow;
 mod front;
 mod later;
 mod lookup;
+mod make;
+mod negotiate;
 mod notify;
 mod turns;
 

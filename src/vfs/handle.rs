@@ -116,7 +116,6 @@ impl fmt::Debug for OpenNode {
 pub(super) struct Handle {
     pub(super) node: Arc<OpenNode>,
     pub(super) write: bool,
-    pub(super) append: bool,
     pub(super) execute: bool,
     pub(super) cursor: ReadCursor,
 }

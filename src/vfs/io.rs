@@ -77,6 +77,9 @@ impl Vfs {
     }
 
     /// Writes bytes to the staging file of an open file.
+    ///
+    /// The kernel serialises appends of one machine and gives their offsets: it alone knows which writes are some, as
+    /// a descriptor can change its mind (`F_SETFL`, `RWF_NOAPPEND`).
     pub fn write(&self, handle: u64, offset: u64, data: &[u8]) -> Result<u32, VfsError> {
         let handle = self.handle(handle)?;
         let file = {
@@ -90,13 +93,6 @@ impl Vfs {
             }
             state.written = true;
             file
-        };
-        // The kernel serialises appends of one machine and gives their offsets; only where it
-        // does not know the size better than the file does is the end looked up.
-        let offset = if handle.append {
-            offset.max(super::open::stat(&file)?.0)
-        } else {
-            offset
         };
         match file.write_all_at(data, offset) {
             Err(err) if err.raw_os_error() == Some(libc::ENOSPC) => {

@@ -100,6 +100,19 @@ impl Vfs {
     /// What is at a name.
     pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Lookup, VfsError> {
         self.used();
+        // Asked for what a handle names that is not in the kernel's memory any more (`open_by_handle_at(2)`, NFS).
+        match name {
+            b"." => {
+                let attr = Some(self.attr(parent)?).filter(|attr| attr.nlink > 0);
+                return Ok(Lookup::Known(Some(attr.ok_or(VfsError::Gone)?), Keep::Long));
+            }
+            b".." => {
+                let node = self.tree.node(parent)?.ok_or(TreeError::NotFound)?;
+                let up = node.dir.as_ref().ok_or(TreeError::NotDirectory)?.up;
+                return Ok(Lookup::Known(Some(self.attr(up)?), Keep::Long));
+            }
+            _ => {}
+        }
         self.look(parent, name, &Brought::new())
     }
 

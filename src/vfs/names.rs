@@ -107,7 +107,6 @@ impl Vfs {
         let handle = Handle {
             node: open,
             write: true,
-            append: request.append,
             execute: false,
             cursor: ReadCursor::default(),
         };
@@ -148,7 +147,9 @@ impl Vfs {
     pub fn unlink(&self, parent: Ino, name: &[u8]) -> Result<(), VfsError> {
         self.writable()?;
         self.used();
-        self.removed(self.tree.unlink(parent, name)?);
+        let removed = self.tree.unlink(parent, name)?;
+        self.tree.hold(&removed.nameless);
+        self.removed(removed);
         Ok(())
     }
 
@@ -195,8 +196,15 @@ impl Vfs {
     pub fn rename(&self, from: (Ino, &[u8]), to: (Ino, &[u8]), mode: RenameMode) -> Result<(), VfsError> {
         self.writable()?;
         self.used();
-        self.removed(self.tree.rename(from, to, mode)?);
+        let removed = self.tree.rename(from, to, mode)?;
+        self.tree.hold(&removed.nameless);
+        self.removed(removed);
         Ok(())
+    }
+
+    /// The kernel knows a file no more.
+    pub fn forgotten(&self, ino: Ino) {
+        self.tree.forgotten(ino);
     }
 
     fn removed(&self, removed: Removed) {

@@ -28,12 +28,14 @@ use crate::{
 
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, Default)]
+#[allow(clippy::struct_excessive_bools)] // As independent as the flags of open(2) that they are.
 pub struct OpenRequest {
     /// With `write`: a program can map the file and store to the mapping.
     pub read: bool,
     pub write: bool,
     pub truncate: bool,
-    pub append: bool,
+    /// By somebody for whom a file that he changes loses its set-id bits.
+    pub drop_set_id: bool,
     /// By the kernel, which runs the file as a program until it closes it.
     pub execute: bool,
 }
@@ -130,7 +132,15 @@ impl Vfs {
             };
             if let Ok(Served::Now { loan, content }) = served {
                 let keep_cache = self.keeps_pages(ino, content, request);
-                return Ok(OpenStep::Ready(self.opened(node, request, loan, keep_cache)));
+                let opened = self.opened(node, request, loan, keep_cache);
+                if request.truncate
+                    && request.drop_set_id
+                    && let Err(err) = self.drop_set_id(ino)
+                {
+                    self.release(opened.handle)?;
+                    return Err(err);
+                }
+                return Ok(OpenStep::Ready(opened));
             }
             self.forget_open(&node, request.write)?;
             match served? {
@@ -229,7 +239,6 @@ impl Vfs {
         let handle = OpenHandle {
             node,
             write: request.write,
-            append: request.append,
             execute: request.execute,
             cursor: ReadCursor::default(),
         };

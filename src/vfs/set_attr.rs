@@ -12,7 +12,7 @@ use super::{
 use crate::{
     namespace::{
         TreeError,
-        tree::{AttrChange, SetTime},
+        tree::{AttrChange, Notice, SetTime, wall_nanos},
     },
     store::rows::{Content, Ino, NodeRow},
 };
@@ -26,6 +26,17 @@ pub struct SetAttr {
     pub handle: Option<u64>,
 }
 
+/// A file that is open for writing.
+struct Written {
+    /// What the disk says of its staging file.
+    stat: rustix::fs::Stat,
+    /// See [`OpenState::born`](super::handle::OpenState::born).
+    born: Option<i64>,
+    /// Since its last change was recorded. Without one, when the staging file changed says nothing: that it was made
+    /// from a blob, or a name of it was dropped, is no change of the file.
+    changed: bool,
+}
+
 /// The longest name and value of an extended attribute, as in xattr(7).
 const XATTR_NAME_MAX: usize = 255;
 const XATTR_VALUE_MAX: usize = 65_536;
@@ -33,8 +44,13 @@ const XATTR_VALUE_MAX: usize = 65_536;
 impl Vfs {
     pub fn attr(&self, ino: Ino) -> Result<Attr, VfsError> {
         let node = self.tree.node(ino)?.ok_or(VfsError::Gone)?;
-        let mut attr = self.attr_of(&node);
-        if self.tree.is_removed(&node)? {
+        self.attr_or_removed(&node)
+    }
+
+    /// As [`Self::attr_of`], also of a directory that is not there any more.
+    fn attr_or_removed(&self, node: &NodeRow) -> Result<Attr, VfsError> {
+        let mut attr = self.attr_of(node);
+        if self.tree.is_removed(node)? {
             attr.nlink = 0;
         }
         Ok(attr)
@@ -46,14 +62,16 @@ impl Vfs {
         if !matches!(node.content, Content::Staging(_)) {
             return attr;
         }
-        if let Some((stat, born)) = self.stat_of_written(node.ino) {
+        if let Some(Written { stat, born, changed }) = self.stat_of_written(node.ino) {
             attr.size = stat.st_size as u64;
             attr.blocks = stat.st_blocks as u64;
             attr.mtime = nanos(stat.st_mtime, stat.st_mtime_nsec);
             if let Some(born) = born.filter(|born| is_spare((attr.size, attr.mtime), *born)) {
                 attr.mtime = born;
+                attr.ctime = attr.ctime.max(born);
+            } else if changed {
+                attr.ctime = attr.ctime.max(nanos(stat.st_ctime, stat.st_ctime_nsec));
             }
-            attr.ctime = attr.ctime.max(nanos(stat.st_ctime, stat.st_ctime_nsec));
             return attr;
         }
         // The last writer may have closed it since the row was read, and told what it left.
@@ -63,22 +81,28 @@ impl Vfs {
         }
     }
 
-    /// What the disk says of a staging file that is open for writing, and [`OpenState::born`].
-    ///
-    /// [`OpenState::born`]: super::handle::OpenState::born
-    fn stat_of_written(&self, ino: Ino) -> Option<(rustix::fs::Stat, Option<i64>)> {
+    /// What is known of a file that is open for writing.
+    fn stat_of_written(&self, ino: Ino) -> Option<Written> {
         let open = self.nodes.get(ino)?;
-        let file = {
+        let known = {
             let mut state = open.lock();
             state.attr_given |= state.writers > 0;
             match &state.serving {
-                Serving::Staging { file, .. } if state.writers > 0 => Some((Arc::clone(file), state.born)),
+                Serving::Staging { file, .. } if state.writers > 0 => {
+                    Some((Arc::clone(file), state.born, state.written, state.recorded))
+                }
                 _ => None,
             }
         };
         self.nodes.release(ino, &open, |open| open.lock().handles == 0);
-        let (file, born) = file?;
-        Some((rustix::fs::fstat(&file).ok()?, born))
+        let (file, born, written, recorded) = known?;
+        let stat = rustix::fs::fstat(&file).ok()?;
+        let now = (stat.st_size as u64, nanos(stat.st_mtime, stat.st_mtime_nsec));
+        Some(Written {
+            stat,
+            born,
+            changed: written || now != recorded,
+        })
     }
 
     /// Changes attributes, or says what must be fetched first (to cut a file short in its middle).
@@ -100,17 +124,17 @@ impl Vfs {
         {
             return Ok(Err(missing));
         }
-        let now = crate::namespace::tree::wall_nanos();
+        let now = wall_nanos();
         self.set_times_of_staging(ino, set.change, now)?;
         let node = self.tree.node(ino)?.ok_or(VfsError::Gone)?;
         if set.change == AttrChange::default() {
-            return Ok(Ok(self.attr_of(&node)));
+            return self.attr_or_removed(&node).map(Ok);
         }
         if let Content::Blob(digest) = node.content {
             self.store.blobs.touch(&digest);
         }
         let node = self.tree.set_attributes(ino, set.change, now)?;
-        Ok(Ok(self.attr_of(&node)))
+        self.attr_or_removed(&node).map(Ok)
     }
 
     /// As [`Vfs::set_attr`], bringing what is missing.
@@ -206,6 +230,22 @@ impl Vfs {
         }
     }
 
+    /// Takes the set-id bits from a file that was emptied by its open: of all changes this one alone the kernel
+    /// leaves to us.
+    pub(super) fn drop_set_id(&self, ino: Ino) -> Result<(), VfsError> {
+        let node = self.tree.node(ino)?.ok_or(VfsError::Gone)?;
+        let Some(perm) = without_set_id(node.perm) else {
+            return Ok(());
+        };
+        let change = AttrChange {
+            perm: Some(perm),
+            ..AttrChange::default()
+        };
+        self.tree.set_attributes(ino, change, wall_nanos())?;
+        self.tell(vec![Notice::Attributes { ino }]);
+        Ok(())
+    }
+
     pub fn xattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>, VfsError> {
         self.xattrs_enabled()?;
         let node = self.tree.node(ino)?.ok_or(TreeError::NotFound)?;
@@ -260,6 +300,17 @@ impl Vfs {
             Err(VfsError::NoXattr)
         }
     }
+}
+
+/// A mode without the set-id bits that a change of the file takes away; `None` if there are none. A set-group-ID bit
+/// without the right to execute for the group is none.
+fn without_set_id(perm: u32) -> Option<u32> {
+    let group = libc::S_ISGID | libc::S_IXGRP;
+    let mut less = perm & !libc::S_ISUID;
+    if perm & group == group {
+        less &= !libc::S_ISGID;
+    }
+    (less != perm).then_some(less)
 }
 
 /// Sets the times of a staging file, in nanoseconds since 1970; `None` leaves one as it is.

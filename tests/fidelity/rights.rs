@@ -77,6 +77,15 @@ fn modes_are_set_kept_and_dropped_by_the_same_calls() {
             let path = with(&format!("{what} 3"), bits);
             as_user(USER, &[], || rw(&path).set_len(2).unwrap());
             mode(t, &format!("{what}, cut by its owner"), &path);
+            for (how, access) in [("a writer", OFlags::WRONLY), ("a reader", OFlags::RDONLY)] {
+                let path = with(&format!("{what} by {how}"), bits);
+                let empty = || openat(CWD, &path, access | OFlags::TRUNC, Mode::empty()).map(drop);
+                as_user(USER, &[], empty).unwrap();
+                mode(t, &format!("{what}, emptied by {how}, its owner"), &path);
+                let path = with(&format!("{what} by {how} 2"), bits);
+                openat(CWD, &path, access | OFlags::TRUNC, Mode::empty()).unwrap();
+                mode(t, &format!("{what}, emptied by {how}, root"), &path);
+            }
         }
         let path = with("chgrp", 0o2777);
         let changed = as_user(USER, &[GROUP], || chown(&path, None, Some(GROUP)));

@@ -46,6 +46,8 @@ pub(super) struct Edit<'a> {
     pub(super) first_close: Option<u64>,
     /// Staging files that no file needs any more.
     discarded: Vec<StagingId>,
+    /// Files that lost their last name.
+    pub(super) nameless: Vec<Ino>,
     /// Of what the kernel cannot know by itself: changes that no program here asked for.
     notices: Option<Vec<Notice>>,
     /// Registers come from a catalog: that they are new here is no change of a directory.
@@ -75,6 +77,7 @@ impl<'a> Edit<'a> {
             stamped: None,
             first_close: None,
             discarded: Vec::new(),
+            nameless: Vec::new(),
             notices: None,
             is_load: false,
             implied: Vec::new(),
@@ -459,6 +462,7 @@ impl<'a> Edit<'a> {
         let nameless = node.nlink == 0;
         self.notice(|| Notice::Attributes { ino });
         if nameless {
+            self.nameless.push(ino);
             self.in_use.limbo.push_back((Instant::now(), ino));
         }
         Ok(())

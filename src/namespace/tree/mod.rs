@@ -75,6 +75,7 @@ mod attributes;
 mod edit;
 mod editions;
 mod forget;
+mod held;
 mod here;
 mod load;
 mod names;
@@ -173,6 +174,7 @@ pub struct Tree {
     touched: Touched,
     editions: Editions,
     in_use: Mutex<InUse>,
+    held: held::Held,
     /// Some directory may be unloaded: while none is, nobody has to look.
     has_catalogs: AtomicBool,
 }
@@ -204,6 +206,7 @@ impl Tree {
             touched: Touched::default(),
             editions: Editions::default(),
             in_use: Mutex::default(),
+            held: held::Held::default(),
             has_catalogs: AtomicBool::new(false),
         };
         if tree.ledger.node(Ino::ROOT)?.is_none() {

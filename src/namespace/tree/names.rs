@@ -34,6 +34,8 @@ pub struct Removed {
     pub notices: Vec<Notice>,
     /// Closed files that are to be sealed now, because others are told of them.
     pub unsealed: Vec<Ino>,
+    /// Files that lost their last name, see [`Tree::hold`].
+    pub nameless: Vec<Ino>,
 }
 
 impl Tree {
@@ -146,6 +148,7 @@ impl Tree {
             discarded,
             notices,
             unsealed,
+            nameless: Vec::new(),
         };
         Ok((row, done))
     }
@@ -161,11 +164,13 @@ impl Tree {
             return Err(TreeError::IsDirectory);
         }
         edit.remove(parent, name)?;
+        let nameless = std::mem::take(&mut edit.nameless);
         let (discarded, notices) = edit.commit()?;
         Ok(Removed {
             discarded,
             notices,
             unsealed: Vec::new(),
+            nameless,
         })
     }
 
@@ -189,6 +194,7 @@ impl Tree {
             discarded,
             notices,
             unsealed: Vec::new(),
+            nameless: Vec::new(),
         })
     }
 

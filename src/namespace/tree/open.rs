@@ -73,8 +73,8 @@ impl Tree {
         let gone: Vec<Ino> = in_use.limbo.iter().take(due).map(|(_, ino)| *ino).collect();
         let mut edit = Edit::new(self, &mut in_use);
         for ino in gone {
-            // One in use comes back here with its last close.
-            let unused = !edit.in_use.pins.contains_key(&ino);
+            // One in use comes back here with its last close, or when the kernel forgets it.
+            let unused = !edit.in_use.pins.contains_key(&ino) && !self.held.contains(ino);
             if unused && edit.node(ino)?.is_some_and(|node| node.nlink == 0) {
                 edit.discard(ino)?;
             }

@@ -79,11 +79,13 @@ impl Tree {
             (None, _) => edit.relocate(from, to)?,
         }
         let unsealed = std::mem::take(&mut edit.unsealed);
+        let nameless = std::mem::take(&mut edit.nameless);
         let (discarded, notices) = edit.commit()?;
         Ok(Removed {
             discarded,
             notices,
             unsealed,
+            nameless,
         })
     }
 }

@@ -1,0 +1,81 @@
+//! stress-ng, which does many things at once to files and looks whether they came true, see [`STRESSORS`].
+
+use std::{fs, time::Duration};
+
+use crate::{
+    lab::{Lab, StoreKind},
+    need,
+    support::{
+        posix::{content, file},
+        programs, wait,
+    },
+};
+
+/// Each runs twice at once, for [`SECONDS`]: names, times, holes, locks, mappings and copies, while what was
+/// closed is sealed and uploaded. Not `link`, which gives one file thousands of names: what a new machine does when it
+/// reads of those grows with the square of their number.
+const STRESSORS: [&str; 17] = [
+    "access",
+    "chmod",
+    "dentry",
+    "dir",
+    "dirmany",
+    "fallocate",
+    "filename",
+    "fpunch",
+    "fsize",
+    "getdent",
+    "iomix",
+    "lease",
+    "lockofd",
+    "metamix",
+    "mknod",
+    "rename",
+    "utime",
+];
+
+const SECONDS: &str = "1";
+
+#[test]
+fn stressors_find_no_fault_and_leave_nothing() {
+    let [program] = need!("stress-ng");
+    let lab = Lab::new(StoreKind::S3);
+    let machine = lab.spec("a").arg("--settle").arg("0s").start();
+    let known = programs::command(&program, lab.dir()).arg("--stressors").output();
+    let known = String::from_utf8(known.unwrap().stdout).unwrap();
+    let kept = file(&machine.path("kept"), b"kept");
+    for stressor in STRESSORS {
+        // Each version has its own.
+        if !known.split_whitespace().any(|known| known == stressor) {
+            continue;
+        }
+        let mut command = programs::command(&program, lab.dir());
+        command.args(["--verify", "--timeout", SECONDS, "--temp-path"]);
+        command.arg(machine.root()).args([&format!("--{stressor}"), "2"]);
+        let bytes = format!("--{stressor}-bytes");
+        match stressor {
+            "fallocate" | "iomix" => drop(command.args([&bytes, "8M"])),
+            _ => {}
+        }
+        wait::run_ok(&mut command, programs::LIMIT);
+        let left: Vec<_> = fs::read_dir(machine.root()).unwrap().flatten().collect();
+        assert_eq!(left.len(), 1, "{stressor} left {left:?}");
+    }
+    machine.flush();
+    assert_eq!(content(&kept), b"kept");
+    let log = machine.log();
+    let troubles = log
+        .lines()
+        .filter(|line| line.contains("WARN") || line.contains("ERROR"));
+    // Stressors kill their processes: the kernel takes no answer for those.
+    let troubles: Vec<_> = troubles
+        .filter(|line| !line.contains("Failed to send FUSE reply: No such file or directory"))
+        .collect();
+    assert!(troubles.is_empty(), "{troubles:#?}");
+    // What they deleted keeps no descriptor, and its bytes go from the disk.
+    let count = |dir: String| fs::read_dir(dir).unwrap().count();
+    wait::until("the daemon has let go", Duration::from_secs(60), || {
+        (count(format!("/proc/{}/fd", machine.id())) < 100).then_some(())
+    });
+    lab.machine("b").until_content("kept", b"kept");
+}
