@@ -90,6 +90,10 @@ pub struct DeletedVolumes {
 impl DeletedVolumes {
     /// One request.
     pub async fn read(bucket: &dyn Bucket) -> Result<Self, TierError> {
+        #[derive(Deserialize)]
+        struct VersionOnly {
+            version: u32,
+        }
         let read = patiently(|| bucket.get(layout::DELETED, None, MAX_BYTES)).await;
         let others = |why: &dyn std::fmt::Display| {
             tracing::warn!(key = layout::DELETED, %why, "deleted volumes are looked at one by one");
@@ -104,10 +108,6 @@ impl DeletedVolumes {
             Err(err @ TierError::Malformed { .. }) => return Ok(others(&err)),
             Err(err) => return Err(err),
         };
-        #[derive(Deserialize)]
-        struct VersionOnly {
-            version: u32,
-        }
         let json = match serde_json::from_slice(&object.bytes) {
             Ok(VersionOnly { version }) if version > VERSION => {
                 return Ok(others(&"it is of a newer casmount"));
