@@ -12,21 +12,19 @@ use casmount::{
         catalog::{
             attach,
             compact::{Checkpoint, Old, TOMBSTONE_MILLIS},
-            compactor::{self, Compacted, Threshold},
             delta::Delta,
             format::Root,
             read::{self, Items},
             write::Sent,
         },
         change::{Below, Entry, Item, PathChange},
-        segment::{self, Head},
         tree::{NewNode, Reach, Tree, Undecided},
     },
     store::{
         Store, StoreOptions,
         rows::{Change, Ino, NodeKind, NodeRow, TreeLayer, Unloaded},
     },
-    tier::{Body, SharedBucket, dir::DirBucket, layout},
+    tier::{SharedBucket, dir::DirBucket},
 };
 
 const T: u64 = 1_767_225_600_000;
@@ -273,62 +271,4 @@ async fn a_machine_that_was_away_too_long_starts_over_and_loses_nothing_of_its_o
     let again = attach::settle(&tree, &store.ledger, &stack, &newest().await).unwrap();
     assert_eq!(again, attach::Decided::default());
     store.close().unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_daemon_compacts_by_itself_when_the_log_has_grown() {
-    let dir = tempfile::tempdir().unwrap();
-    let bucket = bucket(dir.path()).await;
-    // Any write: the clock of the store is known from there on.
-    bucket.put_new("probe/x", Body::raw("x")).await.unwrap();
-    let now = bucket.clock().now_millis();
-    for seq in 0..12 {
-        let head = Head {
-            machine: MachineId(5),
-            seq,
-            published_millis: now - 20_000 + seq,
-            previous: None,
-        };
-        let name = change(&format!("f{seq}"), now - 30_000 + seq, Some(fifo()));
-        let encoded = segment::encode_change(&name, MachineId(5)).unwrap();
-        let key = layout::segment("v", head.published_millis, MachineId(5), seq);
-        let body = Body::raw(segment::encode(&head, &[encoded]));
-        bucket.put_new(&key, body).await.unwrap();
-    }
-    let threshold = Threshold {
-        pace: Duration::from_millis(10),
-        segments: 10,
-        bytes: 1 << 30,
-        spread: Duration::from_millis(1),
-        trail: Duration::from_millis(1),
-    };
-    let start = |threshold| {
-        compactor::spawn(
-            &tokio::runtime::Handle::current(),
-            Compacted {
-                volume: "v".parse().unwrap(),
-                is_below: false,
-            },
-            &bucket,
-            MachineId(1),
-            dir.path().to_owned(),
-            Arc::new(|| 12),
-            threshold,
-        )
-    };
-    let lazy = start(Threshold {
-        segments: 13,
-        ..threshold
-    });
-    let busy = start(threshold);
-    let done = async {
-        while busy.status().done == 0 {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(30), done).await.unwrap();
-    assert_eq!(root(&bucket).await.names, 12);
-    assert_eq!((lazy.status().done, busy.status().last_error), (0, None));
-    lazy.shutdown().await;
-    busy.shutdown().await;
 }

@@ -2,6 +2,8 @@
 
 #[path = "support/lab.rs"]
 mod lab;
+#[path = "support/log.rs"]
+mod log;
 mod s3server;
 mod support;
 #[path = "support/volumes.rs"]
@@ -9,16 +11,9 @@ mod volumes;
 
 use std::{fs, time::Duration};
 
-use casmount::{
-    base::{clock::Stamp, id::MachineId},
-    namespace::{
-        change::{Entry, PathChange},
-        segment::{self, Head},
-    },
-    store::rows::NodeKind,
-    tier::{Body, layout},
-};
+use casmount::{base::id::MachineId, tier::layout};
 use lab::{Lab, StoreKind};
+use log::{now_millis, put_log};
 use serde_json::Value;
 use support::{
     machine::{Machine, MachineSpec},
@@ -289,42 +284,14 @@ fn what_is_no_job_is_refused(kind: StoreKind) {
     }
 }
 
-/// Has `machine` publish as many segments of main as make a catalog due for anybody, some minutes ago.
-fn long_log(lab: &Lab, machine: MachineId) {
-    lab.with_bucket(async |bucket| {
-        // Any write: the clock of the store is known from there on.
-        bucket.put_new("probe/long-log", Body::raw("x")).await.unwrap();
-        bucket.delete("probe/long-log").await.unwrap();
-        let began = bucket.clock().now_millis() - 600_000;
-        for seq in 1..=4100 {
-            let millis = began + seq;
-            let change = PathChange {
-                path: format!("f{}", seq % 100).into_bytes(),
-                stamp: Stamp {
-                    millis,
-                    counter: 0,
-                    machine,
-                },
-                entry: Some(Entry::new(NodeKind::Fifo, 0o644)),
-            };
-            let head = Head {
-                machine,
-                seq,
-                published_millis: millis,
-                previous: None,
-            };
-            let encoded = segment::encode_change(&change, machine).unwrap();
-            let key = layout::segment("main", millis, machine, seq);
-            let body = Body::raw(segment::encode(&head, &[encoded]));
-            bucket.put_new(&key, body).await.unwrap();
-        }
-    });
-}
-
 fn who_merges_a_job_makes_a_catalog_of_the_parent_when_its_log_has_grown(kind: StoreKind) {
     let lab = Lab::new(kind);
     let has_catalog = || objects_of(&lab, "main").contains_key(&layout::head("main"));
-    long_log(&lab, MachineId(5));
+    // As much as makes a catalog due for anybody.
+    lab.with_bucket(async |bucket| {
+        let began = now_millis(&bucket).await - 600_000;
+        put_log(&bucket, "main", MachineId(5), began..began + 4100).await;
+    });
     let mut job = good_job(&lab, "job-1");
     file(&job.path("new"), b"new");
     // At the end of its mount, or from anywhere.

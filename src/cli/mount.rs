@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     base::snapshot::SnapshotTag,
-    config::{CommitMode, Dirs, Layer, OwnerMode, Settings, VolumeName, layer},
+    config::{CommitMode, CompactWithin, Dirs, Layer, OwnerMode, Settings, VolumeName, layer},
     daemon::{
         announce::Announcer,
         detach::{self, Started},
@@ -80,6 +80,10 @@ pub struct MountArgs {
     /// How long a read may wait for the store before it fails [default: 30s]
     #[arg(long, value_name = "TIME", value_parser = args::duration)]
     read_timeout: Option<Duration>,
+    /// How soon this machine compacts a log that has grown, if no other one has done it by then; never leaves it to
+    /// others [default: 6m]
+    #[arg(long, value_name = "TIME", value_parser = str::parse::<CompactWithin>)]
+    compact_within: Option<CompactWithin>,
     /// Who files belong to: the mounting user, or who they belonged to where they were made [default: mount]
     #[arg(long, value_enum)]
     owner: Option<OwnerMode>,
@@ -133,6 +137,7 @@ impl MountArgs {
             min_free: self.min_free,
             settle: self.settle,
             read_timeout: self.read_timeout,
+            compact_within: self.compact_within,
             read_only: on(self.read_only),
             allow_other: on(self.allow_other).or(self.no_allow_other.then_some(false)),
             passthrough: self.no_passthrough.then_some(false),
@@ -348,6 +353,7 @@ mod tests {
             "--region=r",
             "--settle=1s",
             "--read-timeout=1s",
+            "--compact-within=1m",
             "--read-only",
             "--allow-other",
             "--no-passthrough",
@@ -364,7 +370,7 @@ mod tests {
         let mut lower = Layer::default();
         for key in Layer::KEYS {
             let text = match key {
-                "settle" | "read-timeout" => "9s",
+                "settle" | "read-timeout" | "compact-within" => "9s",
                 "cache-size" | "min-free" | "uid" | "gid" => "9",
                 "read-only" | "allow-other" | "xattr" => "no",
                 "passthrough" => "yes",

@@ -148,7 +148,7 @@ impl From<Listed> for ListedJson {
 
 fn list(args: &ListArgs) -> Result<(), Failure> {
     let settings = settings(&args.bucket)?;
-    let listed = args::block_on(daemon::volume::list(&settings))??.into_iter();
+    let listed = args::block_on(daemon::volume::list(&settings, args.all))??.into_iter();
     let shown = listed.filter(|listed| args.all || listed.deleted_millis.is_none());
     let shown: Vec<ListedJson> = shown.map(ListedJson::from).collect();
     if args.json {

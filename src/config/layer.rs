@@ -29,6 +29,27 @@ pub enum CommitMode {
     Never,
 }
 
+/// How soon a log that has grown is compacted (`--compact-within`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CompactWithin {
+    Time(Duration),
+    /// That is left to others.
+    Never,
+}
+
+impl FromStr for CompactWithin {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "never" {
+            return Ok(Self::Never);
+        }
+        parse_duration(text)
+            .map(Self::Time)
+            .map_err(|err| format!("{err}, or never"))
+    }
+}
+
 /// What one source says; `None` where it says nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Layer {
@@ -44,6 +65,7 @@ pub struct Layer {
     pub region: Option<String>,
     pub settle: Option<Duration>,
     pub read_timeout: Option<Duration>,
+    pub compact_within: Option<CompactWithin>,
     pub read_only: Option<bool>,
     pub allow_other: Option<bool>,
     pub passthrough: Option<bool>,
@@ -66,7 +88,7 @@ pub enum SetError {
 
 impl Layer {
     /// The names of all settings, as in the file.
-    pub const KEYS: [&'static str; 23] = [
+    pub const KEYS: [&'static str; 24] = [
         "store",
         "volume",
         "snapshot",
@@ -79,6 +101,7 @@ impl Layer {
         "region",
         "settle",
         "read-timeout",
+        "compact-within",
         "read-only",
         "allow-other",
         "passthrough",
@@ -110,6 +133,7 @@ impl Layer {
             "read-timeout" => {
                 self.read_timeout = Some(parse_duration(text).map_err(|err| bad(err.to_string()))?);
             }
+            "compact-within" => self.compact_within = Some(text.parse().map_err(bad)?),
             "read-only" => self.read_only = Some(parse_bool(text).map_err(bad)?),
             "allow-other" => self.allow_other = Some(parse_bool(text).map_err(bad)?),
             "passthrough" => self.passthrough = Some(parse_bool(text).map_err(bad)?),
@@ -166,6 +190,7 @@ impl Layer {
             region: self.region.or(lower.region),
             settle: self.settle.or(lower.settle),
             read_timeout: self.read_timeout.or(lower.read_timeout),
+            compact_within: self.compact_within.or(lower.compact_within),
             read_only: self.read_only.or(lower.read_only),
             allow_other: self.allow_other.or(lower.allow_other),
             passthrough: self.passthrough.or(lower.passthrough),
@@ -250,7 +275,7 @@ mod tests {
     fn sample(key: &str) -> &'static str {
         match key {
             "cache-size" | "min-free" => "60G",
-            "settle" | "read-timeout" => "3s",
+            "settle" | "read-timeout" | "compact-within" => "3s",
             "read-only" | "allow-other" | "passthrough" | "xattr" => "yes",
             "owner" => "preserve",
             "commit" => "on-success",
@@ -320,6 +345,7 @@ mod tests {
             ("snapshot", "../x"),
             ("fork-from", "../x"),
             ("commit", "always"),
+            ("compact-within", "soon"),
             ("log-level", "a=b=c"),
         ] {
             let got = Layer::default().set(key, text);

@@ -27,7 +27,7 @@ pub mod settings;
 pub use budget::Budget;
 pub use dirs::Dirs;
 pub use error::ConfigError;
-pub use layer::{CommitMode, Layer, OwnerMode};
+pub use layer::{CommitMode, CompactWithin, Layer, OwnerMode};
 pub use settings::Settings;
 
 pub use crate::base::volume::VolumeName;

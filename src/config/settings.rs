@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::{CommitMode, ConfigError, Dirs, Layer, OwnerMode, VolumeName, file};
+use super::{CommitMode, CompactWithin, ConfigError, Dirs, Layer, OwnerMode, VolumeName, file};
 use crate::{
     base::{digest::Digest, snapshot::SnapshotTag},
     namespace::preset::at::PresetAt,
@@ -16,6 +16,8 @@ use crate::{
 /// enough that other machines see a result while they still want it.
 const SETTLE: Duration = Duration::from_secs(2);
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// So that mostly one machine of a fleet does it, see `namespace::catalog::compactor`.
+const COMPACT_WITHIN: CompactWithin = CompactWithin::Time(Duration::from_secs(360));
 
 /// Everything that a mount needs to know but its mountpoint.
 #[derive(Clone, Debug)]
@@ -40,6 +42,7 @@ pub struct Settings {
     pub region: Option<String>,
     pub settle: Duration,
     pub read_timeout: Duration,
+    pub compact_within: CompactWithin,
     pub read_only: bool,
     pub allow_other: bool,
     pub passthrough: bool,
@@ -112,6 +115,7 @@ impl Settings {
             region: layer.region,
             settle: layer.settle.unwrap_or(SETTLE),
             read_timeout: layer.read_timeout.unwrap_or(READ_TIMEOUT),
+            compact_within: layer.compact_within.unwrap_or(COMPACT_WITHIN),
             // A snapshot cannot be changed, whatever else is said.
             read_only: layer.read_only.unwrap_or(false) || layer.snapshot.is_some(),
             snapshot: layer.snapshot,

@@ -7,7 +7,7 @@ use crate::{
         expire::{self, ExpireError, ExpireOptions, VolumeExpiry},
         sweep::Progress,
     },
-    tier::probe,
+    tier::lifetime,
 };
 
 /// Lets names expire in the volumes of the store of `settings`. False: what they named is not a sweep's to delete, but goes
@@ -18,7 +18,7 @@ pub async fn run(
     tell: &mut (dyn FnMut(&Progress) + Send),
 ) -> Result<(Vec<VolumeExpiry>, bool), StartError> {
     let bucket = bucket::open(settings).await?;
-    let lifetime = probe::read_lifetime(bucket.as_ref()).await;
+    let lifetime = lifetime::read(bucket.as_ref()).await;
     let lifetime = lifetime.map_err(|cause| bucket::failed(settings, cause))?;
     match expire::expire(&bucket, options, tell).await {
         Ok(expired) => Ok((expired, lifetime.is_none())),

@@ -9,12 +9,12 @@ use tokio::{runtime::Handle, task::JoinHandle, time::Instant};
 
 use crate::{
     base::{activity::Activity, id::StoreId, volume::Stack},
-    config::{Budget, OwnerMode, Settings},
+    config::{Budget, CompactWithin, OwnerMode, Settings},
     namespace::{
         TreeError,
         catalog::{
             Loader, attach,
-            compactor::{self, CompactorHandle, Threshold},
+            compactor::{self, CompactorHandle, LogAmount, LogSeen, Threshold},
             read::Opened,
         },
         follow::{self, StackFollowerHandle},
@@ -48,7 +48,7 @@ pub struct Layers {
     pub follower: Arc<StackFollowerHandle>,
     /// Of a fork.
     watch: Option<JoinHandle<()>>,
-    /// Of the mounted volume and of those below it; a mount that only reads has none.
+    /// Of the mounted volume and of those below it; a mount that only reads has none, nor one that leaves it to others.
     pub compactors: Vec<CompactorHandle>,
     /// A mount that only reads has none.
     pub teller: Option<TellerHandle>,
@@ -176,29 +176,24 @@ impl Layers {
             meanwhile(&follower, &vfs, bucket),
         );
         let watch = volumes::watch(bucket, stack, publisher.to_halt());
-        let compacted = if settings.read_only {
-            Vec::new()
-        } else {
-            compactor::volumes(stack)
+        let threshold = match settings.compact_within {
+            CompactWithin::Time(within) if !settings.read_only => Some(Threshold::within(within)),
+            CompactWithin::Time(_) | CompactWithin::Never => None,
         };
-        let compactors = compacted.into_iter().map(|compacted| {
-            let (followed, published) = (Arc::downgrade(&follower), publisher.counter());
-            let read = move || {
-                followed
-                    .upgrade()
-                    .map_or(0, |follower| follower.status().segments)
+        let compactors = threshold.map_or_else(Vec::new, |threshold| {
+            let compact = |compacted| {
+                compactor::spawn(
+                    runtime,
+                    compacted,
+                    bucket,
+                    store.machine,
+                    settings.cache_dir.clone(),
+                    seen_of_logs(&follower, &publisher),
+                    threshold,
+                )
             };
-            compactor::spawn(
-                runtime,
-                compacted,
-                bucket,
-                store.machine,
-                settings.cache_dir.clone(),
-                Arc::new(move || read() + published()),
-                Threshold::default(),
-            )
+            compactor::volumes(stack).into_iter().map(compact).collect()
         });
-        let compactors = compactors.collect();
         Ok(Self {
             store,
             vfs,
@@ -260,6 +255,20 @@ pub async fn sole<T>(shared: Arc<T>, deadline: Instant) -> Option<T> {
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// What this daemon read of all logs of the mount, and published.
+fn seen_of_logs(follower: &Arc<StackFollowerHandle>, publisher: &PublisherHandle) -> LogSeen {
+    // Weak, so that a compactor keeps nobody when all is taken down.
+    let (follower, published) = (Arc::downgrade(follower), publisher.watch_status());
+    Arc::new(move || {
+        let read = follower.upgrade().map(|follower| follower.status());
+        let (read, published) = (read.unwrap_or_default(), published());
+        LogAmount {
+            segments: read.segments + published.segments,
+            bytes: read.segment_bytes + published.segment_bytes,
+        }
+    })
 }
 
 /// What the publisher has to know of the others.

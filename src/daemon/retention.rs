@@ -18,7 +18,7 @@ use crate::{
     config::Settings,
     namespace::snapshot,
     tier::{
-        SharedBucket, probe,
+        SharedBucket, lifetime,
         sweeping::{self, DEFAULT_WINDOW},
     },
 };
@@ -46,15 +46,13 @@ pub async fn set(settings: &Settings, lifetime: Option<Duration>) -> Result<(), 
             });
         }
     }
-    let before = probe::set_lifetime(bucket.as_ref(), lifetime)
-        .await
-        .map_err(failed)?;
+    let said = lifetime::say(bucket.as_ref(), lifetime).await.map_err(failed)?;
     // Who makes a snapshot looks at the lifetime after it is there: one of both sees the other.
     if lifetime.is_some()
         && let Err(err) = must_have_no_snapshot(&bucket).await
     {
         // Should that fail, the store says a lifetime, and nobody was told to install a rule: nothing is deleted.
-        probe::take_back_lifetime(bucket.as_ref(), lifetime, before)
+        lifetime::take_back(bucket.as_ref(), &said)
             .await
             .map_err(failed)?;
         return Err(err);

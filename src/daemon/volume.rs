@@ -15,10 +15,14 @@ use crate::{
     tier::SharedBucket,
 };
 
-/// All volumes of the store, also those that were deleted.
-pub async fn list(settings: &Settings) -> Result<Vec<Listed>, StartError> {
+/// The volumes of the store; with `all` also every one that was deleted, else perhaps some of these.
+pub async fn list(settings: &Settings, all: bool) -> Result<Vec<Listed>, StartError> {
     let bucket = bucket::open(settings).await?;
-    let listed = volumes::list(&bucket).await;
+    let listed = if all {
+        volumes::list(&bucket).await
+    } else {
+        volumes::list_live(&bucket).await
+    };
     listed.map_err(|cause| bucket::failed(settings, cause))
 }
 

@@ -163,6 +163,7 @@ mod tests {
         let register = |entry: &Entry| Register {
             stamp: Stamp::ZERO,
             entry: Some(entry.clone()),
+            published_millis: 0,
         };
         let registers = entries
             .iter()

@@ -112,6 +112,7 @@ impl Default for Pace {
 #[derive(Clone, Debug, Default)]
 pub struct FollowStatus {
     pub segments: u64,
+    pub segment_bytes: u64,
     pub changes: u64,
     /// Milliseconds since 1970, bucket's clock: everything published before is applied here.
     pub caught_up_millis: u64,
@@ -295,6 +296,7 @@ async fn poll<S: Sink>(
 fn note(status: &mut FollowStatus, done: &Polled, settled: bool, err: Option<&FollowError>) {
     status.settled = settled;
     status.segments += done.segments;
+    status.segment_bytes += done.segment_bytes;
     status.changes += done.changes;
     status.caught_up_millis = status.caught_up_millis.max(done.began_millis);
     let text = err.map(|err| words(err));

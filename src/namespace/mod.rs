@@ -22,6 +22,7 @@ mod background;
 pub mod catalog;
 pub mod change;
 pub mod cut;
+pub mod deleted;
 pub mod diff;
 pub mod error;
 pub mod expire;

@@ -14,7 +14,11 @@
 //!    of a promotion, or after a crash all there is of it, never sees an effect without its cause.
 //! 5. A name goes out only when every object that it needs is known to be in the bucket. If one is not,
 //!    nothing is promoted.
-//! 6. A stamp from the future (a wrong clock, or ill will) becomes one of now: it shall not win for ever.
+//! 6. A stamp that is later than its change was published (a wrong clock, or ill will) becomes the time of that: it shall
+//!    not win for ever. The time is that in the key of the segment, so that a repeat gives the same stamp, whatever
+//!    the parent changed in between. Once the fork is compacted nothing tells it any more but the watermark of the catalog: of these
+//!    changes a promotion gives a later stamp after each compaction of the fork, which wins over what the parent changed in
+//!    between. Nothing else is lost by that, and no change of the fork ever.
 //! 7. Of two changes of a path with one stamp nobody knows which counts: whoever has the one keeps it, whoever reads
 //!    both takes the other. No machine makes them; but writers that are not trusted could copy a stamp of the parent's log. So
 //!    where they wrote the fork, the machine in a stamp becomes a digest of the fork's name and of the whole change: the same for
@@ -34,6 +38,8 @@
 mod adopt;
 mod durable;
 pub(super) mod write;
+
+use std::collections::HashMap;
 
 use crate::{
     base::{
@@ -147,7 +153,7 @@ pub async fn promote(
     let layer = StackLayer::live(fork.clone());
     let reading = |segments, of| on_step(PromoteStep::Reading { segments, of });
     let registers = view::registers(bucket, &layer, &reading).await?;
-    let mut changes = in_order(registers, bucket.clock().now_millis(), MachineId::random());
+    let mut changes = in_order(fork, registers, bucket.clock().now_millis());
     if domains.is_some() {
         stamp_anew(fork, &mut changes);
     }
@@ -202,50 +208,64 @@ async fn check(
 }
 
 /// The changes of a fork in the order in which they go out (laws 4 and 6).
-fn in_order(registers: Registers, now: u64, machine: MachineId) -> Vec<PathChange> {
-    let mut changes: Vec<PathChange> = registers
+fn in_order(fork: &VolumeName, registers: Registers, now: u64) -> Vec<PathChange> {
+    let mut changes: Vec<(PathChange, u64)> = registers
         .into_iter()
-        .map(|(path, register)| PathChange {
-            path,
-            stamp: register.stamp,
-            entry: register.entry,
+        .map(|(path, register)| {
+            let change = PathChange {
+                path,
+                stamp: register.stamp,
+                entry: register.entry,
+            };
+            // Keys and catalogs of forks can say anything as well.
+            (change, register.published_millis.min(now))
         })
         .collect();
-    changes.sort_by(|a, b| (a.stamp, &a.path).cmp(&(b.stamp, &b.path)));
-    let latest = now + LATE_MILLIS;
-    let ahead = changes.iter_mut().filter(|change| change.stamp.millis > latest);
-    for (counter, change) in (0..).zip(ahead) {
+    changes.sort_by(|(a, _), (b, _)| (a.stamp, &a.path).cmp(&(b.stamp, &b.path)));
+    // How many of one time there are so far.
+    let mut counters: HashMap<u64, u32> = HashMap::new();
+    for (change, published) in &mut changes {
+        if change.stamp.millis <= *published + LATE_MILLIS {
+            continue;
+        }
+        let counter = counters.entry(*published).or_default();
         change.stamp = Stamp {
-            millis: latest,
-            counter,
-            machine,
+            millis: *published,
+            counter: (*counter).min(MAX_COUNTER),
+            machine: told_by(fork, change),
         };
+        *counter = counter.saturating_add(1);
     }
+    let mut changes: Vec<PathChange> = changes.into_iter().map(|(change, _)| change).collect();
+    changes.sort_by(|a, b| (a.stamp, &a.path).cmp(&(b.stamp, &b.path)));
     changes
+}
+
+/// A machine that says this change of this fork, and nothing else: a digest of both.
+fn told_by(fork: &VolumeName, change: &PathChange) -> MachineId {
+    let mut said = change.clone();
+    // Where the bytes are is no part of what is said, and promoting changes it.
+    if let Some(blob) = said.entry.as_mut().and_then(|entry| entry.blob.as_mut()) {
+        blob.places.clear();
+    }
+    // What cannot be encoded is not published either.
+    let encoded = segment::encode_change(&said, MachineId(0));
+    let encoded = encoded.as_ref().map_or(&[][..], EncodedChange::as_bytes);
+    let digest = Digest::of(&[fork.as_str().as_bytes(), b"/", encoded].concat());
+    let (number, _) = digest
+        .as_bytes()
+        .split_first_chunk::<8>()
+        .expect("a digest has 32 bytes");
+    // 0 is nobody's: that of names that expired.
+    MachineId(u64::from_be_bytes(*number).max(1))
 }
 
 /// Gives changes of writers that are not trusted stamps that no other change has (law 7), and orders them by these.
 fn stamp_anew(fork: &VolumeName, changes: &mut [PathChange]) {
     for change in changes.iter_mut() {
-        let mut said = change.clone();
-        // Where the bytes are is no part of what is said, and promoting changes it.
-        if let Some(blob) = said.entry.as_mut().and_then(|entry| entry.blob.as_mut()) {
-            blob.places.clear();
-        }
-        // What cannot be encoded is not published either.
-        let encoded = segment::encode_change(&said, MachineId(0));
-        let encoded = encoded.as_ref().map_or(&[][..], EncodedChange::as_bytes);
-        let digest = Digest::of(&[fork.as_str().as_bytes(), b"/", encoded].concat());
-        let (number, _) = digest
-            .as_bytes()
-            .split_first_chunk::<8>()
-            .expect("a digest has 32 bytes");
-        // 0 is nobody's: that of names that expired.
-        let machine = MachineId(u64::from_be_bytes(*number).max(1));
-        let counter = change.stamp.counter.min(MAX_COUNTER);
         change.stamp = Stamp {
-            counter,
-            machine,
+            counter: change.stamp.counter.min(MAX_COUNTER),
+            machine: told_by(fork, change),
             ..change.stamp
         };
     }
@@ -255,12 +275,20 @@ fn stamp_anew(fork: &VolumeName, changes: &mut [PathChange]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
+
     use crate::{
         namespace::{
+            catalog::compact::{self, CompactOptions},
             change::{Entry, EntryBlob, EntryChunks},
+            stack::ForkPoint,
             view::Register,
         },
         store::{pack::PackPlace, rows::NodeKind},
+        tier::{
+            Body,
+            url::{ConnectOptions, connect},
+        },
     };
 
     fn blob(bytes: &[u8], places: Vec<Option<PackPlace>>) -> EntryBlob {
@@ -315,27 +343,107 @@ mod tests {
 
     #[test]
     fn changes_go_out_in_the_order_in_which_they_were_made_and_none_is_of_the_future() {
-        let now = 1_767_225_600_000;
+        const NOW: u64 = 1_767_225_600_000;
         let stamp = |millis, machine| Stamp {
             millis,
             counter: 0,
             machine: MachineId(machine),
         };
+        // When it was said to be made, and when it was published.
         let registers = [
-            ("a", stamp(now, 2)),
-            ("b", stamp(now - 5, 1)),
-            ("c", stamp(u64::MAX, 1)),
-            ("d", stamp(now + 900_000, 1)),
-            ("e", stamp(now, 1)),
+            ("a", stamp(NOW, 2), NOW),
+            ("b", stamp(NOW - 5, 1), NOW),
+            ("c", stamp(u64::MAX, 1), NOW - 90_000),
+            ("d", stamp(NOW + 900_000, 1), NOW - 90_000),
+            ("e", stamp(NOW, 1), NOW),
+            // A time that nobody can have published at.
+            ("f", stamp(u64::MAX, 1), u64::MAX),
         ];
-        let registers = registers
-            .into_iter()
-            .map(|(path, stamp)| (path.as_bytes().to_vec(), Register { stamp, entry: None }));
-        let changes = in_order(registers.collect(), now, MachineId(7));
+        let of = |now| {
+            let registers = registers.into_iter().map(|(path, stamp, published_millis)| {
+                let register = Register {
+                    stamp,
+                    entry: None,
+                    published_millis,
+                };
+                (path.as_bytes().to_vec(), register)
+            });
+            in_order(&"fork".parse().unwrap(), registers.collect(), now)
+        };
+        let changes = of(NOW);
         let order: Vec<&[u8]> = changes.iter().map(|change| change.path.as_slice()).collect();
-        assert_eq!(order, [b"b", b"e", b"a", b"d", b"c"]);
+        assert_eq!(order[..4], [b"d", b"c", b"b", b"e"]);
         assert!(changes.is_sorted_by(|a, b| a.stamp < b.stamp));
-        let last = changes[4].stamp;
-        assert_eq!((last.millis, last.machine), (now + LATE_MILLIS, MachineId(7)));
+        assert!(changes.iter().all(|change| change.stamp.millis <= NOW));
+        let found = |changes: &[PathChange], path: &[u8]| {
+            changes.iter().find(|change| change.path == path).unwrap().stamp
+        };
+        assert_eq!(found(&changes, b"c").millis, NOW - 90_000);
+        let later = of(NOW + 7_200_000);
+        for path in [b"a", b"b", b"c", b"d", b"e"] {
+            assert_eq!(
+                found(&later, path),
+                found(&changes, path),
+                "a repeat says another time"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_repeat_takes_nothing_from_what_the_parent_changed_since_whatever_time_the_fork_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("file://{}", dir.path().display());
+        let bucket = connect(&url.parse().unwrap(), &ConnectOptions::default())
+            .await
+            .unwrap();
+        let (main, fork): (VolumeName, VolumeName) = ("main".parse().unwrap(), "fork".parse().unwrap());
+        let say = async |volume: &VolumeName, path: &str, millis, mode| {
+            let change = PathChange {
+                path: path.as_bytes().to_vec(),
+                stamp: Stamp {
+                    millis,
+                    counter: 0,
+                    machine: MachineId(5),
+                },
+                entry: Some(Entry::new(NodeKind::Fifo, mode)),
+            };
+            write::write(&bucket, volume, &[change], &|_| {}).await.unwrap();
+        };
+        let now = || bucket.clock().now_millis();
+        bucket.put_new("probe/clock", Body::raw("x")).await.unwrap();
+        say(&main, "a", now() - 10_000, 0o600).await;
+        stack::create_fork(bucket.as_ref(), &fork, &main, ForkPoint::Live, false)
+            .await
+            .unwrap();
+        say(&fork, "a", u64::MAX / 2, 0o644).await;
+        let mode = async || {
+            let layer = StackLayer::live(main.clone());
+            let registers = view::registers(&bucket, &layer, &|_, _| {}).await.unwrap();
+            registers[b"a".as_slice()].entry.as_ref().unwrap().perm
+        };
+        let promote = async || promote(&bucket, &fork, &main, &|_| {}).await.unwrap();
+        promote().await;
+        assert_eq!(mode().await, 0o644);
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        say(&main, "a", now(), 0o640).await;
+        promote().await;
+        assert_eq!(mode().await, 0o640, "the repeat undid what came since");
+        // Compacting makes it known again, as of then, and once.
+        let options = CompactOptions {
+            machine: MachineId(5),
+            trail: Duration::ZERO,
+            spill_dir: dir.path().to_owned(),
+        };
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        compact::compact(&bucket, &fork, &options, |_| {}).await.unwrap();
+        let log = bucket.list(&layout::log_prefix("fork"), None).await.unwrap();
+        for object in log.objects {
+            bucket.delete(&object.key).await.unwrap();
+        }
+        promote().await;
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        say(&main, "a", now(), 0o660).await;
+        promote().await;
+        assert_eq!(mode().await, 0o660, "the repeat undid what came since");
     }
 }

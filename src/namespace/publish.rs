@@ -72,6 +72,7 @@ pub struct PublishStatus {
     pub pending_changes: u64,
     pub published_changes: u64,
     pub segments: u64,
+    pub segment_bytes: u64,
     /// Files that were never published, whose blobs are neither here nor in the bucket any more.
     pub lost: u64,
     pub last_error: Option<String>,
@@ -248,6 +249,7 @@ fn note_step(status: &mut PublishStatus, step: &Step) {
     status.pending_changes = step.pending;
     status.published_changes += step.published;
     status.segments += step.segments;
+    status.segment_bytes += step.segment_bytes;
     status.last_error.clone_from(&step.unpublishable);
 }
 
@@ -284,10 +286,10 @@ impl PublisherHandle {
         PublishHalt(Arc::clone(&self.0.shared))
     }
 
-    /// How many segments were published, for whoever outlives this handle.
-    pub fn counter(&self) -> impl Fn() -> u64 + Send + Sync + 'static {
+    /// What it is doing, for whoever outlives this handle.
+    pub fn watch_status(&self) -> impl Fn() -> PublishStatus + Send + Sync + 'static {
         let shared = Arc::clone(&self.0.shared);
-        move || shared.status().segments
+        move || shared.status().clone()
     }
 
     /// Waits until every change that was pending at the call (open files excepted) is published; ends early

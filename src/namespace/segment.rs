@@ -130,6 +130,8 @@ pub struct Decoded {
     pub head: Head,
     pub changes: Vec<PathChange>,
     pub skipped: Vec<Skipped>,
+    /// How long the object is.
+    pub stored_bytes: u64,
 }
 
 /// A change that was left out.
@@ -260,6 +262,7 @@ pub fn decode(bytes: &[u8]) -> Result<Decoded, SegmentError> {
         head,
         changes: Vec::new(),
         skipped: Vec::new(),
+        stored_bytes: bytes.len() as u64,
     };
     while !rest.is_empty() {
         if decoded.changes.len() + decoded.skipped.len() == MAX_CHANGES {

@@ -49,6 +49,9 @@ pub struct Register {
     pub stamp: Stamp,
     /// `None`: there is nothing at this path.
     pub entry: Option<Entry>,
+    /// By when it was published: the time in the key of the first segment that says it, or, of what is in no segment any
+    /// more, the watermark of the catalog.
+    pub published_millis: u64,
 }
 
 /// Every path that a volume says something of.
@@ -106,20 +109,21 @@ async fn once(
         .as_ref()
         .map(|opened| opened.root.watermark_millis.saturating_sub(WINDOW_MILLIS));
     let keys = list(bucket, &layer.volume, from, layer.until_millis).await?;
+    let watermark = opened.as_ref().map_or(0, |opened| opened.root.watermark_millis);
     let parts = opened.map(|opened| opened.root.parts.clone()).unwrap_or_default();
     let mut registers = Registers::new();
     let (mut read, of) = (0, (parts.len() + keys.len()) as u64);
     fetch_parts(bucket, &layer.volume, parts, |items| {
         for change in items.into_iter().filter_map(Item::into_change) {
-            merge(&mut registers, change);
+            merge(&mut registers, change, watermark);
         }
         read += 1;
         on_read(read, of);
     })
     .await?;
-    let whole = fetch(bucket, &layer.volume, keys, |_, decoded| {
+    let whole = fetch(bucket, &layer.volume, keys, |key, decoded| {
         for change in decoded.changes {
-            merge(&mut registers, change);
+            merge(&mut registers, change, key.millis);
         }
         read += 1;
         on_read(read, of);
@@ -156,16 +160,20 @@ async fn fetch_parts(
 }
 
 /// Within a volume the greater stamp counts (law 1). What was published again says anew where its bytes are.
-fn merge(registers: &mut Registers, change: PathChange) {
-    let register = Register {
+fn merge(registers: &mut Registers, change: PathChange, published_millis: u64) {
+    let mut register = Register {
         stamp: change.stamp,
         entry: change.entry,
+        published_millis,
     };
     match registers.entry(change.path) {
         Slot::Vacant(slot) => {
             slot.insert(register);
         }
         Slot::Occupied(mut slot) if slot.get().stamp <= register.stamp => {
+            if slot.get().stamp == register.stamp {
+                register.published_millis = published_millis.min(slot.get().published_millis);
+            }
             slot.insert(register);
         }
         Slot::Occupied(_) => {}
@@ -349,7 +357,7 @@ mod tests {
                 },
                 entry: what.map(|(kind, perm)| entry(kind, perm)),
             };
-            merge(&mut registers, change);
+            merge(&mut registers, change, 0);
         }
         Arc::new(registers)
     }

@@ -16,9 +16,8 @@
 //!
 //! # Cost
 //!
-//! Looking for forks reads the settings of every volume that is or was: one LIST for a thousand of them, one GET for each,
-//! sixteen at once; twice in each deletion. Ten thousand forks a day are 300,000 after a month: 24 cents and twenty minutes at
-//! 30 ms for each deletion then. What comes after: settings of deleted volumes put together in one object.
+//! Looking for forks, twice in each deletion, reads the settings of every volume that lives, and of the last few that were
+//! deleted: the others are known from one object ([`super::deleted`], which says what that costs). Settings are read sixteen at once.
 //!
 //! # What stays
 //!
@@ -26,52 +25,33 @@
 //! a segment, and without it the log would look like a volume of its own. Blobs stay as well: other
 //! volumes may name them, and finding out is the sweep's.
 
-use std::sync::Arc;
+mod list;
+
+use std::{collections::BTreeMap, sync::Arc};
 
 use tokio::task::JoinSet;
 
 use super::{
+    deleted::{DeletedVolume, DeletedVolumes, ENOUGH},
     patience::patiently,
     snapshot,
     stack::{StackError, Standing, VolumeJson, read_json, standing},
-    together::together,
 };
 use crate::{
-    base::{
-        snapshot::SnapshotTag,
-        volume::{StackLayer, VolumeName},
-    },
-    tier::{Body, Bucket, Etag, ObjectMeta, Put, SharedBucket, TierError, layout},
+    base::{snapshot::SnapshotTag, volume::VolumeName},
+    tier::{Body, Etag, Put, SharedBucket, TierError, layout},
 };
+
+use list::{found, look_at};
+
+pub(super) use list::live_names;
+pub use list::{Listed, list, list_live};
 
 /// Objects that are removed at once.
 const PARALLEL: usize = 16;
 
 /// How often `volume.json` may change between reading and replacing it.
 const TRIES: u32 = 4;
-
-/// A volume as a list shows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listed {
-    pub volume: VolumeName,
-    pub parent: Option<StackLayer>,
-    pub own_prefix: bool,
-    /// `None`: it has no settings, because it is no fork.
-    pub created_millis: Option<u64>,
-    pub deleted_millis: Option<u64>,
-    /// The deletion may still be taken back.
-    pub deletion_undecided: bool,
-    /// Why its settings cannot be read.
-    pub trouble: Option<String>,
-}
-
-impl Listed {
-    /// Whether it shows its names, or will again: nothing is taken from it while its deletion is not decided.
-    #[must_use]
-    pub fn is_live(&self) -> bool {
-        self.deleted_millis.is_none() || self.deletion_undecided
-    }
-}
 
 /// A volume was not deleted.
 #[derive(Debug, thiserror::Error)]
@@ -134,81 +114,34 @@ pub struct Deleted {
     pub objects: u64,
 }
 
-/// Lists all volumes of a store in the order of their keys, also those that were deleted.
-///
-/// One GET for each, some at once, and one LIST for each that has many objects or a thousand objects of others.
-pub async fn list(bucket: &SharedBucket) -> Result<Vec<Listed>, TierError> {
-    let names = names(bucket.as_ref()).await?;
-    let looks = names.into_iter().map(|volume| {
-        let bucket = Arc::clone(bucket);
-        async move { look(bucket.as_ref(), volume).await }
-    });
-    together(looks).await.into_iter().collect()
-}
-
-/// The names below which there is anything.
-pub(super) async fn names(bucket: &dyn Bucket) -> Result<Vec<VolumeName>, TierError> {
-    let mut names = Vec::new();
-    let mut after = layout::VOLUMES_PREFIX.to_owned();
-    loop {
-        let page = patiently(|| bucket.list(layout::VOLUMES_PREFIX, Some(&after))).await?;
-        // What is in no folder is none of ours.
-        let folder = |object: &ObjectMeta| layout::volume_of(&object.key).map(str::to_owned);
-        let mut folders: Vec<String> = page.objects.iter().filter_map(folder).collect();
-        folders.dedup();
-        names.extend(
-            folders
-                .iter()
-                .filter_map(|folder| folder.parse::<VolumeName>().ok()),
-        );
-        let Some(last) = page.objects.last().filter(|_| page.more) else {
-            return Ok(names);
-        };
-        after = match folder(last) {
-            // Sorts behind everything of that volume, and before everything of the next.
-            Some(folder) => format!("{}{folder}0", layout::VOLUMES_PREFIX),
-            None => last.key.clone(),
-        };
-    }
-}
-
-async fn look(bucket: &dyn Bucket, volume: VolumeName) -> Result<Listed, TierError> {
-    let read = read_json(bucket, &volume).await;
-    let listed = Listed {
-        volume,
-        parent: None,
-        own_prefix: false,
-        created_millis: None,
-        deleted_millis: None,
-        deletion_undecided: false,
-        trouble: None,
-    };
-    Ok(match read {
-        Ok(Some((json, _))) => Listed {
-            parent: json.parent,
-            own_prefix: json.own_prefix,
-            created_millis: Some(json.created_millis),
-            deleted_millis: json.deleted_millis,
-            deletion_undecided: json.deletion_undecided,
-            ..listed
-        },
-        Ok(None) => listed,
-        Err(StackError::Bucket(err)) => return Err(err),
-        Err(err) => Listed {
-            trouble: Some(err.to_string()),
-            ..listed
-        },
-    })
-}
-
-/// The volumes that lie directly over `volume`, or may again.
+/// The volumes that lie directly over `volume`, or may again. Notes which are deleted for good, if many were read for it.
 async fn forks_of(bucket: &SharedBucket, volume: &VolumeName) -> Result<Vec<VolumeName>, TierError> {
+    let deleted = DeletedVolumes::read(bucket.as_ref()).await?;
+    let mut found = found(bucket.as_ref()).await?;
+    found.retain(|found| !found.is_in(&deleted));
+    let all = look_at(
+        bucket,
+        found.iter().map(|found| found.volume.clone()).collect::<Vec<_>>(),
+    )
+    .await?;
+    let fresh: BTreeMap<_, _> = all
+        .iter()
+        .zip(&found)
+        .filter(|(listed, _)| !listed.is_live())
+        .filter_map(|(listed, found)| {
+            let of = DeletedVolume::new(found.settings.as_ref()?, listed.own_prefix);
+            Some((listed.volume.clone(), of))
+        })
+        .collect();
+    if fresh.len() >= ENOUGH {
+        deleted.add(bucket.as_ref(), fresh).await;
+    }
     let over = |listed: &Listed| {
         let parent = listed.parent.as_ref().map(|parent| &parent.volume);
         parent == Some(volume) && listed.is_live()
     };
-    let all = list(bucket).await?.into_iter();
-    Ok(all.filter(over).map(|listed| listed.volume).collect())
+    let forks = all.into_iter().filter(over).map(|listed| listed.volume);
+    Ok(forks.collect())
 }
 
 /// A fork that nobody shows any more, for good; what is left of it is still there.
@@ -365,9 +298,13 @@ async fn remove_rest(
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
     use crate::{
+        base::volume::StackLayer,
         namespace::stack::{ForkPoint, create_fork},
+        store::testing::MemoryBucket,
         tier::url::{ConnectOptions, connect},
     };
 
@@ -469,11 +406,67 @@ mod tests {
             put(&bucket, odd, Vec::new()).await;
         }
         expected.push("large".to_owned());
-        let names = names(bucket.as_ref()).await.unwrap();
+        let names = live_names(bucket.as_ref()).await.unwrap();
         let names: Vec<&str> = names.iter().map(VolumeName::as_str).collect();
         assert_eq!(names, expected);
         let listed = list(&bucket).await.unwrap();
         assert_eq!(listed.len(), expected.len());
         assert_eq!(forks_of(&bucket, &name("main")).await.unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn a_deletion_does_not_ask_all_that_were_deleted_before() {
+        let memory = MemoryBucket::new();
+        let bucket: SharedBucket = Arc::clone(&memory) as SharedBucket;
+        let settings = |deleted_millis| {
+            let parent = StackLayer::live(name("main"));
+            let json = VolumeJson {
+                parent: Some(parent),
+                deleted_millis,
+                ..plain()
+            };
+            Bytes::from(json.encode())
+        };
+        memory.insert(layout::volume("main"), Bytes::from(plain().encode()));
+        for number in 0..ENOUGH {
+            memory.insert(layout::volume(&format!("old-{number}")), settings(Some(9)));
+        }
+        for volume in ["f-1", "f-2", "f-3"] {
+            memory.insert(layout::volume(volume), settings(None));
+        }
+        let asked = || {
+            let keys = memory.requests("get").into_iter();
+            let asked = keys.filter(|key| key.starts_with("volumes/old-")).count();
+            memory.forget_requests();
+            asked
+        };
+        delete(&bucket, "f-1").await.unwrap();
+        // Twice in a deletion; the first time it was noted.
+        assert_eq!(asked(), ENOUGH);
+        delete(&bucket, "f-2").await.unwrap();
+        assert_eq!(list_live(&bucket).await.unwrap().len(), 4);
+        assert_eq!(asked(), 0);
+        assert_eq!(list(&bucket).await.unwrap().len(), ENOUGH + 4);
+        // Whoever puts one back by hand is seen.
+        memory.insert(layout::volume("old-7"), settings(None));
+        assert_eq!(
+            forks_of(&bucket, &name("main")).await.unwrap(),
+            [name("f-3"), name("old-7")]
+        );
+        // What nobody can read says nothing.
+        for odd in [
+            &b"{\"version\": 2, \"volumes\": []}"[..],
+            b"odd",
+            b"{\"version\": 1}",
+        ] {
+            memory.insert(layout::DELETED.to_owned(), Bytes::from_static(odd));
+            assert_eq!(forks_of(&bucket, &name("main")).await.unwrap().len(), 2);
+            let newer = odd.starts_with(b"{\"version\": 2");
+            assert_eq!(memory.object(layout::DELETED).unwrap() == odd, newer);
+        }
+    }
+
+    fn plain() -> VolumeJson {
+        VolumeJson::decode(&name("main"), b"{\"version\": 1, \"created_millis\": 1}").unwrap()
     }
 }

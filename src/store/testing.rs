@@ -273,8 +273,8 @@ impl Bucket for MemoryBucket {
             Ok(Some(Object {
                 modified_millis: 0,
                 transferred_bytes: bytes.len() as u64,
+                etag: etag_of(&bytes),
                 bytes,
-                etag: Etag(String::new()),
             }))
         })
     }
@@ -298,8 +298,9 @@ impl Bucket for MemoryBucket {
             let put = if objects.contains_key(key) {
                 Put::Refused
             } else {
+                let etag = etag_of(&body.bytes);
                 objects.insert(key.to_owned(), body.bytes);
-                Put::Written(Etag(String::new()))
+                Put::Written(etag)
             };
             match fault {
                 Some(Fault::LostReply) => Err(unavailable("put", key)),
@@ -308,15 +309,30 @@ impl Bucket for MemoryBucket {
         })
     }
 
-    fn put_if<'a>(&'a self, _: &'a str, _: Body, _: &'a Etag) -> BoxFuture<'a, Result<Put, TierError>> {
-        unimplemented!("blobs are never replaced")
+    fn put_if<'a>(
+        &'a self,
+        key: &'a str,
+        body: Body,
+        etag: &'a Etag,
+    ) -> BoxFuture<'a, Result<Put, TierError>> {
+        Box::pin(async move {
+            self.enter("put", key).await?;
+            let mut objects = self.objects.lock().unwrap();
+            if objects.get(key).map(|bytes| etag_of(bytes)).as_ref() != Some(etag) {
+                return Ok(Put::Refused);
+            }
+            let etag = etag_of(&body.bytes);
+            objects.insert(key.to_owned(), body.bytes);
+            Ok(Put::Written(etag))
+        })
     }
 
-    /// Only what sweeps leave is ever listed here.
-    fn list<'a>(&'a self, prefix: &'a str, _: Option<&'a str>) -> BoxFuture<'a, Result<Page, TierError>> {
-        assert_eq!(prefix, layout::SWEEP_PREFIX);
+    /// All at once, however many.
+    fn list<'a>(&'a self, prefix: &'a str, after: Option<&'a str>) -> BoxFuture<'a, Result<Page, TierError>> {
         let objects = self.objects.lock().unwrap();
-        let found = objects.iter().filter(|(key, _)| key.starts_with(prefix));
+        let found = objects
+            .iter()
+            .filter(|(key, _)| key.starts_with(prefix) && after.is_none_or(|after| key.as_str() > after));
         let objects = found.map(|(key, bytes)| ObjectMeta {
             key: key.clone(),
             size: bytes.len() as u64,
@@ -333,9 +349,14 @@ impl Bucket for MemoryBucket {
         unreachable!("nothing has a lifetime here")
     }
 
-    fn delete<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<(), TierError>> {
-        unimplemented!("blobs are never deleted")
+    fn delete<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<(), TierError>> {
+        self.remove(key);
+        Box::pin(std::future::ready(Ok(())))
     }
+}
+
+fn etag_of(bytes: &[u8]) -> Etag {
+    Etag(Digest::of(bytes).to_string())
 }
 
 /// A cache directory and a bucket.

@@ -4,6 +4,7 @@
 //! casmount.json                                   format version, store id, chunking
 //! blobs/sha256/<2 hex>/<64 hex>                   a chunk, a blob of one chunk, or a chunk list
 //! packs/<2 hex>/<64 hex>                          many chunks, named by the SHA-256 of their digests
+//! deleted.json                                    which volumes are deleted for good, see `namespace::deleted`; If-Match
 //! volumes/<name>/blobs/ packs/ probe/             the same of a fork whose writers are trusted less, see `domain`
 //! volumes/<name>/volume.json                      what a fork lies over, or that it was deleted; others may have none
 //! volumes/<name>/log/<yyyymmddThhmm>/<ms>-<machine>-<seq>   segments, immutable
@@ -42,6 +43,9 @@ pub const LIFECYCLE_FORMAT_VERSION: u32 = 2;
 
 /// The settings of a store.
 pub const STORE: &str = "casmount.json";
+
+/// Which volumes are deleted for good.
+pub const DELETED: &str = "deleted.json";
 
 /// What all blobs start with.
 pub const BLOBS_PREFIX: &str = "blobs/";

@@ -12,6 +12,7 @@ pub mod dir;
 pub mod domain;
 pub mod error;
 pub mod layout;
+pub mod lifetime;
 pub mod probe;
 pub mod retaining;
 pub mod s3;

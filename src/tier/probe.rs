@@ -11,6 +11,7 @@
 //! lifetime_millis   optional: the bucket's lifecycle rule deletes blobs and packs that were written so long ago, and
 //!              what is in use is kept young, see [`super::retaining`]. The format is then
 //!              [`layout::LIFECYCLE_FORMAT_VERSION`]
+//! lifetime_by  optional: 16 hexadecimal digits, drawn by whoever said the lifetime, see [`super::lifetime`]
 //! ```
 //!
 //! `format` is read first and alone, so that a newer format can change all the
@@ -35,7 +36,7 @@ use crate::base::{
 };
 
 /// `casmount.json` and probe objects are far below this.
-const MAX_BYTES: u64 = 64 << 10;
+pub(super) const MAX_BYTES: u64 = 64 << 10;
 
 /// How long another maker of the same store may take between looking and writing,
 /// where the server does not decide between them.
@@ -79,6 +80,8 @@ pub struct StoreJson {
     pub created_by: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lifetime_millis: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lifetime_by: Option<String>,
 }
 
 impl StoreJson {
@@ -91,6 +94,7 @@ impl StoreJson {
             chunking: Chunking::ours(),
             created_by: concat!("casmount ", env!("CARGO_PKG_VERSION")).to_owned(),
             lifetime_millis: None,
+            lifetime_by: None,
         }
     }
 
@@ -210,102 +214,11 @@ pub async fn open_store(bucket: &dyn Bucket, if_absent: IfAbsent) -> Result<Stor
     }
 }
 
-async fn read_store(bucket: &dyn Bucket) -> Result<Option<StoreJson>, TierError> {
+pub(super) async fn read_store(bucket: &dyn Bucket) -> Result<Option<StoreJson>, TierError> {
     let object = bucket.get(layout::STORE, None, MAX_BYTES).await?;
     object
         .map(|object| StoreJson::decode(&object.bytes, &bucket.url()))
         .transpose()
-}
-
-/// How old blobs and packs of a store become; one request.
-pub async fn read_lifetime(bucket: &dyn Bucket) -> Result<Option<Duration>, TierError> {
-    Ok(read_store(bucket).await?.and_then(|store| store.lifetime()))
-}
-
-/// Says how old blobs and packs of a store become before the bucket's lifecycle rule deletes them; returns what it said
-/// before.
-///
-/// Machines learn it when they start: none may have the store mounted.
-///
-/// # Errors
-///
-/// When it is not known, or not so, that the store says it now. A reply that was lost on the way is no reason: what the
-/// store says is read again, because whoever is told that nothing changed may install, or keep, a rule that nobody
-/// refreshes anything for.
-pub async fn set_lifetime(
-    bucket: &dyn Bucket,
-    lifetime: Option<Duration>,
-) -> Result<Option<Duration>, TierError> {
-    let (stored, etag) = read_versioned(bucket).await?;
-    replace_lifetime(bucket, stored, &etag, lifetime).await
-}
-
-/// Takes back what [`set_lifetime`] said: the store says `before` again, unless somebody said something else since.
-pub async fn take_back_lifetime(
-    bucket: &dyn Bucket,
-    said: Option<Duration>,
-    before: Option<Duration>,
-) -> Result<(), TierError> {
-    let (stored, etag) = read_versioned(bucket).await?;
-    if stored.lifetime() == said {
-        replace_lifetime(bucket, stored, &etag, before).await?;
-    }
-    Ok(())
-}
-
-async fn read_versioned(bucket: &dyn Bucket) -> Result<(StoreJson, Etag), TierError> {
-    let Some(object) = bucket.get(layout::STORE, None, MAX_BYTES).await? else {
-        return Err(TierError::Unsupported {
-            why: format!("{} is no casmount store yet", bucket.url()),
-        });
-    };
-    Ok((StoreJson::decode(&object.bytes, &bucket.url())?, object.etag))
-}
-
-async fn replace_lifetime(
-    bucket: &dyn Bucket,
-    stored: StoreJson,
-    etag: &Etag,
-    lifetime: Option<Duration>,
-) -> Result<Option<Duration>, TierError> {
-    let before = stored.lifetime();
-    let changed = StoreJson {
-        format: match lifetime {
-            Some(_) => layout::LIFECYCLE_FORMAT_VERSION,
-            None => layout::FORMAT_VERSION,
-        },
-        lifetime_millis: lifetime.map(|lifetime| lifetime.as_millis() as u64),
-        ..stored.clone()
-    };
-    if changed == stored {
-        return Ok(before);
-    }
-    let put = bucket
-        .put_if(layout::STORE, Body::raw(changed.encode()), etag)
-        .await;
-    let failed = match put {
-        Ok(Put::Written(_)) => return Ok(before),
-        Ok(Put::Refused) => TierError::Unavailable {
-            verb: "change",
-            key: layout::STORE.to_owned(),
-            source: "it was changed by others at the same time".into(),
-        },
-        Err(err) if err.is_transient() => err,
-        Err(err) => return Err(err),
-    };
-    // It may have been done all the same.
-    match read_store(bucket).await {
-        Ok(Some(now)) if now == changed => Ok(before),
-        Ok(_) => Err(failed),
-        Err(err) => Err(TierError::Unavailable {
-            verb: "change",
-            key: layout::STORE.to_owned(),
-            source: format!(
-                "whether the store says it now is not known ({err}): run it again before you install or remove a rule"
-            )
-            .into(),
-        }),
-    }
 }
 
 async fn create_store(bucket: &dyn Bucket) -> Result<StoreFacts, TierError> {

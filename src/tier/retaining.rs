@@ -28,7 +28,7 @@ use std::{ops::Range, time::Duration};
 
 use tokio::sync::OnceCell;
 
-use super::{Body, Bucket, Etag, Object, ObjectMeta, Page, Put, SharedBucket, TierError, layout, probe};
+use super::{Body, Bucket, Etag, Object, ObjectMeta, Page, Put, SharedBucket, TierError, layout, lifetime};
 use crate::base::{BoxFuture, clock::ServerClock};
 
 /// See the module.
@@ -60,7 +60,7 @@ impl RetainingBucket {
             return Ok(None);
         }
         let read = || async {
-            let lifetime = probe::read_lifetime(self.inner.as_ref()).await?;
+            let lifetime = lifetime::read(self.inner.as_ref()).await?;
             Ok::<_, TierError>(lifetime.map(|lifetime| lifetime.as_millis() as u64))
         };
         self.lifetime_millis.get_or_try_init(read).await.copied()
@@ -181,7 +181,10 @@ mod tests {
     };
 
     use super::*;
-    use crate::tier::url::{ConnectOptions, connect};
+    use crate::tier::{
+        probe,
+        url::{ConnectOptions, connect},
+    };
 
     const LIFETIME: Duration = Duration::from_secs(100_000);
 
@@ -262,9 +265,7 @@ mod tests {
         probe::open_store(store.all.as_ref(), probe::IfAbsent::Create)
             .await
             .unwrap();
-        probe::set_lifetime(store.all.as_ref(), Some(LIFETIME))
-            .await
-            .unwrap();
+        lifetime::say(store.all.as_ref(), Some(LIFETIME)).await.unwrap();
         store.object("packs/aa/x", LIFETIME).await;
         store.kept.head("packs/aa/x").await.unwrap();
         assert!(store.is_young("packs/aa/x").await);
@@ -275,15 +276,18 @@ mod tests {
         let store = Store::new(&[]).await;
         let all = store.all.as_ref();
         probe::open_store(all, probe::IfAbsent::Create).await.unwrap();
-        let other = Some(LIFETIME * 2);
-        let said = Some(LIFETIME);
-        assert_eq!(probe::set_lifetime(all, said).await.unwrap(), None);
-        probe::take_back_lifetime(all, said, None).await.unwrap();
-        assert_eq!(probe::read_lifetime(all).await.unwrap(), None);
-        probe::set_lifetime(all, said).await.unwrap();
-        assert_eq!(probe::set_lifetime(all, other).await.unwrap(), said);
-        probe::take_back_lifetime(all, said, None).await.unwrap();
-        assert_eq!(probe::read_lifetime(all).await.unwrap(), other);
+        let lifetime = Some(LIFETIME);
+        let said = lifetime::say(all, lifetime).await.unwrap();
+        assert_eq!(said.before(), None);
+        lifetime::take_back(all, &said).await.unwrap();
+        assert_eq!(lifetime::read(all).await.unwrap(), None);
+        let said = lifetime::say(all, lifetime).await.unwrap();
+        for other in [Some(LIFETIME * 2), lifetime] {
+            let again = lifetime::say(all, other).await.unwrap();
+            assert!(again.before().is_some());
+            lifetime::take_back(all, &said).await.unwrap();
+            assert_eq!(lifetime::read(all).await.unwrap(), other);
+        }
     }
 
     impl Store {

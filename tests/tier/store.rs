@@ -5,8 +5,8 @@ use std::time::Duration;
 use casmount::{
     base::id::{MachineId, StoreId},
     tier::{
-        Body, TierError, layout,
-        probe::{IfAbsent, ProbeMode, StoreJson, open_store, probe, read_lifetime, set_lifetime},
+        Body, TierError, layout, lifetime,
+        probe::{IfAbsent, ProbeMode, StoreJson, open_store, probe},
         url::{ConnectOptions, connect},
     },
 };
@@ -51,6 +51,43 @@ fn a_store_whose_blobs_have_a_lifetime_is_of_a_format_of_its_own() {
         StoreJson::decode(GOLDEN.as_bytes(), "s3://b").unwrap().lifetime(),
         None
     );
+    // Who said it, if that was noted.
+    let text = text.replace("000\n}", "000,\n  \"lifetime_by\": \"0123456789abcdef\"\n}");
+    let store = StoreJson::decode(text.as_bytes(), "s3://b").unwrap();
+    assert_eq!(store.lifetime_by.as_deref(), Some("0123456789abcdef"));
+    assert_eq!(String::from_utf8(store.encode()).unwrap(), text);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_those_who_say_one_lifetime_at_once_each_knows_whether_the_store_has_his_words() {
+    let month = Some(Duration::from_secs(30 * 24 * 3600));
+    for fixture in [Fixture::s3().await, Fixture::dir().await] {
+        open_store(&*fixture.bucket, IfAbsent::Create).await.unwrap();
+        for _ in 0..10 {
+            let sayers: Vec<_> = (0..8)
+                .map(|_| {
+                    let bucket = fixture.bucket.clone();
+                    tokio::spawn(async move { lifetime::say(&*bucket, month).await })
+                })
+                .collect();
+            let mut said = Vec::new();
+            for sayer in sayers {
+                match sayer.await.unwrap() {
+                    Ok(by) => said.push(by),
+                    Err(err) => assert!(err.to_string().contains(layout::STORE), "{err}"),
+                }
+            }
+            let object = fixture.bucket.get(layout::STORE, None, 10_000).await.unwrap();
+            let bytes = object.unwrap().bytes;
+            let (last, others): (Vec<_>, Vec<_>) = said.iter().partition(|by| by.is_said_by(&bytes));
+            assert_eq!(last.len(), 1, "{said:?}");
+            for other in others {
+                lifetime::take_back(&*fixture.bucket, other).await.unwrap();
+                assert_eq!(lifetime::read(&*fixture.bucket).await.unwrap(), month);
+            }
+            lifetime::say(&*fixture.bucket, None).await.unwrap();
+        }
+    }
 }
 
 #[tokio::test]
@@ -66,8 +103,8 @@ async fn a_lifetime_is_set_and_taken_back() {
             .bytes;
         let month = Some(Duration::from_secs(30 * 24 * 3600));
         for lifetime in [month, month, None] {
-            set_lifetime(bucket, lifetime).await.unwrap();
-            assert_eq!(read_lifetime(bucket).await.unwrap(), lifetime);
+            lifetime::say(bucket, lifetime).await.unwrap();
+            assert_eq!(lifetime::read(bucket).await.unwrap(), lifetime);
             let opened = open_store(bucket, IfAbsent::Refuse).await.unwrap();
             assert_eq!((opened.id, opened.lifetime), (first.id, lifetime));
         }

@@ -2,12 +2,15 @@
 //!
 //! # Policy
 //!
-//! - It is worth looking when so many segments were published or read here as would make a
-//!   catalog due; looking costs the head and listings. While the volume rests nothing is asked.
+//! - It is worth looking when so much was published or read here as would make a catalog due, of segments or of
+//!   bytes; looking costs the head and listings. While the volume rests nothing is asked.
 //! - A catalog is due after [`Threshold::segments`] segments or [`Threshold::bytes`] bytes of log since the
-//!   last one. All machines of a fleet see that at the same time: each waits a random part of
+//!   last one, as far as the log is older than [`Threshold::trail`]. What is too young for it is waited for, also when
+//!   nothing more comes.
+//! - All machines of a fleet see that at the same time: each waits a random part of
 //!   [`Threshold::spread`] and looks again, so that mostly one does the work. Two that do it all the
-//!   same cost requests, nothing else.
+//!   same cost requests, nothing else. How long that may take is a setting of the mount (`compact-within`): a machine that is
+//!   always there may do it for others, which leave it to it.
 //! - After a failure it waits ten minutes. A server without conditional writes, or credentials that do not
 //!   permit it, end it: that is said once. Of a volume below the mounted one the latter is no error, because others have it
 //!   mounted who may.
@@ -55,24 +58,55 @@ pub struct Threshold {
     pub trail: Duration,
 }
 
-impl Default for Threshold {
-    fn default() -> Self {
+/// The least time from one thought to the next.
+const MIN_PACE: Duration = Duration::from_secs(1);
+
+impl Threshold {
+    /// One that makes a catalog within `within` after it is due, and the time that the work takes.
+    #[must_use]
+    pub fn within(within: Duration) -> Self {
+        let pace = (within / 6).max(MIN_PACE);
         Self {
-            pace: Duration::from_secs(60),
+            pace,
+            spread: within.saturating_sub(pace),
             // What a machine that begins reads within a few seconds: sixteen at once, 30 ms each.
             segments: 2000,
             bytes: 64 << 20,
-            spread: Duration::from_secs(300),
             trail: TRAIL,
         }
+    }
+
+    fn is_met(&self, amount: LogAmount) -> bool {
+        amount.segments >= self.segments || amount.bytes >= self.bytes
     }
 }
 
 /// The wait after a failure.
 const RETRY: Duration = Duration::from_secs(600);
 
-/// Segments published by this machine and read of others, since the daemon started.
-pub type SegmentCount = Arc<dyn Fn() -> u64 + Send + Sync>;
+/// How much of a log there is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogAmount {
+    pub segments: u64,
+    pub bytes: u64,
+}
+
+impl LogAmount {
+    fn add(&mut self, bytes: u64) {
+        self.segments += 1;
+        self.bytes += bytes;
+    }
+
+    fn without(self, other: Self) -> Self {
+        Self {
+            segments: self.segments.saturating_sub(other.segments),
+            bytes: self.bytes.saturating_sub(other.bytes),
+        }
+    }
+}
+
+/// What was published by this machine and read of others, since the daemon started.
+pub type LogSeen = Arc<dyn Fn() -> LogAmount + Send + Sync>;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CompactorStatus {
@@ -143,7 +177,7 @@ pub async fn after_writing(
     machine: MachineId,
     spill_dir: PathBuf,
 ) -> Result<bool, CatalogError> {
-    let threshold = Threshold::default();
+    let threshold = Threshold::within(Duration::ZERO);
     let beyond = 1.0 + chance();
     let work = Work {
         volume: volume.clone(),
@@ -156,8 +190,8 @@ pub async fn after_writing(
             ..threshold
         },
     };
-    let (segments, bytes) = work.since_head().await?;
-    Ok(work.is_due(segments, bytes) && work.compact().await?)
+    let waiting = work.since_head().await?;
+    Ok(work.threshold.is_met(waiting.old) && work.compact().await?)
 }
 
 /// From 0 to 1.
@@ -177,7 +211,7 @@ struct Work {
 struct Compactor {
     work: Work,
     is_below: bool,
-    seen: SegmentCount,
+    seen: LogSeen,
     status: Arc<Mutex<CompactorStatus>>,
 }
 
@@ -188,7 +222,7 @@ pub fn spawn(
     bucket: &SharedBucket,
     machine: MachineId,
     spill_dir: PathBuf,
-    seen: SegmentCount,
+    seen: LogSeen,
     threshold: Threshold,
 ) -> CompactorHandle {
     let status = Arc::default();
@@ -216,18 +250,20 @@ pub fn spawn(
 
 impl Compactor {
     async fn run(self) {
+        let threshold = self.work.threshold;
         // Nobody knows how much log there was before: the first look is due at once.
         let mut looked_at = None;
         loop {
-            tokio::time::sleep(self.work.threshold.pace).await;
+            tokio::time::sleep(threshold.pace).await;
             let seen = (self.seen)();
-            if looked_at.is_some_and(|at| seen < at + self.work.threshold.segments) {
+            if looked_at.is_some_and(|at| !threshold.is_met(seen.without(at))) {
                 continue;
             }
             match self.look().await {
-                Ok(waiting) => {
-                    looked_at = Some(seen.saturating_sub(waiting));
+                Ok(left) => {
+                    looked_at = Some(seen.without(left.all));
                     lock(&self.status).last_error = None;
+                    tokio::time::sleep(self.work.too_young_for(&left)).await;
                 }
                 Err(CatalogError::Bucket(TierError::Denied { permission, key, .. })) if self.is_below => {
                     // Somebody else's to do.
@@ -252,23 +288,34 @@ impl Compactor {
         }
     }
 
-    /// Makes a catalog if one is due; returns how many segments are in the log behind the newest.
-    async fn look(&self) -> Result<u64, CatalogError> {
+    /// Makes a catalog if one is due; returns how much is left in the log behind the newest.
+    async fn look(&self) -> Result<Waiting, CatalogError> {
         let work = &self.work;
-        let (segments, bytes) = work.since_head().await?;
-        if !work.is_due(segments, bytes) {
-            return Ok(segments);
+        let waiting = work.since_head().await?;
+        if !work.threshold.is_met(waiting.old) {
+            return Ok(waiting);
         }
         tokio::time::sleep(work.threshold.spread.mul_f64(chance())).await;
-        let (segments, bytes) = work.since_head().await?;
-        if !work.is_due(segments, bytes) {
-            return Ok(segments);
+        let waiting = work.since_head().await?;
+        if !work.threshold.is_met(waiting.old) {
+            return Ok(waiting);
         }
         if work.compact().await? {
             lock(&self.status).done += 1;
         }
-        Ok(0)
+        work.since_head().await
     }
+}
+
+/// What the log has behind the newest catalog.
+#[derive(Clone, Copy, Debug, Default)]
+struct Waiting {
+    /// What could go into a new catalog.
+    old: LogAmount,
+    /// The same, with what is too young for it.
+    all: LogAmount,
+    /// The time in the key of the segment with which that is enough.
+    enough_millis: Option<u64>,
 }
 
 impl Work {
@@ -295,12 +342,17 @@ impl Work {
         }
     }
 
-    fn is_due(&self, segments: u64, bytes: u64) -> bool {
-        segments >= self.threshold.segments || bytes >= self.threshold.bytes
+    /// For how long what makes a catalog due will be too young for it, if only that is missing.
+    fn too_young_for(&self, waiting: &Waiting) -> Duration {
+        let now = self.bucket.clock().now_millis();
+        waiting.enough_millis.map_or(Duration::ZERO, |enough| {
+            let young = now.saturating_sub(enough);
+            self.threshold.trail.saturating_sub(Duration::from_millis(young))
+        })
     }
 
-    /// How much of the log could go into a new catalog, as far as it matters.
-    async fn since_head(&self) -> Result<(u64, u64), CatalogError> {
+    /// How much there is in the log behind the newest catalog, as far as it matters.
+    async fn since_head(&self) -> Result<Waiting, CatalogError> {
         let volume = self.volume.as_str();
         let head = head::read(self.bucket.as_ref(), volume).await?;
         let from = head.map_or(0, |(head, _)| head.watermark_millis.saturating_add(1));
@@ -308,22 +360,29 @@ impl Work {
         let end = before(volume, self.bucket.clock().now_millis().saturating_sub(trail));
         let prefix = layout::log_prefix(volume);
         let mut after = before(volume, from);
-        let (mut segments, mut bytes) = (0, 0);
+        let mut waiting = Waiting::default();
         loop {
             let page = self.bucket.list(&prefix, Some(&after)).await?;
-            for object in page.objects.iter().filter(|object| object.key < end) {
-                if SegmentKey::parse(volume, &object.key).is_some() {
-                    segments += 1;
-                    bytes += object.size;
+            for object in &page.objects {
+                let Some(key) = SegmentKey::parse(volume, &object.key) else {
+                    continue;
+                };
+                waiting.all.add(object.size);
+                if object.key < end {
+                    waiting.old = waiting.all;
+                }
+                if waiting.enough_millis.is_none() && self.threshold.is_met(waiting.all) {
+                    waiting.enough_millis = Some(key.millis);
                 }
             }
             let Some(last) = page.objects.last() else { break };
-            if !page.more || last.key >= end || self.is_due(segments, bytes) {
+            // Either it is due now, or all that matters is that it will be.
+            if !page.more || self.threshold.is_met(waiting.all) {
                 break;
             }
             after.clone_from(&last.key);
         }
-        Ok((segments, bytes))
+        Ok(waiting)
     }
 }
 
@@ -361,6 +420,16 @@ mod tests {
         assert_eq!(compacted(vec![apart, layer("main")]), ["pr-1"]);
     }
 
+    #[test]
+    fn a_log_is_compacted_within_the_time_that_is_set() {
+        for secs in [0, 1, 6, 360, 86_400] {
+            let threshold = Threshold::within(Duration::from_secs(secs));
+            assert!(threshold.pace >= MIN_PACE);
+            let longest = (threshold.pace + threshold.spread).max(MIN_PACE);
+            assert_eq!(longest, Duration::from_secs(secs.max(1)));
+        }
+    }
+
     #[tokio::test]
     async fn who_may_not_compact_is_told_of_the_mounted_volume_and_not_of_those_below() {
         for is_below in [false, true] {
@@ -373,7 +442,7 @@ mod tests {
             };
             let threshold = Threshold {
                 pace: Duration::from_millis(1),
-                ..Threshold::default()
+                ..Threshold::within(Duration::ZERO)
             };
             let handle = spawn(
                 &tokio::runtime::Handle::current(),
@@ -381,7 +450,7 @@ mod tests {
                 &bucket,
                 MachineId(1),
                 std::env::temp_dir(),
-                Arc::new(|| 0),
+                Arc::new(LogAmount::default),
                 threshold,
             );
             eventually_async("it ends", || handle.task.is_finished()).await;

@@ -48,7 +48,7 @@
 //! | first look at a path | for each of its directories a GET for each 2,500 names in it | 100 to 300 KB each | 4 parts, unpacked | 50 ms and a GET each |
 //! | `find` of all | `n` / 2,500 | 60 to 90 bytes a name | flat: rows go to the index | `n` / 57,000 s, more as the index grows |
 //! | compaction | one GET a segment; GET and PUT of parts in which something changed: at most `c`, at most all | the same parts | 24 MB of changes, then files | 0.1 s a part |
-//! | deciding to compact | a GET and a LIST for each 2,000 segments seen, each machine and layer; the same for each promotion | | | |
+//! | deciding to compact | a GET and a LIST for each 2,000 segments or 64 MB seen, and again after the catalog, each machine and layer; the same for each promotion | | | |
 //!
 //! | names | parts | root | whole catalog | a machine that wants all of it |
 //! |---|---|---|---|---|

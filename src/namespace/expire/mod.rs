@@ -152,7 +152,7 @@ async fn expire_by(
     options: &ExpireOptions,
     tell: &mut (dyn FnMut(&Progress) + Send),
 ) -> Result<Vec<VolumeExpiry>, ExpireError> {
-    let all = volumes::list(bucket).await?;
+    let all = volumes::list_live(bucket).await?;
     if let Some(Listed { volume, trouble, .. }) = all.iter().find(|listed| listed.trouble.is_some()) {
         return Err(ExpireError::Settings {
             volume: volume.clone(),

@@ -109,6 +109,7 @@ pub struct LogView {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Polled {
     pub segments: u64,
+    pub segment_bytes: u64,
     pub changes: u64,
     /// The bucket's time when the listing began.
     pub began_millis: u64,
@@ -370,7 +371,7 @@ impl<S: Sink> Reader<S> {
     }
 
     async fn apply(&mut self, batch: &mut Batch) -> Result<(), FollowError> {
-        let Batch { keys, changes } = std::mem::take(batch);
+        let Batch { keys, bytes, changes } = std::mem::take(batch);
         let (segments, count) = (keys.len() as u64, changes.len() as u64);
         if !changes.is_empty() {
             self.sink.apply(changes).await?;
@@ -380,6 +381,7 @@ impl<S: Sink> Reader<S> {
             self.cursor.note(key);
         }
         self.done.segments += segments;
+        self.done.segment_bytes += bytes;
         self.done.changes += count;
         Ok(())
     }
@@ -408,12 +410,14 @@ impl<S: Sink> Reader<S> {
 #[derive(Default)]
 struct Batch {
     keys: Vec<SegmentKey>,
+    bytes: u64,
     changes: Vec<PathChange>,
 }
 
 impl Batch {
     fn add(&mut self, key: SegmentKey, decoded: Decoded) {
         self.keys.push(key);
+        self.bytes += decoded.stored_bytes;
         self.changes.extend(decoded.changes);
     }
 }

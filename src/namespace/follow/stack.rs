@@ -140,6 +140,7 @@ impl StackFollowerHandle {
         layers
             .reduce(|all, layer| FollowStatus {
                 segments: all.segments + layer.segments,
+                segment_bytes: all.segment_bytes + layer.segment_bytes,
                 changes: all.changes + layer.changes,
                 caught_up_millis: if layer.settled {
                     all.caught_up_millis

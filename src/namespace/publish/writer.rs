@@ -142,6 +142,7 @@ pub struct Step {
     pub pending: u64,
     pub published: u64,
     pub segments: u64,
+    pub segment_bytes: u64,
     /// How long reading the pending changes took.
     pub look_took: Duration,
     /// A change that no segment can carry, in words.
@@ -430,8 +431,9 @@ impl<S: Source> Writer<S> {
             previous: self.book.last_millis.zip(self.book.last_seq),
         };
         let key = layout::segment(&self.volume, millis, self.machine, seq);
-        let body = Body::raw(segment::encode(&head, &encoded));
-        match self.bucket.put_new(&key, body).await? {
+        let object = segment::encode(&head, &encoded);
+        let stored_bytes = object.len() as u64;
+        match self.bucket.put_new(&key, Body::raw(object)).await? {
             Put::Written(_) => {}
             Put::Refused => return Err(PublishError::Taken { key }),
         }
@@ -450,6 +452,7 @@ impl<S: Source> Writer<S> {
         self.keep_book()?;
         step.published += done.len() as u64;
         step.segments += 1;
+        step.segment_bytes += stored_bytes;
         self.source.published(done).await?;
         // Kept by the next look for those that changed again meanwhile.
         self.overtaken

@@ -27,7 +27,7 @@ use crate::{
         stack::{self, StackError, Standing},
     },
     tier::{
-        Body, Bucket, Put, SharedBucket, layout, probe,
+        Body, Bucket, Put, SharedBucket, layout, lifetime, probe,
         sweeping::{self, DEFAULT_WINDOW},
     },
 };
@@ -138,7 +138,7 @@ async fn must_be_there(bucket: &dyn Bucket, volume: &VolumeName) -> Result<(), S
 }
 
 async fn must_keep(bucket: &dyn Bucket) -> Result<(), SnapshotError> {
-    match patiently(|| probe::read_lifetime(bucket)).await? {
+    match patiently(|| lifetime::read(bucket)).await? {
         Some(_) => Err(SnapshotError::AgesOut),
         None => Ok(()),
     }

@@ -25,7 +25,7 @@ pub struct Listed {
 pub async fn list(bucket: &SharedBucket, volume: Option<&VolumeName>) -> Result<Vec<Listed>, SnapshotError> {
     let names = match volume {
         Some(volume) => vec![volume.clone()],
-        None => volumes::names(bucket.as_ref()).await?,
+        None => volumes::live_names(bucket.as_ref()).await?,
     };
     let mut all = Vec::new();
     for volume in names {

@@ -20,6 +20,7 @@ use crate::{
         volume::{Base, Stack, VolumeName, VolumePattern},
     },
     namespace::{
+        deleted::DeletedVolumes,
         follow::SegmentKey,
         stack::{self, StackError},
         together::together,
@@ -60,7 +61,8 @@ pub enum Standing {
 )]
 #[derive(Debug, Default)]
 pub struct Volume {
-    has_json: bool,
+    /// Of its settings.
+    json: Option<Meta>,
     pub standing: Standing,
     /// Its writers are trusted less: it keeps its blobs apart, or is called so. What they write must not end a sweep.
     pub is_apart: bool,
@@ -161,7 +163,7 @@ pub async fn listed_again(
     add_listed(asking, &mut volumes).await?;
     let fresh = volumes.keys().filter(|name| !known.contains_key(*name));
     let asks = fresh.cloned().map(|name| {
-        let (asking, has_json) = (asking.clone(), volumes[&name].has_json);
+        let (asking, has_json) = (asking.clone(), volumes[&name].json.is_some());
         let is_untrusted = untrusted.iter().any(|untrusted| untrusted.matches(&name));
         async move {
             let is_apart = is_untrusted || has_json && is_apart(&asking, &name).await?;
@@ -238,7 +240,7 @@ async fn add_listed(asking: &Asking, volumes: &mut Volumes) -> Result<(), SweepE
                 Kind::Snapshot(tag) => {
                     volume.snapshots.insert(tag);
                 }
-                Kind::Json => volume.has_json = true,
+                Kind::Json => volume.json = Some(meta),
                 Kind::Blob => volume.has_blobs = true,
                 Kind::Stays => {}
             }
@@ -282,8 +284,18 @@ async fn settings(asking: &Asking, name: &VolumeName) -> Result<Settings, SweepE
 
 /// Reads what lies over what, and from when on.
 async fn add_stacks(asking: &Asking, volumes: &mut Volumes) -> Result<(), SweepError> {
-    let with_json = volumes.iter().filter(|(_, volume)| volume.has_json);
-    let names: Vec<VolumeName> = with_json.map(|(name, _)| name.clone()).collect();
+    let deleted = DeletedVolumes::read(asking.bucket()).await?;
+    let mut names = Vec::new();
+    for (name, volume) in volumes.iter_mut() {
+        let Some(json) = volume.json else { continue };
+        match deleted.get(name, Some((json.modified_millis, json.size))) {
+            Some(known) => {
+                volume.standing = Standing::Deleted;
+                volume.is_apart = known.own_prefix;
+            }
+            None => names.push(name.clone()),
+        }
+    }
     let asks = names.into_iter().map(|name| {
         let asking = asking.clone();
         async move {

@@ -42,7 +42,7 @@ use crate::{
         tree::Tree,
     },
     store::rows::{Ino, TreeLayer},
-    tier::{Body, Bucket, Etag, SharedBucket, TierError, layout, probe},
+    tier::{Body, Bucket, Etag, SharedBucket, TierError, layout, lifetime},
     upload::{UploadError, vouch::Voucher},
 };
 
@@ -305,7 +305,7 @@ impl Teller {
         if self.unknown.is_none() {
             return false;
         }
-        let Ok(lifetime) = probe::read_lifetime(self.bucket.as_ref()).await else {
+        let Ok(lifetime) = lifetime::read(self.bucket.as_ref()).await else {
             return false;
         };
         let voucher = self.unknown.take();

@@ -13,6 +13,7 @@ use crate::{
     namespace::{
         catalog::compact::{CompactOptions, Outcome},
         change::{Entry, EntryBlob, EntryChunks, PathChange},
+        deleted::{DeletedVolume, DeletedVolumes},
         promote,
         segment::{self, Head},
         stack::{self, ForkPoint},
@@ -242,4 +243,46 @@ async fn all_of_a_fork_whose_deletion_is_not_decided_is_kept() {
     }
     assert_eq!(world.stored(), 2);
     assert!(door.head(&layout::head("job")).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn a_fork_that_is_known_to_be_deleted_is_not_asked_and_one_that_is_put_back_is() {
+    for own_prefix in [false, true] {
+        let made = Made {
+            own_prefix,
+            ..Made::default()
+        };
+        let world = new_world().await;
+        job_with_a_name(&world, made).await;
+        let door: SharedBucket = Arc::new(Door::open(&world));
+        let key = layout::volume("job");
+        let (live, _) = stack::read_json(door.as_ref(), &job()).await.unwrap().unwrap();
+        delete(&door).await;
+        let listed = door.list(&key, None).await.unwrap().objects.remove(0);
+        let known = DeletedVolume::new(&listed, own_prefix);
+        let none = DeletedVolumes::default();
+        none.add(door.as_ref(), [(job(), known)].into()).await;
+        let before = world.reads(|read| read == key);
+        // What is left of a volume that keeps its blobs apart stops nothing.
+        if own_prefix {
+            put(&world, "volumes/job/odd", b"odd".to_vec()).await;
+        }
+        sweep(&world).await.unwrap();
+        assert_eq!(world.reads(|read| read == key), before);
+        // By hand, with all that it had.
+        let again = new_world().await;
+        job_with_a_name(&again, Made::default()).await;
+        let door = Door::open(&again);
+        let none = DeletedVolumes::default();
+        none.add(&door, [(job(), known)].into()).await;
+        let (json, etag) = stack::read_json(&door, &job()).await.unwrap().unwrap();
+        assert!(json.deleted_millis.is_none() && live.deleted_millis.is_none());
+        let put = door.put_if(&key, Body::raw(json.encode()), &etag).await;
+        assert!(matches!(put, Ok(Put::Written(_))));
+        for _ in 0..3 {
+            again.advance(WINDOW + 1);
+            sweep(&again).await.unwrap();
+        }
+        assert_eq!(again.stored(), 2);
+    }
 }
