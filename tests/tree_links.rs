@@ -226,6 +226,43 @@ fn a_name_of_a_lower_file_that_goes_leaves_the_others_to_the_parent() {
 }
 
 #[test]
+fn the_newest_of_many_names_says_what_a_file_is_like_in_whatever_order_they_are_heard() {
+    let a = Machine::new(1);
+    let ino = a.make("f-0", 0o600);
+    // More than are merged at once.
+    let names: Vec<String> = (0..600).map(|number| format!("f-{number}")).collect();
+    for name in &names[1..] {
+        a.link(ino, name);
+    }
+    let mut told = a.publish();
+    a.chmod("f-7", 0o640);
+    let second = a.publish();
+    a.chmod("f-599", 0o644);
+    let third = a.publish();
+    assert_eq!((second.len(), third.len()), (600, 600));
+    a.tree.unlink(Ino::ROOT, b"f-0").unwrap();
+    let gone = a.publish();
+    told.extend(second);
+    told.extend(third);
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    for turn in 0..4_u64 {
+        let b = Machine::new(2 + turn);
+        // The same every time, and not the order in which they were made.
+        let key = |change: &PathChange| change.stamp.millis.wrapping_mul(2 * turn + 1) % 1_009;
+        let mut heard = told.clone();
+        match turn {
+            0 => {}
+            1 => heard.reverse(),
+            _ => heard.sort_by_key(key),
+        }
+        b.hear(TOP, &heard);
+        b.assert_one(&names, 0o644);
+        b.hear(TOP, &gone);
+        b.assert_one(&names[1..], 0o644);
+    }
+}
+
+#[test]
 fn a_file_has_as_many_names_as_on_ext4() {
     const MOST: u32 = 65_000;
     let machine = Machine::new(1);

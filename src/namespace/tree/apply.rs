@@ -185,7 +185,7 @@ fn place_file(
         Some(node)
             if node.link_id == entry.link_id
                 && holds(&node, &content, entry)
-                && edit.is_of_layer(&node, layer)? =>
+                && edit.span(&node)?.is_of(layer) =>
         {
             Some(node.ino)
         }
@@ -209,7 +209,7 @@ fn place_file(
     let is_newest = match known {
         Some(known) => {
             let node = edit.node(known)?.ok_or(TreeError::NotFound)?;
-            edit.own_names(&node)?.iter().all(|row| row.stamp <= stamp)
+            edit.span(&node)?.is_up_to(stamp)
         }
         None => true,
     };
@@ -286,10 +286,6 @@ impl Edit<'_> {
         Ok(self
             .name(Ino::LINKS, &link_name(layer, id))?
             .and_then(|row| live(row.state)))
-    }
-
-    fn is_of_layer(&self, file: &NodeRow, layer: TreeLayer) -> Result<bool, TreeError> {
-        Ok(self.own_names(file)?.iter().all(|row| row.layer == layer))
     }
 }
 

@@ -15,7 +15,7 @@ use std::{
     time::Instant,
 };
 
-use super::{InUse, Notice, Tree, encode_clock, seen_at, wall_nanos};
+use super::{InUse, Notice, Tree, encode_clock, seen_at, span::Span, wall_nanos};
 use crate::{
     base::clock::Stamp,
     namespace::{TreeError, preset::Preset},
@@ -38,7 +38,8 @@ pub(super) struct Edit<'a> {
     pub(super) now: i64,
     nodes: HashMap<Ino, Option<Arc<NodeRow>>>,
     /// By parent.
-    names: HashMap<Ino, HashMap<Vec<u8>, Option<Arc<NameRow>>>>,
+    pub(super) names: HashMap<Ino, HashMap<Vec<u8>, Option<Arc<NameRow>>>>,
+    pub(super) spans: HashMap<Ino, Span>,
     extra: Vec<Change>,
     stamped: Option<Stamp>,
     /// The change made is the first close of a new file: it takes its place now, not at its
@@ -73,6 +74,7 @@ impl<'a> Edit<'a> {
             now: wall_nanos(),
             nodes: HashMap::new(),
             names: HashMap::new(),
+            spans: HashMap::new(),
             extra: Vec::new(),
             stamped: None,
             first_close: None,
@@ -146,6 +148,7 @@ impl<'a> Edit<'a> {
     }
 
     fn put_name(&mut self, parent: Ino, name: Vec<u8>, row: Option<NameRow>) {
+        self.note_span(parent, &name, row.as_ref());
         let names = self.names.entry(parent).or_default();
         names.insert(name, row.map(Arc::new));
     }

@@ -84,6 +84,7 @@ mod pending;
 mod places;
 mod remade;
 mod rename;
+mod span;
 mod used;
 
 use edit::Edit;
