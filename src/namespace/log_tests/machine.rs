@@ -261,33 +261,42 @@ impl Machine {
             .find(|made| made.stamp == seen.1)
             .expect("it was made")
             .place;
-        // In the time of the world, as the places and acknowledgements are.
-        let published = self.world.published_at(seen).saturating_add_signed(-author.skew);
         for earlier in made.iter().filter(|made| made.place < place) {
-            if self.shows(&earlier.path, earlier.stamp) {
+            if self.shows(&earlier.path, earlier.stamp) || author.is_replaced(&earlier.path, earlier.stamp) {
                 continue;
             }
-            let of_name = made.iter().filter(|made| made.path == earlier.path);
-            let is_acknowledged = |made: &&Made| made.acknowledged.is_some_and(|at| at < published);
-            let acknowledged = of_name
-                .clone()
-                .filter(is_acknowledged)
-                .map(|made| made.place)
-                .max();
-            let oldest = of_name
-                .clone()
-                .find(|made| Some(made.place) > acknowledged)
-                .expect("it is one");
-            let held = published.saturating_sub(oldest.at);
-            let excused = author.is_replaced(&earlier.path, earlier.stamp)
-                || held >= ORDER_HOLD.as_millis() as u64
-                    && author.is_changed_again(&earlier.path, earlier.place);
+            // It came by any of these; the first may have landed behind where this machine read.
+            let times = self.world.published_at(seen);
+            let held = times.iter().map(|published| {
+                // In the time of the world, as the places and acknowledgements are.
+                Self::held(
+                    &made,
+                    &earlier.path,
+                    published.saturating_add_signed(-author.skew),
+                )
+            });
+            let held = held.max().expect("it was published");
+            let excused = held >= ORDER_HOLD.as_millis() as u64
+                && author.is_changed_again(&earlier.path, earlier.place);
             assert!(
                 excused,
                 "{:?} shows {seen:?} before {earlier:?}, held {held} ms",
                 self.id
             );
         }
+    }
+
+    /// For how many milliseconds a segment of the time `published` had waited for a change of a name.
+    fn held(made: &[Made], path: &[u8], published: u64) -> u64 {
+        let of_name = made.iter().filter(|made| made.path == path);
+        let is_acknowledged = |made: &&Made| made.acknowledged.is_some_and(|at| at < published);
+        let acknowledged = of_name
+            .clone()
+            .filter(is_acknowledged)
+            .map(|made| made.place)
+            .max();
+        let oldest = of_name.clone().find(|made| Some(made.place) > acknowledged);
+        published.saturating_sub(oldest.expect("it is one").at)
     }
 }
 

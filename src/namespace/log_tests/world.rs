@@ -1,7 +1,7 @@
 //! A bucket in memory with a clock that is turned by hand, and faults by seed.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     ops::Range,
     sync::{Arc, Mutex, MutexGuard},
 };
@@ -32,8 +32,8 @@ struct State {
     on_the_way: Vec<(u64, String, Bytes)>,
     /// Changes whose blobs are in the bucket.
     durable: HashSet<ChangeName>,
-    /// The time in the key of the first segment that carried a change.
-    published: HashMap<ChangeName, u64>,
+    /// The times in the keys of the segments that carried a change.
+    published: HashMap<ChangeName, BTreeSet<u64>>,
     random: u64,
     faults: bool,
     /// What becomes of the next requests, before chance decides.
@@ -64,11 +64,8 @@ impl State {
     fn land(&mut self, key: String, bytes: Bytes) {
         let decoded = segment::decode(&bytes).expect("it was inspected when it was sent");
         for change in decoded.changes {
-            let at = self
-                .published
-                .entry((change.path, change.stamp))
-                .or_insert(u64::MAX);
-            *at = decoded.head.published_millis.min(*at);
+            let times = self.published.entry((change.path, change.stamp)).or_default();
+            times.insert(decoded.head.published_millis);
         }
         assert!(!self.objects.contains_key(&key), "{key} was written twice");
         self.objects.insert(key, bytes);
@@ -158,9 +155,9 @@ impl World {
         self.state().durable.insert(change);
     }
 
-    /// The time in the key of the first segment that carried it, of those in the bucket.
-    pub fn published_at(&self, change: &ChangeName) -> u64 {
-        self.state().published[change]
+    /// The times in the keys of the segments in the bucket that carried it.
+    pub fn published_at(&self, change: &ChangeName) -> BTreeSet<u64> {
+        self.state().published[change].clone()
     }
 
     pub fn segments(&self) -> BTreeMap<String, Bytes> {
