@@ -29,7 +29,7 @@
 //! Of `d` volumes that were deleted and `n` that live, looking for forks costs a LIST for a thousand of both, a GET of
 //! 15 bytes for each of `d` (40 before compression), and one GET for each of `n` and of at most [`ENOUGH`] that were deleted
 //! last. A thousand jobs a day with a fork each make 365,000 after a year: 365 LISTs and some 5 MB, 0.2 cents and some
-//! 20 s, instead of 365,000 GETs, 15 cents and 20 minutes at sixteen at once. At [`MAX_BYTES`], 1,500,000 volumes, no more are
+//! 20 s, instead of 365,000 GETs, 15 cents and 20 minutes at sixteen at once. At 64 MiB, 1,500,000 volumes, no more are
 //! added. What comes after: a tombstone for each name in one place by itself, so that listings do not meet it either.
 
 use std::collections::BTreeMap;
