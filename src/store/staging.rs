@@ -304,22 +304,23 @@ mod tests {
     #[test]
     fn spares_are_made_when_few_are_left_and_are_as_new_when_they_are_given() {
         let rig = Rig::new();
-        let files = || fs::read_dir(rig.staging.dir()).unwrap().count();
-        assert_eq!(files(), 0);
-        rig.staging.prepare();
-        until("there are spares", || files() == SPARES);
+        let staging = &rig.staging;
+        let are_there = || staging.spares().len() == SPARES;
+        assert!(staging.spares().is_empty());
+        staging.prepare();
+        until("there are spares", are_there);
+        let spares: HashSet<StagingId> = staging.spares().iter().map(|(id, _)| *id).collect();
         let old = SystemTime::now();
         sleep(Duration::from_millis(20));
         let mut given = HashSet::new();
-        for _ in 0..=SPARES - FEW {
-            rig.staging.prepare();
-            let (id, file) = rig.staging.create().unwrap();
-            assert!(given.insert(id));
+        for _ in 0..SPARES - FEW {
+            staging.prepare();
+            let (id, file) = staging.create().unwrap();
+            assert!(given.insert(id) && spares.contains(&id));
             assert!(file.metadata().unwrap().modified().unwrap() > old);
         }
-        assert_eq!(files(), SPARES);
-        rig.staging.prepare();
-        until("there are new ones", || files() == SPARES + given.len());
+        staging.prepare();
+        until("there are new ones", are_there);
     }
 
     #[test]
