@@ -1,7 +1,7 @@
-//! Which CPUs a thread may run on, and whether it makes way there.
+//! Which CPUs a thread may run on, and whether it makes way there or comes first.
 //!
-//! A thread inherits both from the one that starts it. Where a thread keeps to one CPU for a while, what it
-//! starts in that time has to be let go again: see [`remember`] and [`anywhere`].
+//! A thread inherits all of that from the one that starts it. Where a thread keeps to one CPU for a while, or comes first,
+//! what it starts in that time has to be let go again: see [`remember`] and [`anywhere`].
 
 use std::{
     fs::File,
@@ -11,26 +11,49 @@ use std::{
 
 use rustix::{
     io,
+    process::{getpriority_process, setpriority_process},
     thread::{CpuSet, Pid, gettid, sched_getaffinity, sched_setaffinity},
 };
 
-static OF_THE_PROCESS: OnceLock<CpuSet> = OnceLock::new();
+/// How threads run that nothing was decided for.
+#[derive(Debug)]
+struct Usual {
+    cpus: CpuSet,
+    /// See nice(2).
+    nice: i32,
+}
 
-/// Notes which CPUs the process may use: those of this thread. To be called before any thread keeps to one.
+static USUAL: OnceLock<Usual> = OnceLock::new();
+
+/// By how much the nice value of a thread that comes first is lower: it gets three times the share of another, and mostly
+/// the CPU at once when it wakes.
+const FIRST: i32 = 5;
+
+/// Notes how the process runs: as this thread does. To be called before any thread keeps to one CPU or comes first.
 pub fn remember() {
-    if let Ok(cpus) = sched_getaffinity(None) {
-        let _ = OF_THE_PROCESS.set(cpus);
+    if let (Ok(cpus), Ok(nice)) = (sched_getaffinity(None), getpriority_process(None)) {
+        let _ = USUAL.set(Usual { cpus, nice });
+    }
+}
+
+/// Lets this thread come before others when it wants to run, for one for which programs wait. Does nothing without
+/// `CAP_SYS_NICE`, or before [`remember`].
+pub fn come_first() {
+    if let Some(usual) = USUAL.get() {
+        // On Linux a nice value is that of a thread, see setpriority(2).
+        let _ = setpriority_process(Some(gettid()), usual.nice - FIRST);
     }
 }
 
 /// Lets this thread run wherever the process may; for threads that others start. Does nothing before [`remember`].
 pub fn anywhere() {
-    if let Some(cpus) = OF_THE_PROCESS.get() {
+    if let Some(Usual { cpus, nice }) = USUAL.get() {
         if policy(None) == libc::SCHED_IDLE {
             let _ = set_policy(None, libc::SCHED_OTHER);
         }
         // Those that were taken from the process since are left out by the kernel.
         let _ = sched_setaffinity(None, cpus);
+        let _ = setpriority_process(Some(gettid()), *nice);
     }
 }
 
