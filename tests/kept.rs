@@ -73,6 +73,7 @@ fn a_listing_is_asked_for_once_and_never_old(kind: StoreKind) {
         assert_eq!(names(&b.path("dir")), set(&["one", "two"]));
     }
     assert_eq!(asked(&b, "READDIR"), before, "the kernel lists by itself");
+    assert!(asked(&b, " OPENDIR") <= 1, "and opens by itself: {}", b.log());
     // By a program here.
     file(&b.path("dir/three"), b"3");
     fs::rename(b.path("dir/one"), b.path("dir/four")).unwrap();

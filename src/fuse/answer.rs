@@ -8,7 +8,7 @@ use fuser::{
 };
 
 use super::{convert, turns};
-use crate::vfs::{Attr, FsStat, Opened, OpenedDir, VfsError};
+use crate::vfs::{Attr, FsStat, Opened, VfsError};
 
 pub(super) fn entry(reply: ReplyEntry, result: Result<Option<Attr>, VfsError>) {
     entry_for(reply, result, &super::front::TTL);
@@ -74,16 +74,12 @@ pub(super) fn open(reply: ReplyOpen, result: Result<Opened, VfsError>) {
     }
 }
 
-pub(super) fn open_dir(reply: ReplyOpen, result: Result<OpenedDir, VfsError>) {
+/// `keep_entries`: those that the kernel has of the directory are still right.
+pub(super) fn open_dir(reply: ReplyOpen, keep_entries: bool) {
     turns::answering();
-    match result {
-        Err(err) => reply.error(convert::errno(&err)),
-        Ok(opened) => {
-            let mut flags = FopenFlags::FOPEN_CACHE_DIR;
-            flags.set(FopenFlags::FOPEN_KEEP_CACHE, opened.keep_entries);
-            reply.opened(FileHandle(opened.handle), flags);
-        }
-    }
+    let mut flags = FopenFlags::FOPEN_CACHE_DIR;
+    flags.set(FopenFlags::FOPEN_KEEP_CACHE, keep_entries);
+    reply.opened(FileHandle(0), flags);
 }
 
 pub(super) fn create(reply: ReplyCreate, attr: &Attr, opened: &Opened) {

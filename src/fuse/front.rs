@@ -48,6 +48,8 @@ pub(super) struct Front {
     pub(super) runtime: tokio::runtime::Handle,
     /// Asked for by the user; cleared when the kernel does not offer it.
     passthrough: Arc<AtomicBool>,
+    /// What the kernel kept of directories is asked for at each open.
+    opens_dirs: bool,
     turns: Turns,
 }
 
@@ -62,6 +64,7 @@ impl Front {
             vfs,
             runtime,
             passthrough,
+            opens_dirs: true,
             turns,
         }
     }
@@ -74,6 +77,7 @@ impl Front {
 impl Filesystem for Front {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
         super::negotiate::agree(config, &self.passthrough);
+        self.opens_dirs = super::negotiate::must_open_dirs(config);
         Ok(())
     }
 
@@ -414,33 +418,45 @@ impl Filesystem for Front {
 
     fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         let _turn = self.turns.take(Work::Quick, req.pid());
-        answer::open_dir(reply, self.vfs.open_dir(convert::ino(ino)));
+        if self.opens_dirs {
+            answer::open_dir(reply, self.vfs.open_dir(convert::ino(ino)));
+        } else {
+            // The kernel opens them by itself from now on.
+            reply.error(Errno::ENOSYS);
+        }
     }
 
-    fn readdir(&self, req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {
+    fn readdir(&self, req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, reply: ReplyDirectory) {
         let _turn = self.turns.take(Work::Long, req.pid());
+        let dir = convert::ino(ino);
         self.with_loaded(reply, [], later::directory, move |vfs, []| {
-            vfs.read_dir(fh.into(), offset)
+            vfs.read_dir(dir, offset)
         });
     }
 
     fn readdirplus(
         &self,
         req: &Request,
-        _ino: INodeNo,
-        fh: FileHandle,
+        ino: INodeNo,
+        _fh: FileHandle,
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
         let _turn = self.turns.take(Work::Long, req.pid());
-        let vfs = Arc::clone(&self.vfs);
-        let answer = move |reply, page| later::directory_plus(&vfs, fh.into(), reply, page);
-        self.with_loaded(reply, [], answer, move |vfs, []| vfs.read_dir(fh.into(), offset));
+        let (vfs, dir) = (Arc::clone(&self.vfs), convert::ino(ino));
+        let answer = move |reply, page| later::directory_plus(&vfs, dir, reply, page);
+        self.with_loaded(reply, [], answer, move |vfs, []| vfs.read_dir(dir, offset));
     }
 
-    fn releasedir(&self, req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+    fn releasedir(
+        &self,
+        req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
         let _turn = self.turns.take(Work::Quick, req.pid());
-        self.vfs.release_dir(fh.into());
         reply.ok();
     }
 

@@ -5,7 +5,10 @@ use std::{ffi::OsStr, os::unix::ffi::OsStrExt, sync::Arc};
 use fuser::{Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
 
 use super::{convert, front::Front, lookup};
-use crate::vfs::{DirPage, Vfs, VfsError};
+use crate::{
+    store::rows::Ino,
+    vfs::{DirPage, Vfs, VfsError},
+};
 
 impl Front {
     /// Answers in place; when a directory is not loaded, from a task that loads it first.
@@ -55,7 +58,7 @@ pub(super) fn directory(mut reply: ReplyDirectory, page: Result<DirPage, VfsErro
 
 pub(super) fn directory_plus(
     vfs: &Vfs,
-    handle: u64,
+    dir: Ino,
     mut reply: ReplyDirectoryPlus,
     page: Result<DirPage, VfsError>,
 ) {
@@ -64,7 +67,7 @@ pub(super) fn directory_plus(
         Ok(entries) => entries,
     };
     for entry in entries {
-        let (attr, ttl) = match vfs.entry_attr(handle, &entry) {
+        let (attr, ttl) = match vfs.entry_attr(dir, &entry) {
             Err(err) => return reply.error(convert::errno(&err)),
             Ok(None) => continue,
             Ok(Some((attr, keep))) => (convert::attr(&attr), lookup::ttl(keep)),

@@ -15,6 +15,11 @@ const MAX_BACKGROUND: u16 = 1024;
 /// Bytes that the kernel reads ahead of a sequential reader, and asks for at once.
 const READAHEAD_BYTES: u32 = 1 << 20;
 
+/// Whether the kernel asks before it lists a directory that it has listed before.
+pub(super) fn must_open_dirs(config: &KernelConfig) -> bool {
+    !config.capabilities().contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT)
+}
+
 /// Asks for what the mount wants; `passthrough` is cleared when it was asked for and the kernel does not offer it.
 pub(super) fn agree(config: &mut KernelConfig, passthrough: &AtomicBool) {
     let wanted = InitFlags::FUSE_ASYNC_READ

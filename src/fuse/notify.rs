@@ -3,11 +3,11 @@
 //! The kernel takes locks for that which a request may hold while it waits for
 //! the daemon: so this is done by a thread of its own, which nothing else waits for.
 //!
-//! A name that changed changes what its directory lists: the kernel drops the entries that it kept of it, too, for
-//! programs that have it open and go back to its start. (Each open asks anew whether they are right.)
+//! A name that changed changes what its directory lists: the kernel drops the entries that it kept of it, too. What
+//! programs change through this mount it sees itself.
 //!
-//! Each notice is sent twice, the second time after [`AGAIN`]: a look-up that
-//! was answered just before a change may be entered into the kernel's cache just after
+//! Each notice is sent twice, the second time after [`AGAIN`]: a look-up or a
+//! list of entries that was answered just before a change may be entered into the kernel's cache just after
 //! the first notice, and would stay there for as long as entries live.
 
 use std::{
@@ -88,6 +88,10 @@ fn send_all(notifier: &Notifier, notices: &[Notice]) {
             }
             // A negative offset: the attributes only, the pages stay.
             Notice::Attributes { ino } => notifier.inval_inode(INodeNo(ino.0), -1, 0),
+            Notice::Listing { dir } => {
+                dirs.push(*dir);
+                continue;
+            }
         };
         if let Err(err) = sent {
             tracing::debug!(?notice, error = %err, "the kernel did not take a notice");

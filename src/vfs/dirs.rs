@@ -1,25 +1,27 @@
 //! Listing directories.
 //!
 //! A directory that was listed once is listed again by the kernel alone, from the entries that it kept
-//! (`FOPEN_CACHE_DIR`), as long as each open says that they are still right. So a second `find` asks only whether
-//! each directory changed: 1.7 us a file in directories of 100, 4.9 when they were sent again, 1.4 on ext4
-//! (2 CPUs of a virtual machine; `stat` of each file included).
+//! (`FOPEN_CACHE_DIR`), until it is told that a name in it changed, just as it is told of each name that it keeps. Nobody
+//! tells the daemon that a directory is opened, where the kernel can do without (`FUSE_NO_OPENDIR_SUPPORT`, Linux 5.1): a
+//! second `find` or `git status` asks nothing. On older ones each open says whether the entries are still right.
 //!
 //! A *listing* is the entries of a directory in one edition ([`Tree::edition`](crate::namespace::tree::Tree::edition)), in
-//! order, as far as somebody asked for them. Handles of the same edition share it. It asks the tree for more, a page at a
+//! order, as far as somebody asked for them. Readers of the same edition share it. It asks the tree for more, a page at a
 //! time, from the last name it has. A name that is made or removed meanwhile may or may not be seen, all
 //! others are seen exactly once, as readdir(3) wants it.
 //!
 //! # Invariants
 //!
 //! - An offset names its listing and a place in it, so it never means another entry, whoever gave it: the kernel goes
-//!   on behind an entry that it had kept from another handle when what it kept is dropped in between.
+//!   on behind an entry that it had kept for another reader when what it kept is dropped in between.
+//! - A listing is there as long as somebody may be in the middle of it, also when the directory has changed since: until as
+//!   many readers came to its end as began, and then while there is room; longest until [`MAX_BEGUN`] names are in all.
 //! - What depends on more than the names of the directory (entries of an action cache that are not shown, see
-//!   [`super::lookup`]) is listed anew for each open.
+//!   [`super::lookup`]) is listed anew for each reader, and the kernel drops it again.
 //! - Offsets are positive for programs, and 0 is the start. Numbers of listings come again after 2^31.
 
 use std::{
-    num::NonZeroUsize,
+    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard},
 };
 
@@ -27,7 +29,7 @@ use lru::LruCache;
 
 use super::{Attr, Keep, Vfs, VfsError};
 use crate::{
-    namespace::TreeError,
+    namespace::{TreeError, tree::Notice},
     store::rows::{Ino, NodeKind},
 };
 
@@ -43,27 +45,6 @@ pub struct DirEntry {
 
 /// Entries from an offset on; empty at the end.
 pub type DirPage = Vec<DirEntry>;
-
-/// A directory that is open.
-#[derive(Debug)]
-pub struct OpenedDir {
-    pub handle: u64,
-    /// The entries that the kernel kept of it are still right.
-    pub keep_entries: bool,
-}
-
-#[derive(Debug)]
-pub(super) struct DirHandle {
-    ino: Ino,
-    /// Replaced when the reader goes back to the start of a directory that has changed.
-    listing: Mutex<Arc<Listing>>,
-}
-
-impl DirHandle {
-    fn listing(&self) -> MutexGuard<'_, Arc<Listing>> {
-        self.listing.lock().expect("a panic ends the process")
-    }
-}
 
 #[derive(Debug)]
 struct Listing {
@@ -92,60 +73,127 @@ impl Listing {
 /// Names asked for at once.
 const PAGE: usize = 512;
 
-/// Listings that are kept for the next open, and names in all of them: some 20 MB.
-const MAX_LISTINGS: NonZeroUsize = NonZeroUsize::new(1 << 13).expect("not zero");
+/// Listings that are kept for the next reader, and names in all of them: some 20 MB.
+const MAX_LISTINGS: usize = 1 << 13;
 const MAX_NAMES: usize = 1 << 18;
 
-/// The newest listing of directories, those that were opened last.
+/// Names in all listings, when readers are in the middle of some: some 80 MB.
+const MAX_BEGUN: usize = 1 << 20;
+
+/// Listings, by their numbers: the newest of directories, and those before them that are still being read.
 #[derive(Debug)]
 pub(super) struct Listings {
-    kept: LruCache<Ino, (Arc<Listing>, usize)>,
+    /// Those that were read last come first.
+    all: LruCache<u64, Held>,
+    newest: HashMap<Ino, u64>,
+    /// In all of them.
     names: usize,
     last: u64,
+}
+
+#[derive(Debug)]
+struct Held {
+    dir: Ino,
+    listing: Arc<Listing>,
+    names: usize,
+    /// Readers that began, and did not come to the end.
+    begun: u32,
 }
 
 impl Listings {
     pub(super) fn new() -> Self {
         Self {
-            kept: LruCache::new(MAX_LISTINGS),
+            all: LruCache::unbounded(),
+            newest: HashMap::new(),
             names: 0,
             last: 0,
         }
     }
 
-    fn make(&mut self, edition: u64) -> Arc<Listing> {
+    /// The newest listing of a directory, if it is of this edition.
+    fn newest(&self, dir: Ino, edition: u64) -> Option<&Arc<Listing>> {
+        let held = self.all.peek(self.newest.get(&dir)?)?;
+        (held.listing.edition == edition).then_some(&held.listing)
+    }
+
+    /// Somebody begins to read: the newest listing of a directory, or a new one.
+    fn begin(&mut self, dir: Ino, edition: u64) -> Arc<Listing> {
+        let listing = match self.newest(dir, edition) {
+            Some(listing) => Arc::clone(listing),
+            None => self.make(dir, edition),
+        };
+        if let Some(held) = self.all.get_mut(&listing.number) {
+            held.begun += 1;
+        }
+        self.limit();
+        listing
+    }
+
+    fn make(&mut self, dir: Ino, edition: u64) -> Arc<Listing> {
         self.last += 1;
-        Arc::new(Listing {
+        let number = self.last & (u64::MAX >> 33);
+        self.remove(number);
+        let listing = Arc::new(Listing {
             edition,
-            number: self.last & (u64::MAX >> 33),
+            number,
             seen: Mutex::default(),
-        })
+        });
+        let held = Held {
+            dir,
+            listing: Arc::clone(&listing),
+            names: 0,
+            begun: 0,
+        };
+        self.newest.insert(dir, number);
+        self.all.put(number, held);
+        listing
     }
 
-    fn get(&mut self, dir: Ino) -> Option<Arc<Listing>> {
-        self.kept.get(&dir).map(|(listing, _)| Arc::clone(listing))
-    }
-
-    fn drop_kept(&mut self, dir: Ino) {
-        if let Some((_, names)) = self.kept.pop(&dir) {
-            self.names -= names;
+    fn remove(&mut self, number: u64) {
+        if let Some(held) = self.all.pop(&number) {
+            self.names -= held.names;
+            if self.newest.get(&held.dir) == Some(&number) {
+                self.newest.remove(&held.dir);
+            }
         }
     }
 
-    /// Keeps a listing that has `names` names by now, as long as there is room.
-    fn put(&mut self, dir: Ino, listing: &Arc<Listing>, names: usize) {
-        if names > MAX_NAMES {
-            return self.drop_kept(dir);
+    /// The listing of this number, for who is in the middle of it.
+    fn go_on(&mut self, dir: Ino, number: u64) -> Option<Arc<Listing>> {
+        let held = self.all.get(&number).filter(|held| held.dir == dir)?;
+        Some(Arc::clone(&held.listing))
+    }
+
+    /// A listing was read, and has so many names by now; `ended`: to its end; `depends`: it is for this reader only.
+    fn was_read(&mut self, listing: &Listing, names: usize, ended: bool, depends: bool) {
+        let number = listing.number;
+        let Some(held) = self.all.peek_mut(&number) else {
+            return;
+        };
+        self.names = self.names + names - std::mem::replace(&mut held.names, names);
+        held.begun -= u32::from(ended && held.begun > 0);
+        let dir = held.dir;
+        if depends && self.newest.get(&dir) == Some(&number) {
+            self.newest.remove(&dir);
         }
-        self.names += names;
-        if let Some((_, (_, names))) = self.kept.push(dir, (Arc::clone(listing), names)) {
-            self.names -= names;
+        self.limit();
+    }
+
+    /// Drops what was not read for long: first what nobody is in the middle of.
+    fn limit(&mut self) {
+        while self.all.len() > MAX_LISTINGS || self.names > MAX_NAMES {
+            let idle = self.all.iter().rev().find(|(_, held)| held.begun == 0);
+            let Some(number) = idle.map(|(&number, _)| number) else {
+                break;
+            };
+            self.remove(number);
         }
-        while self.names > MAX_NAMES {
-            let Some((_, (_, names))) = self.kept.pop_lru() else {
+        // The one that was read last stays.
+        while (self.all.len() > MAX_LISTINGS || self.names > MAX_BEGUN) && self.all.len() > 1 {
+            let Some(number) = self.all.peek_lru().map(|(&number, _)| number) else {
                 return;
             };
-            self.names -= names;
+            self.remove(number);
         }
     }
 }
@@ -156,31 +204,10 @@ fn offset_of(listing: &Listing, count: usize) -> u64 {
 }
 
 impl Vfs {
-    pub fn open_dir(&self, ino: Ino) -> Result<OpenedDir, VfsError> {
+    /// For kernels that open directories: whether the entries that they kept of one are still right.
+    pub fn open_dir(&self, ino: Ino) -> bool {
         self.used();
-        self.tree.touch(ino);
-        let (listing, keep_entries) = self.listing_of(ino);
-        let handle = self.dirs.insert(DirHandle {
-            ino,
-            listing: Mutex::new(listing),
-        });
-        Ok(OpenedDir { handle, keep_entries })
-    }
-
-    pub fn release_dir(&self, handle: u64) {
-        self.dirs.remove(handle);
-    }
-
-    /// The listing of a directory as it is now, and whether somebody had it before.
-    fn listing_of(&self, dir: Ino) -> (Arc<Listing>, bool) {
-        let edition = self.tree.edition(dir);
-        let mut listings = self.listings();
-        if let Some(listing) = listings.get(dir).filter(|listing| listing.edition == edition) {
-            return (listing, true);
-        }
-        let listing = listings.make(edition);
-        listings.put(dir, &listing, 0);
-        (listing, false)
+        self.listings().newest(ino, self.tree.edition(ino)).is_some()
     }
 
     fn listings(&self) -> MutexGuard<'_, Listings> {
@@ -188,25 +215,24 @@ impl Vfs {
     }
 
     /// Entries from `offset` on, `.` and `..` first. Offset 0 looks at the directory anew.
-    pub fn read_dir(&self, handle: u64, offset: u64) -> Result<DirPage, VfsError> {
-        let dir = self.dirs.get(handle).ok_or(VfsError::BadHandle)?;
-        let node = self.tree.node(dir.ino)?.ok_or(TreeError::NotFound)?;
+    pub fn read_dir(&self, dir: Ino, offset: u64) -> Result<DirPage, VfsError> {
+        self.used();
+        self.tree.touch(dir);
+        let node = self.tree.node(dir)?.ok_or(TreeError::NotFound)?;
         let up = node.dir.as_ref().ok_or(TreeError::NotDirectory)?.up;
-        let (listing, start) = self.place_of(&dir, offset);
+        let (listing, start) = self.place_of(dir, offset);
         let mut seen = listing.seen();
         if seen.entries.is_empty() {
-            seen.entries
-                .push((b".".as_slice().into(), dir.ino, NodeKind::Dir));
+            seen.entries.push((b".".as_slice().into(), dir, NodeKind::Dir));
             seen.entries.push((b"..".as_slice().into(), up, NodeKind::Dir));
         }
-        let before = seen.entries.len();
         while seen.entries.len() <= start + 2 && !seen.complete {
-            let (names, next) = self.tree.list(dir.ino, seen.after.as_deref(), PAGE)?;
+            let (names, next) = self.tree.list(dir, seen.after.as_deref(), PAGE)?;
             let (mut page, mut depends) = (Vec::with_capacity(names.len()), false);
             for (name, node) in names {
-                let place = self.tree.name_rule(dir.ino, &name)?.action;
+                let place = self.tree.name_rule(dir, &name)?.action;
                 depends |= place.is_some();
-                if !place.is_some_and(|place| self.is_known_withheld(dir.ino, place, &node)) {
+                if !place.is_some_and(|place| self.is_known_withheld(dir, place, &node)) {
                     page.push((name.into(), node.ino, node.kind));
                 }
             }
@@ -216,9 +242,8 @@ impl Vfs {
             seen.complete = next.is_none();
             seen.after = next;
         }
-        let grown = seen.entries.len();
         let entries = seen.entries.iter().enumerate().skip(start).take(PAGE);
-        let page = entries
+        let page: DirPage = entries
             .map(|(index, (name, ino, kind))| DirEntry {
                 name: name.to_vec(),
                 ino: *ino,
@@ -226,53 +251,125 @@ impl Vfs {
                 next_offset: offset_of(&listing, index + 1),
             })
             .collect();
-        let depends = seen.depends;
+        let (names, depends) = (seen.entries.len(), seen.depends);
         drop(seen);
-        if grown != before || depends {
-            let mut listings = self.listings();
-            let kept = listings.get(dir.ino);
-            if kept.is_some_and(|kept| Arc::ptr_eq(&kept, &listing)) {
-                if depends {
-                    listings.drop_kept(dir.ino);
-                } else {
-                    listings.put(dir.ino, &listing, grown);
-                }
-            }
+        self.listings()
+            .was_read(&listing, names, page.is_empty(), depends);
+        if depends {
+            self.tell(vec![Notice::Listing { dir }]);
         }
         Ok(page)
     }
 
     /// The listing in which an offset is, and how many entries are before it.
-    fn place_of(&self, dir: &DirHandle, offset: u64) -> (Arc<Listing>, usize) {
-        let mut mine = dir.listing();
+    fn place_of(&self, dir: Ino, offset: u64) -> (Arc<Listing>, usize) {
+        let edition = self.tree.edition(dir);
+        let mut listings = self.listings();
         if offset == 0 {
-            if self.tree.edition(dir.ino) != mine.edition || mine.seen().depends {
-                *mine = self.listing_of(dir.ino).0;
-            }
-            return (Arc::clone(&mine), 0);
+            return (listings.begin(dir, edition), 0);
         }
         let start = (offset & u64::from(u32::MAX)) as usize;
-        if offset >> 32 == mine.number {
-            return (Arc::clone(&mine), start);
-        }
-        // The kernel had entries of another handle. Should that be too long ago, the place is as good as any.
-        let other = self.listings().get(dir.ino);
-        let other = other.filter(|other| offset >> 32 == other.number);
-        (other.unwrap_or_else(|| Arc::clone(&mine)), start)
+        // Should its listing be gone, too many having been begun since, the place is as good as any.
+        let listing = listings.go_on(dir, offset >> 32);
+        (listing.unwrap_or_else(|| listings.begin(dir, edition)), start)
     }
 
     /// Attributes for an entry that was listed; `None` if the name means something else by
     /// now: the kernel will remember what it is told, unless it is told not to.
-    pub fn entry_attr(&self, handle: u64, entry: &DirEntry) -> Result<Option<(Attr, Keep)>, VfsError> {
-        let dir = self.dirs.get(handle).ok_or(VfsError::BadHandle)?;
+    pub fn entry_attr(&self, dir: Ino, entry: &DirEntry) -> Result<Option<(Attr, Keep)>, VfsError> {
         let (node, keep) = if matches!(entry.name.as_slice(), b"." | b"..") {
             (self.tree.node(entry.ino)?, Keep::Long)
         } else {
-            let node = self.tree.lookup(dir.ino, &entry.name)?;
-            (node, self.keep_of(dir.ino, &entry.name)?)
+            let node = self.tree.lookup(dir, &entry.name)?;
+            (node, self.keep_of(dir, &entry.name)?)
         };
         Ok(node
             .filter(|node| node.ino == entry.ino)
             .map(|node| (self.attr_of(&node), keep)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DIR: Ino = Ino(7);
+
+    /// As a reader that reads all of it.
+    fn read_all(listings: &mut Listings, dir: Ino, edition: u64, names: usize) -> Arc<Listing> {
+        let listing = listings.begin(dir, edition);
+        listings.was_read(&listing, names, false, false);
+        listings.was_read(&listing, names, true, false);
+        listing
+    }
+
+    #[test]
+    fn readers_of_one_edition_share_a_listing() {
+        let mut listings = Listings::new();
+        assert!(listings.newest(DIR, 1).is_none());
+        let one = read_all(&mut listings, DIR, 1, 10);
+        assert!(Arc::ptr_eq(&one, &listings.begin(DIR, 1)));
+        assert!(listings.newest(DIR, 1).is_some());
+        let two = listings.begin(DIR, 2);
+        assert!(!Arc::ptr_eq(&one, &two));
+        assert!(listings.newest(DIR, 1).is_none());
+        assert_ne!(offset_of(&one, 3), offset_of(&two, 3));
+        assert_eq!(listings.go_on(DIR, two.number).unwrap().edition, 2);
+        assert!(
+            listings.go_on(Ino(8), two.number).is_none(),
+            "of another directory"
+        );
+    }
+
+    #[test]
+    fn who_is_in_the_middle_keeps_a_listing_that_others_would_push_out() {
+        let mut listings = Listings::new();
+        let middle = listings.begin(DIR, 1);
+        listings.was_read(&middle, 100, false, false);
+        for edition in 2..20_000 {
+            read_all(&mut listings, Ino(edition % 3 + 7), edition, 100);
+        }
+        assert!(listings.go_on(DIR, middle.number).is_some());
+        assert!(listings.names <= MAX_NAMES && listings.all.len() <= MAX_LISTINGS);
+        assert_eq!(listings.newest.len(), 3);
+        listings.was_read(&middle, 100, true, false);
+        for edition in 20_000..40_000 {
+            read_all(&mut listings, Ino(8), edition, 100);
+        }
+        assert!(
+            listings.go_on(DIR, middle.number).is_none(),
+            "it was read to its end"
+        );
+    }
+
+    #[test]
+    fn names_have_a_limit_whoever_is_in_the_middle() {
+        let mut listings = Listings::new();
+        for dir in 1..100_u64 {
+            let begun = listings.begin(Ino(dir), 1);
+            listings.was_read(&begun, MAX_BEGUN / 8, false, false);
+            assert!(listings.names <= MAX_BEGUN);
+            assert!(listings.go_on(Ino(dir), begun.number).is_some());
+        }
+        let sum: usize = listings.all.iter().map(|(_, held)| held.names).sum();
+        assert_eq!(listings.names, sum);
+        assert!(listings.newest.len() <= listings.all.len());
+        // One that is longer than all that may be kept is there while it is read.
+        let long = listings.begin(DIR, 2);
+        listings.was_read(&long, 2 * MAX_BEGUN, false, false);
+        assert!(listings.go_on(DIR, long.number).is_some());
+        assert_eq!(listings.all.len(), 1);
+        listings.was_read(&long, 2 * MAX_BEGUN, true, false);
+        assert!(listings.all.is_empty());
+        assert_eq!((listings.names, listings.newest.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_listing_for_one_reader_is_given_to_no_other() {
+        let mut listings = Listings::new();
+        let mine = listings.begin(DIR, 1);
+        listings.was_read(&mine, 10, false, true);
+        assert!(!Arc::ptr_eq(&mine, &listings.begin(DIR, 1)));
+        assert!(listings.go_on(DIR, mine.number).is_some(), "it goes on");
     }
 }

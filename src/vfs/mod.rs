@@ -38,7 +38,7 @@ use std::{
 };
 
 pub use attr::Attr;
-pub use dirs::{DirEntry, DirPage, OpenedDir};
+pub use dirs::{DirEntry, DirPage};
 pub use error::VfsError;
 pub use handle::Loan;
 pub use io::Seek;
@@ -112,7 +112,6 @@ pub struct Vfs {
     tree: Arc<Tree>,
     nodes: Shared<Ino, OpenNode>,
     handles: Table<Handle>,
-    dirs: Table<dirs::DirHandle>,
     listings: Mutex<dirs::Listings>,
     settling: seal::Settling,
     /// Which blob filled the pages that the kernel may have of an inode that the daemon served.
@@ -145,7 +144,6 @@ impl Vfs {
             tree,
             nodes: Shared::default(),
             handles: Table::default(),
-            dirs: Table::default(),
             listings: Mutex::new(dirs::Listings::new()),
             settling: seal::Settling::default(),
             pages: Mutex::new(LruCache::new(PAGES_REMEMBERED)),

@@ -17,6 +17,8 @@ pub enum Notice {
     Entry { parent: Ino, name: Vec<u8> },
     /// The attributes changed, the bytes did not.
     Attributes { ino: Ino },
+    /// What the directory lists may be another thing already.
+    Listing { dir: Ino },
 }
 
 /// Changes merged while the tree is locked once: bounds how long a program waits.

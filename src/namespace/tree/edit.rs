@@ -60,7 +60,7 @@ pub(super) struct Edit<'a> {
     /// Directories in which a tool was recognised.
     pub(super) recognised: Vec<(Ino, Preset)>,
     /// A directory has another path now.
-    pub(super) moved: bool,
+    pub(super) moved: Vec<Ino>,
     /// Directories that list something else now.
     relisted: Vec<Ino>,
 }
@@ -85,7 +85,7 @@ impl<'a> Edit<'a> {
             implied: Vec::new(),
             unsealed: Vec::new(),
             recognised: Vec::new(),
-            moved: false,
+            moved: Vec::new(),
             relisted: Vec::new(),
         }
     }
@@ -366,6 +366,8 @@ impl<'a> Edit<'a> {
         {
             let node = self.node_mut(dir)?;
             (node.perm, node.uid, node.gid) = (0o755, 0, 0);
+            // It is seen as before, so nothing is told of its name.
+            self.implied.push(Notice::Attributes { ino: dir });
         }
         let after = {
             let row = self.name(parent, &name)?;
@@ -552,16 +554,13 @@ impl<'a> Edit<'a> {
         let mut notices = self.notices.take().unwrap_or_default();
         notices.append(&mut self.implied);
         let discarded = std::mem::take(&mut self.discarded);
-        if self.moved {
+        if !self.moved.is_empty() {
             self.tree.presets.moved();
         }
         if !self.recognised.is_empty() {
             self.tree.recognised(self.in_use, &self.recognised)?;
         }
-        if !self.recognised.is_empty() || (self.moved && self.tree.presets.is_active()) {
-            // What presets hide, they hide elsewhere now.
-            self.tree.editions.end_all();
-        }
+        notices.extend(self.tree.hides_elsewhere(&self.recognised, &self.moved)?);
         Ok((discarded, notices))
     }
 }

@@ -38,6 +38,10 @@ const META_CHOSEN: &str = "presets/chosen";
 
 /// Pending names that are looked at once more when a preset comes to count.
 const RECONSIDERED: usize = 1 << 17;
+/// Directories of which the kernel is told, when a preset comes to count in them, that what they list may be another thing:
+/// more than a cache of Bazel has. Of others it is told with the next change in them.
+const LISTED_ANEW: usize = 4096;
+
 /// Names changed in one commit then.
 const BATCH: usize = 256;
 
@@ -157,6 +161,34 @@ impl Tree {
         }
         self.ledger.commit(vec![self.recognised_now()])?;
         self.reconsider_pending(in_use)
+    }
+
+    /// What presets hide, they hide elsewhere now: in and below directories in which a tool was `recognised`, or that
+    /// were `moved`. Returns what the kernel has to be told.
+    pub(super) fn hides_elsewhere(
+        &self,
+        recognised: &[(Ino, Preset)],
+        moved: &[Ino],
+    ) -> Result<Vec<Notice>, TreeError> {
+        let moved = moved.iter().filter(|_| self.presets.is_active());
+        let mut dirs: Vec<Ino> = recognised
+            .iter()
+            .map(|(dir, _)| dir)
+            .chain(moved)
+            .copied()
+            .collect();
+        let mut notices = Vec::new();
+        if !dirs.is_empty() {
+            self.editions.end_all();
+        }
+        while let Some(dir) = dirs.pop() {
+            if notices.len() == LISTED_ANEW {
+                break;
+            }
+            notices.push(Notice::Listing { dir });
+            dirs.extend(self.dirs_in(dir)?);
+        }
+        Ok(notices)
     }
 
     fn recognised_now(&self) -> Change {

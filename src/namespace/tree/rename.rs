@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Edit, Removed, Tree, check_name, edit::live};
+use super::{Edit, Notice, Removed, Tree, check_name, edit::live};
 use crate::{
     namespace::TreeError,
     store::rows::{Ino, NameRow, NameState, NodeKind, TreeLayer},
@@ -133,9 +133,10 @@ impl Edit<'_> {
         (place.perm, place.uid, place.gid, place.mtime, place.ctime) = attributes;
         let dir = place.dir.as_mut().ok_or(TreeError::NotDirectory)?;
         (dir.up, dir.name) = (to.0, to.1.to_vec());
-        self.moved = true;
-        // What `..` means in it.
+        self.moved.push(moved);
+        // What `..` means in it, which the kernel keeps as any entry.
         self.lists_anew(moved);
+        self.implied.push(Notice::Listing { dir: moved });
         self.tree_presets().moved();
         let replaced = old_target.as_ref().and_then(|row| row.dir);
         self.own(to.0, to.1, NameState::Live(moved))?;
