@@ -395,59 +395,6 @@ fn wrong_bytes_on_the_way_are_fetched_again() {
     work_under(share(|faults| faults.wrong_bytes = 0.4));
 }
 
-/// The segment of a machine stands still on the way for two minutes; its sender is dead by then, and all
-/// others have read much newer ones.
-#[test]
-fn a_segment_that_lands_two_minutes_late_is_seen_by_all() {
-    const LATE: Duration = Duration::from_secs(120);
-    let lab = Lab::new(StoreKind::S3);
-    let (mut a, b, c) = (machine(&lab, "a"), machine(&lab, "b"), machine(&lab, "c"));
-    file(&a.path("first"), b"first");
-    a.flush();
-    until_there(&b, "first");
-    lab.server().set_faults(Faults {
-        land_later_ms: LATE.as_millis() as u64,
-        land_later_key: "/log/".to_owned(),
-        ..Faults::default()
-    });
-    let faults = lab.server().counts().faults;
-    file(&a.path("late"), b"late");
-    wait::until("the segment is on its way", SOON, || {
-        (lab.server().counts().faults > faults).then_some(())
-    });
-    let sent = Instant::now();
-    a.kill9();
-    lab.server().set_faults(Faults::default());
-    for n in 0.. {
-        // Newer segments come all the time, and everybody reads them.
-        let name = format!("newer-{n}");
-        file(&c.path(&name), name.as_bytes());
-        c.flush();
-        until_there(&b, &name);
-        if sent.elapsed() + Duration::from_secs(10) > LATE {
-            break;
-        }
-        assert!(
-            !b.path("late").exists() && !c.path("late").exists(),
-            "it landed at once"
-        );
-        std::thread::sleep(Duration::from_secs(5));
-    }
-    // A follower looks at its whole window once a minute.
-    for machine in [&b, &c] {
-        wait::until("the late segment is seen", LATE, || {
-            fs::read(machine.path("late"))
-                .ok()
-                .filter(|found| found == b"late")
-        });
-    }
-    assert!(sent.elapsed() + Duration::from_secs(1) >= LATE, "it landed early");
-    let d = machine(&lab, "d");
-    wait::until("a new machine sees it too", SOON, || {
-        fs::read(d.path("late")).ok().filter(|found| found == b"late")
-    });
-}
-
 #[test]
 fn a_server_that_ignores_ranges_serves_right_bytes() {
     let lab = Lab::new(StoreKind::S3);

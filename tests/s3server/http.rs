@@ -106,9 +106,10 @@ impl ServerState {
             tokio::time::sleep(Duration::from_millis(faults.latency_ms)).await;
         }
         let permitted = self.permits(&request, operation);
+        let path = request.uri().path();
         let lands_later = faults.land_later_ms > 0
             && operation == "PutObject"
-            && request.uri().path().contains(&faults.land_later_key);
+            && faults.land_later_keys.iter().any(|key| path.contains(key));
         let wrong = faults
             .choose(operation, number)
             .or((!permitted).then_some(Wrong::Forbidden))
