@@ -28,6 +28,8 @@ on_both_stores!(
     a_restart_while_the_store_is_away_serves_what_is_here,
     a_blob_gone_from_the_store_reads_as_no_such_file,
     a_chunk_found_missing_later_loses_the_name_here,
+    what_is_deleted_before_its_upload_holds_up_nothing,
+    a_mount_that_began_while_the_store_was_away_ends_cleanly,
     bytes_that_do_not_match_are_never_served,
 );
 
@@ -393,6 +395,121 @@ fn stalled_replies_are_given_up_and_retried() {
 #[test]
 fn wrong_bytes_on_the_way_are_fetched_again() {
     work_under(share(|faults| faults.wrong_bytes = 0.4));
+}
+
+/// Lets no blob and no pack into the store, but segments; and lets them again.
+fn refuse_blobs(lab: &Lab, kind: StoreKind, refuse: bool) {
+    match kind {
+        StoreKind::S3 => lab.server().set_faults(Faults {
+            refused_keys: ["/blobs/", "/packs/"]
+                .map(str::to_owned)
+                .into_iter()
+                .filter(|_| refuse)
+                .collect(),
+            ..Faults::default()
+        }),
+        StoreKind::File => {
+            let store = PathBuf::from(lab.url().strip_prefix("file://").unwrap());
+            for dir in ["blobs", "packs"].map(|dir| store.join(dir)) {
+                if refuse {
+                    // Where a folder is to be made.
+                    file(&dir, b"");
+                } else {
+                    fs::remove_file(&dir).unwrap();
+                }
+            }
+        }
+    }
+}
+
+fn what_is_deleted_before_its_upload_holds_up_nothing(kind: StoreKind) {
+    let lab = Lab::new(kind);
+    let (a, b) = (machine(&lab, "a"), machine(&lab, "b"));
+    refuse_blobs(&lab, kind, true);
+    let large = named_content("large", 9_000_000);
+    let sealed = |blobs: u64| {
+        wait::until(&format!("{blobs} blobs wait"), SOON, || {
+            (a.counter("/cache/dirty_blobs") == blobs).then_some(())
+        });
+    };
+    file(&a.path("large"), &large);
+    file(&a.path("small"), b"small");
+    file(&a.path("open"), b"open");
+    file(&a.path("twice"), b"twice");
+    file(&a.path("also"), b"twice");
+    file(&a.path("linked"), b"linked");
+    file(&a.path("renamed"), b"renamed");
+    file(&a.path("written"), b"the old bytes");
+    sealed(7);
+    let refused = a.control("flush", &["--deadline", "1s"]);
+    assert_eq!(refused.status.code(), Some(1), "blobs got into the store");
+
+    let open = ro(&a.path("open"));
+    fs::hard_link(a.path("linked"), a.path("link")).unwrap();
+    fs::rename(a.path("renamed"), a.path("new name")).unwrap();
+    for name in ["large", "small", "open", "twice", "linked"] {
+        fs::remove_file(a.path(name)).unwrap();
+    }
+    fs::write(a.path("written"), b"the new bytes").unwrap();
+    // Of `open`, `also`, `link`, `new name` and `written`.
+    sealed(5);
+    let mut bytes = [0; 4];
+    open.read_exact_at(&mut bytes, 0).unwrap();
+    assert_eq!(&bytes, b"open");
+    drop(open);
+    sealed(4);
+    for (name, bytes) in [("also", "twice"), ("link", "linked"), ("new name", "renamed")] {
+        assert_eq!(content(&a.path(name)), bytes.as_bytes());
+    }
+    for name in ["also", "link", "new name"] {
+        fs::remove_file(a.path(name)).unwrap();
+    }
+    // The bytes of a deleted file, made again.
+    file(&a.path("again"), b"small");
+    fs::remove_file(a.path("written")).unwrap();
+    sealed(1);
+    fs::remove_file(a.path("again")).unwrap();
+    // No blob goes into the store, and nobody waits for one.
+    a.flush();
+    sealed(0);
+    let left: u64 = wait::until("their bytes leave the disk", SOON, || {
+        let resident = a.counter("/cache/resident_bytes");
+        (resident == 0).then_some(resident)
+    });
+    assert_eq!(left, 0);
+
+    refuse_blobs(&lab, kind, false);
+    file(&a.path("large"), &large);
+    file(&a.path("last"), b"last");
+    a.flush();
+    until_there(&b, "last");
+    until_there(&b, "large");
+    assert!(content(&b.path("large")) == large);
+    assert_eq!(fs::read_dir(b.root()).unwrap().count(), 2);
+    lab.assert_blobs_match_their_names();
+    for word in ["cannot be read", "differ"] {
+        assert!(!a.log().contains(word), "the log says {word:?}");
+    }
+}
+
+fn a_mount_that_began_while_the_store_was_away_ends_cleanly(kind: StoreKind) {
+    let lab = Lab::new(kind);
+    let mut a = machine(&lab, "a");
+    file(&a.path("f"), b"f");
+    a.unmount();
+    lab.set_down(true);
+    a.restart();
+    assert_eq!(content(&a.path("f")), b"f");
+    // Until it has tried, and waits to try again.
+    wait::until("it looked for the store", SOON, || {
+        a.status()["follow"]["last_error"].is_string().then_some(())
+    });
+    a.control_ok("unmount", &["--deadline", "90s"]);
+    a.wait_until_ended();
+    let log = a.log();
+    for word in ["still in use", "still being answered", "mends"] {
+        assert!(!log.contains(word), "the log says {word:?}");
+    }
 }
 
 #[test]

@@ -185,6 +185,7 @@ impl Shared {
         while self.wait() {
             ticks += 1;
             self.save(ticks % TICKS_PER_SAVE == 0);
+            self.forget_unwanted();
             self.run();
         }
         self.save(true);
@@ -212,6 +213,12 @@ impl Shared {
     fn save(&self, uses: bool) {
         if let Err(err) = self.blobs.save(uses) {
             error!(error = %chain(&err), "cannot write down what is resident and when it was used");
+        }
+    }
+
+    fn forget_unwanted(&self) {
+        if let Err(err) = self.blobs.forget_unwanted() {
+            error!(error = %chain(&err), "cannot forget blobs that no file has any more");
         }
     }
 

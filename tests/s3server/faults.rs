@@ -35,6 +35,8 @@ pub struct Faults {
     pub land_later_ms: u64,
     /// The writes that do: those with one of these in their keys.
     pub land_later_keys: Vec<String>,
+    /// Writes with one of these in their keys are answered with 503 SlowDown.
+    pub refused_keys: Vec<String>,
     /// Closes every connection at its first request.
     pub down: bool,
     /// Operations answered with 403 AccessDenied, by their names in S3.
@@ -64,6 +66,7 @@ impl Default for Faults {
             latency_ms: 0,
             land_later_ms: 0,
             land_later_keys: Vec::new(),
+            refused_keys: Vec::new(),
             down: false,
             forbidden: Vec::new(),
             missing_is_403: false,

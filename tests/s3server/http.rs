@@ -110,8 +110,10 @@ impl ServerState {
         let lands_later = faults.land_later_ms > 0
             && operation == "PutObject"
             && faults.land_later_keys.iter().any(|key| path.contains(key));
+        let refused = operation == "PutObject" && faults.refused_keys.iter().any(|key| path.contains(key));
         let wrong = faults
             .choose(operation, number)
+            .or(refused.then_some(Wrong::SlowDown))
             .or((!permitted).then_some(Wrong::Forbidden))
             .or(lands_later.then_some(Wrong::LandsLater(faults.land_later_ms)));
         // One that lands later counts from when it is here whole.
