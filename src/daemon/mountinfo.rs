@@ -56,11 +56,11 @@ pub fn at(path: &Path) -> io::Result<Option<Mount>> {
     Ok(topmost(all()?, path))
 }
 
-fn topmost(mounts: Vec<Mount>, path: &Path) -> Option<Mount> {
+pub fn topmost(mounts: Vec<Mount>, path: &Path) -> Option<Mount> {
     mounts.into_iter().rev().find(|mount| mount.path == path)
 }
 
-fn parse(table: &[u8]) -> Vec<Mount> {
+pub fn parse(table: &[u8]) -> Vec<Mount> {
     table.split(|&b| b == b'\n').filter_map(parse_line).collect()
 }
 

@@ -93,7 +93,10 @@ impl Blobs {
                 remove_if_there(&path).map_err(StoreError::disk("remove", &path))?;
             }
         }
-        debug!(blobs = forgotten.len(), "what no file has any more is not uploaded");
+        debug!(
+            blobs = forgotten.len(),
+            "what no file has any more is not uploaded"
+        );
         Ok(forgotten.len())
     }
 

@@ -485,7 +485,9 @@ impl Loop {
     /// Whether a blob may be uploaded now.
     fn is_free(&self, digest: &Digest, now: Instant) -> bool {
         let waits = self.unreadable.get(digest);
-        !self.busy.contains(digest) && !self.shared.ledger.is_unwanted(digest) && waits.is_none_or(|(until, _)| *until <= now)
+        !self.busy.contains(digest)
+            && !self.shared.ledger.is_unwanted(digest)
+            && waits.is_none_or(|(until, _)| *until <= now)
     }
 
     fn finished(&mut self, digest: Digest, result: Result<Outcome, UploadError>) {
