@@ -44,6 +44,8 @@ use volumes::{fork, is_absent, machine, offline_json, spec};
 on_both_stores!(what_lands_two_minutes_late_is_seen_by_all);
 
 const LATE: Duration = Duration::from_secs(125);
+/// Until when others go on.
+const SOON_LANDS: Duration = Duration::from_secs(120);
 const SOON: Duration = Duration::from_secs(60);
 /// A follower looks at its whole window once a minute.
 const FULL_LISTING: Duration = Duration::from_secs(150);
@@ -292,7 +294,7 @@ fn what_lands_two_minutes_late_is_seen_by_all(kind: StoreKind) {
     }
 
     // It lands.
-    lives_until(first + LATE - Duration::from_secs(5), &mut newer);
+    lives_until(first + SOON_LANDS, &mut newer);
     for sender in &mut senders {
         let landed = sender.sent + LATE + Duration::from_millis(500);
         thread::sleep(landed.saturating_duration_since(Instant::now()));

@@ -54,12 +54,13 @@ impl Blobs {
     }
 
     /// Forgets dirty blobs that were never anywhere but here and that no file has any more, unless somebody reads
-    /// them still; returns how many. A few at a time: the caller asks again.
+    /// them still; returns how many bytes they had. A few at a time: the caller asks again.
     ///
     /// The rows go first, and reach the disk before the files go: after a power loss a file that has its name again
     /// has its bytes.
-    pub(super) fn forget_unwanted(&self) -> Result<usize, StoreError> {
+    pub(super) fn forget_unwanted(&self) -> Result<u64, StoreError> {
         let mut forgotten = Vec::new();
+        let mut bytes = 0;
         for digest in self.shared.ledger.unwanted_blobs() {
             let shard = self.shared.shard(&digest);
             if shard.contains_key(&digest)
@@ -69,7 +70,8 @@ impl Blobs {
                 continue;
             }
             let row = self.shared.ledger.blob(&digest)?;
-            if row.is_some_and(|row| row.durability == Durability::Dirty && !row.pinned) {
+            if let Some(row) = row.filter(|row| row.durability == Durability::Dirty && !row.pinned) {
+                bytes += row.size;
                 self.shared.ledger.commit(vec![Change::DropBlob(digest)])?;
                 self.shared.note_leaving(digest);
                 forgotten.push(digest);
@@ -97,7 +99,7 @@ impl Blobs {
             blobs = forgotten.len(),
             "what no file has any more is not uploaded"
         );
-        Ok(forgotten.len())
+        Ok(bytes)
     }
 
     /// Takes the doubt from a chunk that was hashed again. A wrong one of a dirty blob is the

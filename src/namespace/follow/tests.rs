@@ -10,7 +10,7 @@ use crate::{
         segment::{self, Head},
     },
     store::{rows::NodeKind, testing::MemoryBucket},
-    tier::{Body, Bucket, SharedBucket},
+    tier::{Body, SharedBucket},
 };
 
 const NOW: u64 = 1_767_225_600_000;

@@ -34,16 +34,17 @@ pub struct Unwanted {
     followed: HashMap<Digest, HashSet<Ino>>,
     /// The same by file.
     files: HashMap<Ino, Digest>,
-    unwanted: HashSet<Digest>,
+    /// Of those that are followed.
+    left: HashSet<Digest>,
 }
 
 impl Unwanted {
     pub fn has(&self, digest: &Digest) -> bool {
-        self.unwanted.contains(digest)
+        self.left.contains(digest)
     }
 
     pub fn all(&self) -> &HashSet<Digest> {
-        &self.unwanted
+        &self.left
     }
 
     /// Takes in a record. `steps` has one for each change of a blob, in order.
@@ -97,7 +98,7 @@ impl Unwanted {
             if let Some(files) = self.followed.get_mut(&old) {
                 files.remove(&ino);
                 if files.is_empty() {
-                    self.unwanted.insert(old);
+                    self.left.insert(old);
                 }
             }
         }
@@ -108,13 +109,13 @@ impl Unwanted {
             }
             self.files.insert(ino, digest);
             self.followed.entry(digest).or_default().insert(ino);
-            self.unwanted.remove(&digest);
+            self.left.remove(&digest);
         }
     }
 
     /// Follows a blob no longer.
     fn leave(&mut self, digest: &Digest) {
-        self.unwanted.remove(digest);
+        self.left.remove(digest);
         for ino in self.followed.remove(digest).unwrap_or_default() {
             self.files.remove(&ino);
         }
@@ -149,12 +150,12 @@ mod tests {
         Digest::of(b"x")
     }
 
-    fn entry(durability: Durability) -> Option<BlobEntry> {
-        Some(BlobEntry {
+    fn entry(durability: Durability) -> BlobEntry {
+        BlobEntry {
             row: Arc::new(blob(durability)),
             dirty_since: 1,
             resident_bytes: 1,
-        })
+        }
     }
 
     fn node(ino: u64, content: Content) -> Redo {
@@ -180,8 +181,8 @@ mod tests {
     /// Notes that the blob goes from one state to another, in a record with more.
     fn step(unwanted: &mut Unwanted, old: Option<Durability>, new: Durability, also: Vec<Redo>) {
         let step = BlobStep {
-            old: old.and_then(entry),
-            new: entry(new),
+            old: old.map(entry),
+            new: Some(entry(new)),
         };
         let put = Redo::Change(Change::PutBlob(blob(new)));
         unwanted.note(&[also, vec![put]].concat(), &[step]);
