@@ -100,11 +100,15 @@ fn says(decoded: &Decoded, path: &str) -> bool {
     changes.any(|change| change.path == path.as_bytes() && change.entry.is_some())
 }
 
+/// All of the log, in the order of their keys.
 fn segments(lab: &Lab) -> Vec<(String, Decoded)> {
     let objects = lab.objects().into_iter();
     let logs = objects.filter(|object| object.key.starts_with(&layout::log_prefix("main")));
-    logs.map(|object| (object.key, segment::decode(&object.bytes).unwrap()))
-        .collect()
+    let mut segments: Vec<_> = logs
+        .map(|object| (object.key, segment::decode(&object.bytes).unwrap()))
+        .collect();
+    segments.sort_by(|(a, _), (b, _)| a.cmp(b));
+    segments
 }
 
 /// A machine that can say by one segment that a directory is there: its blobs are in the store.

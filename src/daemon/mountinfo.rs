@@ -56,7 +56,7 @@ pub fn at(path: &Path) -> io::Result<Option<Mount>> {
     Ok(topmost(all()?, path))
 }
 
-pub fn topmost(mounts: Vec<Mount>, path: &Path) -> Option<Mount> {
+fn topmost(mounts: Vec<Mount>, path: &Path) -> Option<Mount> {
     mounts.into_iter().rev().find(|mount| mount.path == path)
 }
 

@@ -18,7 +18,6 @@ use super::{
     },
     drain,
     layers::sole,
-    mountinfo,
     serving::Serving,
     users,
 };
@@ -120,11 +119,7 @@ fn is_busy(err: &io::Error) -> bool {
 pub async fn close(serving: Arc<Serving>, mut server: ControlServer, cause: Cause, report: UnmountReport) {
     serving.ending.send_replace(true);
     server.retire();
-    // Of a mount that is detached only, the same processes see it that did before.
-    let elsewhere = match mountinfo::at(&serving.mountpoint) {
-        Ok(None) => users::elsewhere(&serving.mountpoint),
-        Ok(Some(_)) | Err(_) => Vec::new(),
-    };
+    let elsewhere = (serving.device.as_deref()).map_or_else(Vec::new, users::elsewhere);
     if !elsewhere.is_empty() {
         tracing::warn!(
             processes = ?elsewhere,

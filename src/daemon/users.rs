@@ -47,8 +47,8 @@ pub fn of(mountpoint: &Path) -> Vec<User> {
         .collect()
 }
 
-/// Finds processes in other mount namespaces, one of each, that have a copy of the mount that was at `mountpoint` here.
-pub fn elsewhere(mountpoint: &Path) -> Vec<User> {
+/// Finds processes in other mount namespaces, one of each, that have a copy of the mount of `device`.
+pub fn elsewhere(device: &str) -> Vec<User> {
     let Ok(processes) = fs::read_dir("/proc") else {
         return Vec::new();
     };
@@ -61,9 +61,10 @@ pub fn elsewhere(mountpoint: &Path) -> Vec<User> {
                 return None;
             }
             let table = fs::read(process.join("mountinfo")).ok()?;
-            let mount = mountinfo::topmost(mountinfo::parse(&table), mountpoint)?;
+            let mounts = mountinfo::parse(&table).into_iter();
+            let mount = mounts.rev().find(|mount| mount.device == device)?;
             let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
-            mount.is_casmount().then(|| User {
+            Some(User {
                 pid,
                 name: name.trim_end().to_owned(),
                 path: mount.path.display().to_string(),
