@@ -11,6 +11,7 @@ use std::{
     io,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -28,6 +29,8 @@ on_both_stores!(
     a_restart_while_the_store_is_away_serves_what_is_here,
     a_blob_gone_from_the_store_reads_as_no_such_file,
     a_chunk_found_missing_later_loses_the_name_here,
+    what_is_deleted_before_its_upload_holds_up_nothing,
+    a_mount_that_began_while_the_store_was_away_ends_cleanly,
     bytes_that_do_not_match_are_never_served,
 );
 
@@ -395,57 +398,148 @@ fn wrong_bytes_on_the_way_are_fetched_again() {
     work_under(share(|faults| faults.wrong_bytes = 0.4));
 }
 
-/// The segment of a machine stands still on the way for two minutes; its sender is dead by then, and all
-/// others have read much newer ones.
-#[test]
-fn a_segment_that_lands_two_minutes_late_is_seen_by_all() {
-    const LATE: Duration = Duration::from_secs(120);
-    let lab = Lab::new(StoreKind::S3);
-    let (mut a, b, c) = (machine(&lab, "a"), machine(&lab, "b"), machine(&lab, "c"));
-    file(&a.path("first"), b"first");
-    a.flush();
-    until_there(&b, "first");
-    lab.server().set_faults(Faults {
-        land_later_ms: LATE.as_millis() as u64,
-        land_later_key: "/log/".to_owned(),
-        ..Faults::default()
-    });
-    let faults = lab.server().counts().faults;
-    file(&a.path("late"), b"late");
-    wait::until("the segment is on its way", SOON, || {
-        (lab.server().counts().faults > faults).then_some(())
-    });
-    let sent = Instant::now();
-    a.kill9();
-    lab.server().set_faults(Faults::default());
-    for n in 0.. {
-        // Newer segments come all the time, and everybody reads them.
-        let name = format!("newer-{n}");
-        file(&c.path(&name), name.as_bytes());
-        c.flush();
-        until_there(&b, &name);
-        if sent.elapsed() + Duration::from_secs(10) > LATE {
-            break;
+/// Lets no blob and no pack into the store, but segments; and lets them again.
+fn refuse_blobs(lab: &Lab, kind: StoreKind, refuse: bool) {
+    match kind {
+        StoreKind::S3 => lab.server().set_faults(Faults {
+            refused_keys: ["/blobs/", "/packs/"]
+                .map(str::to_owned)
+                .into_iter()
+                .filter(|_| refuse)
+                .collect(),
+            ..Faults::default()
+        }),
+        StoreKind::File => {
+            let store = PathBuf::from(lab.url().strip_prefix("file://").unwrap());
+            for dir in ["blobs", "packs"].map(|dir| store.join(dir)) {
+                if refuse {
+                    // Where a folder is to be made.
+                    file(&dir, b"");
+                } else {
+                    fs::remove_file(&dir).unwrap();
+                }
+            }
         }
-        assert!(
-            !b.path("late").exists() && !c.path("late").exists(),
-            "it landed at once"
-        );
-        std::thread::sleep(Duration::from_secs(5));
     }
-    // A follower looks at its whole window once a minute.
-    for machine in [&b, &c] {
-        wait::until("the late segment is seen", LATE, || {
-            fs::read(machine.path("late"))
-                .ok()
-                .filter(|found| found == b"late")
+}
+
+fn what_is_deleted_before_its_upload_holds_up_nothing(kind: StoreKind) {
+    let lab = Lab::new(kind);
+    let (a, b) = (machine(&lab, "a"), machine(&lab, "b"));
+    refuse_blobs(&lab, kind, true);
+    let large = named_content("large", 9_000_000);
+    let sealed = |blobs: u64| {
+        wait::until(&format!("{blobs} blobs wait"), SOON, || {
+            (a.counter("/cache/dirty_blobs") == blobs).then_some(())
         });
+    };
+    file(&a.path("large"), &large);
+    file(&a.path("small"), b"small");
+    file(&a.path("open"), b"open");
+    file(&a.path("twice"), b"twice");
+    file(&a.path("also"), b"twice");
+    file(&a.path("linked"), b"linked");
+    file(&a.path("renamed"), b"renamed");
+    file(&a.path("written"), b"the old bytes");
+    sealed(7);
+    let refused = a.control("flush", &["--deadline", "1s"]);
+    assert_eq!(refused.status.code(), Some(1), "blobs got into the store");
+
+    let open = ro(&a.path("open"));
+    fs::hard_link(a.path("linked"), a.path("link")).unwrap();
+    fs::rename(a.path("renamed"), a.path("new name")).unwrap();
+    for name in ["large", "small", "open", "twice", "linked"] {
+        fs::remove_file(a.path(name)).unwrap();
     }
-    assert!(sent.elapsed() + Duration::from_secs(1) >= LATE, "it landed early");
-    let d = machine(&lab, "d");
-    wait::until("a new machine sees it too", SOON, || {
-        fs::read(d.path("late")).ok().filter(|found| found == b"late")
+    fs::write(a.path("written"), b"the new bytes").unwrap();
+    // Of `open`, `also`, `link`, `new name` and `written`.
+    sealed(5);
+    let mut bytes = [0; 4];
+    open.read_exact_at(&mut bytes, 0).unwrap();
+    assert_eq!(&bytes, b"open");
+    drop(open);
+    sealed(4);
+    for (name, bytes) in [("also", "twice"), ("link", "linked"), ("new name", "renamed")] {
+        assert_eq!(content(&a.path(name)), bytes.as_bytes());
+    }
+    for name in ["also", "link", "new name"] {
+        fs::remove_file(a.path(name)).unwrap();
+    }
+    // The bytes of a deleted file, made again.
+    file(&a.path("again"), b"small");
+    fs::remove_file(a.path("written")).unwrap();
+    sealed(1);
+    fs::remove_file(a.path("again")).unwrap();
+    // No blob goes into the store, and nobody waits for one.
+    a.flush();
+    sealed(0);
+    let left: u64 = wait::until("their bytes leave the disk", SOON, || {
+        let resident = a.counter("/cache/resident_bytes");
+        (resident == 0).then_some(resident)
     });
+    assert_eq!(left, 0);
+
+    refuse_blobs(&lab, kind, false);
+    file(&a.path("large"), &large);
+    file(&a.path("last"), b"last");
+    a.flush();
+    until_there(&b, "last");
+    until_there(&b, "large");
+    assert!(content(&b.path("large")) == large);
+    assert_eq!(fs::read_dir(b.root()).unwrap().count(), 2);
+    lab.assert_blobs_match_their_names();
+    for word in ["cannot be read", "differ"] {
+        assert!(!a.log().contains(word), "the log says {word:?}");
+    }
+}
+
+fn a_mount_that_began_while_the_store_was_away_ends_cleanly(kind: StoreKind) {
+    let lab = Lab::new(kind);
+    let mut a = machine(&lab, "a");
+    file(&a.path("f"), b"f");
+    a.unmount();
+    lab.set_down(true);
+    a.restart();
+    assert_eq!(content(&a.path("f")), b"f");
+    // Until it has tried, and waits to try again.
+    wait::until("it looked for the store", SOON, || {
+        a.status()["follow"]["last_error"].is_string().then_some(())
+    });
+    a.unmount();
+    let log = a.log();
+    // Another test may have made a mount namespace in between, which has a copy of the mount.
+    if !log.contains("mount namespaces") {
+        for word in ["still in use", "still being answered", "mends"] {
+            assert!(!log.contains(word), "the log says {word:?}");
+        }
+    }
+}
+
+#[test]
+fn who_keeps_a_copy_of_the_mount_elsewhere_is_named_when_it_ends() {
+    if !rustix::process::geteuid().is_root() {
+        skip!("mount namespaces need root");
+    }
+    let lab = Lab::new(StoreKind::File);
+    let mut a = machine(&lab, "a");
+    file(&a.path("f"), b"f");
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sleep", "600"]);
+    let other = wait::ChildGuard(command.spawn().unwrap());
+    let pid = other.0.id();
+    wait::until("it has its own mounts", SOON, || {
+        let comm = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+        (comm.trim_end() == "sleep").then_some(())
+    });
+    a.unmount();
+    let log = a.log();
+    assert!(
+        log.contains("mount namespaces") && log.contains(&format!("pid: {pid}")),
+        "who keeps it is not named"
+    );
+    drop(other);
+    a.restart();
+    assert_eq!(content(&a.path("f")), b"f");
 }
 
 #[test]

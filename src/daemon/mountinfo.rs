@@ -60,7 +60,7 @@ fn topmost(mounts: Vec<Mount>, path: &Path) -> Option<Mount> {
     mounts.into_iter().rev().find(|mount| mount.path == path)
 }
 
-fn parse(table: &[u8]) -> Vec<Mount> {
+pub fn parse(table: &[u8]) -> Vec<Mount> {
     table.split(|&b| b == b'\n').filter_map(parse_line).collect()
 }
 

@@ -35,6 +35,8 @@ pub struct Serving {
     pub budget: Budget,
     /// Canonical.
     pub mountpoint: PathBuf,
+    /// Of the mount, as the kernel's table has it; `None`: it was not found there.
+    pub device: Option<String>,
     pub log_file: Option<PathBuf>,
     pub started: Instant,
     pub store_id: StoreId,

@@ -12,7 +12,7 @@ use std::{
 use tokio::{runtime::Handle, sync::watch};
 
 use super::{
-    announce::Announcer, bucket, catalogs, error::StartError, layers::Layers, mountpoint,
+    announce::Announcer, bucket, catalogs, error::StartError, layers::Layers, mountinfo, mountpoint,
     notices::NoticeGate, presets, readahead, root_check, serving::Serving, snapshot, volumes,
 };
 use crate::{
@@ -180,6 +180,10 @@ pub async fn start(plan: &Plan, announcer: &Announcer) -> Result<Serving, StartE
         settings: settings.clone(),
         budget,
         mountpoint: plan.mountpoint.clone(),
+        device: mountinfo::at(&plan.mountpoint)
+            .ok()
+            .flatten()
+            .map(|mount| mount.device),
         log_file: plan.log_file.clone(),
         started,
         store_id,

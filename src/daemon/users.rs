@@ -3,11 +3,16 @@
 //! Reads links in `/proc` only: the kernel writes those paths without asking
 //! the file system they lie on.
 
-use std::{fs, os::unix::ffi::OsStrExt, path::Path};
+use std::{
+    collections::HashSet,
+    fs,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 
-use super::mountinfo::is_within;
+use super::mountinfo::{self, is_within};
 
 /// More would fill the screen and say no more.
 const MOST: usize = 16;
@@ -36,6 +41,33 @@ pub fn of(mountpoint: &Path) -> Vec<User> {
                 pid,
                 name: name.trim_end().to_owned(),
                 path,
+            })
+        })
+        .take(MOST)
+        .collect()
+}
+
+/// Finds processes in other mount namespaces, one of each, that have a copy of the mount of `device`.
+pub fn elsewhere(device: &str) -> Vec<User> {
+    let Ok(processes) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    let mut seen: HashSet<PathBuf> = fs::read_link("/proc/self/ns/mnt").into_iter().collect();
+    processes
+        .flatten()
+        .filter_map(|entry| {
+            let (pid, process) = (entry.file_name().to_str()?.parse().ok()?, entry.path());
+            if !seen.insert(fs::read_link(process.join("ns/mnt")).ok()?) {
+                return None;
+            }
+            let table = fs::read(process.join("mountinfo")).ok()?;
+            let mounts = mountinfo::parse(&table).into_iter();
+            let mount = mounts.rev().find(|mount| mount.device == device)?;
+            let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
+            Some(User {
+                pid,
+                name: name.trim_end().to_owned(),
+                path: mount.path.display().to_string(),
             })
         })
         .take(MOST)

@@ -58,6 +58,8 @@ mod cursor;
 mod fetch;
 mod reader;
 mod stack;
+#[cfg(test)]
+mod tests;
 
 use std::{
     sync::{

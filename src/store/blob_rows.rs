@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::{
     StoreError,
@@ -18,6 +18,9 @@ use crate::base::{digest::Digest, durable::remove_if_there};
 /// A use is not written down when the row knows of one less than this before: a build
 /// looks at the same files every few seconds, and eviction need not know to the second.
 const USE_GRAIN_SECS: u64 = 60;
+
+/// Blobs that are forgotten with one barrier of the journal.
+const FORGOTTEN_TOGETHER: usize = 1024;
 
 impl Blobs {
     /// Removes the bytes of a clean blob that nobody uses; returns how many
@@ -48,6 +51,55 @@ impl Blobs {
         let path = self.shared.path(digest);
         remove_if_there(&path).map_err(StoreError::disk("remove", &path))?;
         Ok(Some(bytes))
+    }
+
+    /// Forgets dirty blobs that were never anywhere but here and that no file has any more, unless somebody reads
+    /// them still; returns how many bytes they had. A few at a time: the caller asks again.
+    ///
+    /// The rows go first, and reach the disk before the files go: after a power loss a file that has its name again
+    /// has its bytes.
+    pub(super) fn forget_unwanted(&self) -> Result<u64, StoreError> {
+        let mut forgotten = Vec::new();
+        let mut bytes = 0;
+        for digest in self.shared.ledger.unwanted_blobs() {
+            let shard = self.shared.shard(&digest);
+            if shard.contains_key(&digest)
+                || self.shared.staging.is_sealing(&digest)
+                || !self.shared.ledger.is_unwanted(&digest)
+            {
+                continue;
+            }
+            let row = self.shared.ledger.blob(&digest)?;
+            if let Some(row) = row.filter(|row| row.durability == Durability::Dirty && !row.pinned) {
+                bytes += row.size;
+                self.shared.ledger.commit(vec![Change::DropBlob(digest)])?;
+                self.shared.note_leaving(digest);
+                forgotten.push(digest);
+            }
+            if forgotten.len() == FORGOTTEN_TOGETHER {
+                break;
+            }
+        }
+        if forgotten.is_empty() {
+            return Ok(0);
+        }
+        self.shared.ledger.sync()?;
+        for digest in &forgotten {
+            let shard = self.shared.shard(digest);
+            // Somebody may have made the same bytes again.
+            let is_back = shard.contains_key(digest)
+                || self.shared.staging.is_sealing(digest)
+                || self.shared.ledger.blob(digest)?.is_some();
+            if !is_back {
+                let path = self.shared.path(digest);
+                remove_if_there(&path).map_err(StoreError::disk("remove", &path))?;
+            }
+        }
+        debug!(
+            blobs = forgotten.len(),
+            "what no file has any more is not uploaded"
+        );
+        Ok(bytes)
     }
 
     /// Takes the doubt from a chunk that was hashed again. A wrong one of a dirty blob is the

@@ -31,6 +31,7 @@ mod recover;
 mod reserve;
 #[cfg(test)]
 mod tests;
+mod unwanted;
 mod young;
 
 use std::{
@@ -265,6 +266,16 @@ impl Ledger {
     /// The upload queue: dirty blobs, in the order in which they became dirty.
     pub fn dirty_blobs(&self, limit: usize) -> Result<Vec<Arc<BlobRow>>, StoreError> {
         self.core.layers.dirty_blobs(limit)
+    }
+
+    /// Whether a dirty blob was never anywhere but here, and no file has it any more.
+    pub fn is_unwanted(&self, digest: &Digest) -> bool {
+        self.core.layers.memory().unwanted.has(digest)
+    }
+
+    /// All such blobs, in no order.
+    pub fn unwanted_blobs(&self) -> Vec<Digest> {
+        self.core.layers.memory().unwanted.all().iter().copied().collect()
     }
 
     /// Blobs that may be evicted (durable, not pinned, with bytes here), oldest use first.

@@ -5,7 +5,8 @@
 //! one is broken, blobs leave until it holds with `SLACK` to spare, so that
 //! not every new blob costs an eviction, nor an eviction much of the cache.
 //!
-//! The same thread writes down, now and then, what the blobs keep in memory: uses and residency.
+//! The same thread writes down, now and then, what the blobs keep in memory: uses and residency; and has blobs forgotten
+//! that no file has any more and nobody ever will have ([`Blobs::forget_unwanted`]), which is also the first way to make room.
 
 use std::{
     io,
@@ -184,7 +185,11 @@ impl Shared {
         let mut ticks = 0;
         while self.wait() {
             ticks += 1;
-            self.save(ticks % TICKS_PER_SAVE == 0);
+            let is_due = ticks % TICKS_PER_SAVE == 0;
+            self.save(is_due);
+            if is_due {
+                self.forget_unwanted();
+            }
             self.run();
         }
         self.save(true);
@@ -213,6 +218,14 @@ impl Shared {
         if let Err(err) = self.blobs.save(uses) {
             error!(error = %chain(&err), "cannot write down what is resident and when it was used");
         }
+    }
+
+    /// Returns how many bytes came free.
+    fn forget_unwanted(&self) -> u64 {
+        self.blobs.forget_unwanted().unwrap_or_else(|err| {
+            error!(error = %chain(&err), "cannot forget blobs that no file has any more");
+            0
+        })
     }
 
     fn run(&self) {
@@ -274,7 +287,7 @@ impl Shared {
     fn evict(&self, wanted: u64) -> u64 {
         // The rows decide who was used least recently.
         self.save(true);
-        let mut evicted = 0;
+        let mut evicted = self.forget_unwanted();
         let mut limit = BATCH;
         while evicted < wanted {
             match self.evict_batch(limit, wanted - evicted) {

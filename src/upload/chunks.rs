@@ -66,6 +66,9 @@ pub(super) async fn upload_chunks(shared: &Arc<Shared>, blob: &Arc<Blob>) -> Res
         if shared.is_stopping() {
             return Err(UploadError::Stopped);
         }
+        if shared.ledger.is_unwanted(&blob.digest()) {
+            return Err(UploadError::Unwanted);
+        }
         if !wrong.is_empty() || !shared.blobs.is_dirty(&blob.digest())? {
             break;
         }

@@ -13,6 +13,8 @@
 //! - What an operator must mend (permissions, a bucket that is gone) is tried again slowly and
 //!   logged once a minute.
 //! - A blob that cannot be read from this disk waits by itself and holds up no other.
+//! - One that no file has any more, and that was never uploaded, is not: nobody waits for it, and the upload of a long
+//!   one ends in the middle. It is forgotten soon ([`Ledger::is_unwanted`]).
 //! - What a sweep condemned counts as absent, see [`condemned`]. What goes beyond skipping an upload is
 //!   [`vouch`]'s to say: whether a name may be published now.
 
@@ -206,7 +208,7 @@ impl UploaderHandle {
         left.reverse();
         loop {
             let cleaned = self.shared.cleaned.notified();
-            while left.last().is_some_and(|row| !self.shared.is_dirty(row)) {
+            while left.last().is_some_and(|row| !self.shared.is_awaited(row)) {
                 left.pop();
             }
             if left.is_empty() {
@@ -215,7 +217,7 @@ impl UploaderHandle {
             // Not every way to be no longer dirty goes through the uploader.
             let look = deadline.min(Instant::now() + POLL);
             if timeout_at(look, cleaned).await.is_err() && Instant::now() >= deadline {
-                left.retain(|row| self.shared.is_dirty(row));
+                left.retain(|row| self.shared.is_awaited(row));
                 return left.len() as u64;
             }
             sleep(LOOK_PAUSE).await;
@@ -268,9 +270,10 @@ impl Shared {
         self.counters.uploading(bytes)
     }
 
-    fn is_dirty(&self, row: &BlobRow) -> bool {
-        // Nobody can tell: it may be.
-        self.blobs.is_dirty(&row.digest).unwrap_or(true)
+    /// Whether a blob is still to be uploaded.
+    fn is_awaited(&self, row: &BlobRow) -> bool {
+        // Where nobody can tell it may be.
+        !self.ledger.is_unwanted(&row.digest) && self.blobs.is_dirty(&row.digest).unwrap_or(true)
     }
 }
 
@@ -416,7 +419,8 @@ impl Loop {
         let now = Instant::now();
         if self.queue.is_empty() {
             // Those that are passed over below must not hide the others.
-            let limit = BATCH + self.busy.len() + self.unreadable.len();
+            let unwanted = self.shared.ledger.unwanted_blobs().len();
+            let limit = BATCH + self.busy.len() + self.unreadable.len() + unwanted;
             self.queue.extend(self.shared.ledger.dirty_blobs(limit)?);
         }
         while self.tasks.len() < most {
@@ -481,7 +485,9 @@ impl Loop {
     /// Whether a blob may be uploaded now.
     fn is_free(&self, digest: &Digest, now: Instant) -> bool {
         let waits = self.unreadable.get(digest);
-        !self.busy.contains(digest) && waits.is_none_or(|(until, _)| *until <= now)
+        !self.busy.contains(digest)
+            && !self.shared.ledger.is_unwanted(digest)
+            && waits.is_none_or(|(until, _)| *until <= now)
     }
 
     fn finished(&mut self, digest: Digest, result: Result<Outcome, UploadError>) {
@@ -497,6 +503,11 @@ impl Loop {
                 self.shared.cleaned.notify_waiters();
             }
             Err(UploadError::Stopped | UploadError::Together) => {}
+            Err(UploadError::Unwanted) => self.shared.cleaned.notify_waiters(),
+            // It was forgotten when it was about to be read.
+            Err(UploadError::Store(_)) if self.shared.blobs.is_dirty(&digest).is_ok_and(|dirty| !dirty) => {
+                self.shared.cleaned.notify_waiters();
+            }
             Err(UploadError::TogetherLater) => self.wait_by_itself(digest),
             Err(UploadError::Bucket(err)) => self.bucket_failed(&err),
             Err(UploadError::Store(err)) => {

@@ -61,6 +61,9 @@ pub enum UploadError {
     /// The same, for a reason that lies on this disk.
     #[error("it was to go with another, which this disk did not give")]
     TogetherLater,
+    /// Nobody wants it any more.
+    #[error("no file has it any more")]
+    Unwanted,
     /// The uploader is being shut down.
     #[error("the uploader stops")]
     Stopped,

@@ -33,8 +33,10 @@ pub struct Faults {
     pub latency_ms: u64,
     /// How much later writes land, and are answered, whatever became of who sent them.
     pub land_later_ms: u64,
-    /// The writes that do: those with this in their keys.
-    pub land_later_key: String,
+    /// The writes that do: those with one of these in their keys.
+    pub land_later_keys: Vec<String>,
+    /// Writes with one of these in their keys are answered with 503 SlowDown.
+    pub refused_keys: Vec<String>,
     /// Closes every connection at its first request.
     pub down: bool,
     /// Operations answered with 403 AccessDenied, by their names in S3.
@@ -63,7 +65,8 @@ impl Default for Faults {
             lost_reply: 0.0,
             latency_ms: 0,
             land_later_ms: 0,
-            land_later_key: String::new(),
+            land_later_keys: Vec::new(),
+            refused_keys: Vec::new(),
             down: false,
             forbidden: Vec::new(),
             missing_is_403: false,

@@ -106,11 +106,14 @@ impl ServerState {
             tokio::time::sleep(Duration::from_millis(faults.latency_ms)).await;
         }
         let permitted = self.permits(&request, operation);
+        let path = request.uri().path();
         let lands_later = faults.land_later_ms > 0
             && operation == "PutObject"
-            && request.uri().path().contains(&faults.land_later_key);
+            && faults.land_later_keys.iter().any(|key| path.contains(key));
+        let refused = operation == "PutObject" && faults.refused_keys.iter().any(|key| path.contains(key));
         let wrong = faults
             .choose(operation, number)
+            .or(refused.then_some(Wrong::SlowDown))
             .or((!permitted).then_some(Wrong::Forbidden))
             .or(lands_later.then_some(Wrong::LandsLater(faults.land_later_ms)));
         // One that lands later counts from when it is here whole.

@@ -2,8 +2,8 @@
 //!
 //! One [`expire`] reads what machines told of their uses ([`super::touch`]), reads all names of a volume, decides of each
 //! (`decide`, a function of values), and writes deletions into the log as any machine does. Their blobs go with later
-//! sweeps. `uses` reads what was told and keeps it small, `names` reads the volume, `inherit` keeps what a fork told that is
-//! deleted.
+//! sweeps. `forks` finds who else uses them, `uses` reads what was told and keeps it small, `names` reads the volume,
+//! `inherit` keeps what a fork told that is deleted.
 //!
 //! # The rules
 //!
@@ -42,6 +42,7 @@
 
 mod decide;
 mod error;
+mod forks;
 mod inherit;
 mod names;
 mod uses;
@@ -159,12 +160,18 @@ async fn expire_by(
             why: trouble.clone().unwrap_or_default(),
         });
     }
+    let forks_over = forks::by_lowest(&all);
     let mut done = Vec::new();
     for volume in chosen(&all, options)? {
+        let forks = forks_over.get(volume).map_or(&[][..], Vec::as_slice).iter();
+        let fork = |fork: &&Listed| {
+            let is_apart = fork.own_prefix || is_untrusted(&options.untrusted, &fork.volume);
+            (fork.volume.clone(), is_apart)
+        };
         let expiry = Expiry {
             bucket,
             volume,
-            forks: forks_over(&all, volume, &options.untrusted),
+            forks: forks.map(fork).collect(),
             now_millis: now(),
             unused_millis: options.unused_for.as_millis() as u64,
             dry_run: options.dry_run,
@@ -203,26 +210,6 @@ fn chosen<'a>(all: &'a [Listed], options: &ExpireOptions) -> Result<Vec<&'a Volu
     Ok(chosen)
 }
 
-/// The volumes that lie over `volume`, also over others between; and whether their writers are trusted less.
-fn forks_over(all: &[Listed], volume: &VolumeName, untrusted: &[VolumePattern]) -> Vec<(VolumeName, bool)> {
-    let below = |of: &VolumeName| {
-        let listed = all.iter().find(|listed| listed.volume == *of)?;
-        Some(&listed.parent.as_ref()?.volume)
-    };
-    let lies_over = |listed: &Listed| {
-        // More steps than volumes go in a circle.
-        let below = std::iter::successors(below(&listed.volume), |of| below(of)).take(all.len());
-        below.into_iter().any(|below| below == volume)
-    };
-    let live = all.iter().filter(|listed| listed.is_live());
-    live.filter(|listed| lies_over(listed))
-        .map(|listed| {
-            let is_untrusted = listed.own_prefix || is_untrusted(untrusted, &listed.volume);
-            (listed.volume.clone(), is_untrusted)
-        })
-        .collect()
-}
-
 fn is_untrusted(untrusted: &[VolumePattern], volume: &VolumeName) -> bool {
     untrusted.iter().any(|untrusted| untrusted.matches(volume))
 }
@@ -231,6 +218,7 @@ fn is_untrusted(untrusted: &[VolumePattern], volume: &VolumeName) -> bool {
 struct Expiry<'a> {
     bucket: &'a SharedBucket,
     volume: &'a VolumeName,
+    /// Those over it, also over others between; and whether their writers are trusted less.
     forks: Vec<(VolumeName, bool)>,
     now_millis: u64,
     unused_millis: u64,

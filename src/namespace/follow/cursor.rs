@@ -12,6 +12,8 @@
 //! - A segment that is acknowledged within [`WINDOW_MILLIS`] of the time in
 //!   its key is seen: a full listing begins where a full listing that came to its
 //!   end could have missed something, however long ago that was.
+//! - A clock that was ahead when a full listing began, and is set right, hides nothing: a full listing then looks back from
+//!   the newest key that was seen, or from now.
 //! - A segment is known only after its changes were applied.
 //! - What is known is forgotten only when no listing can reach it any more.
 //!
@@ -138,9 +140,11 @@ impl Cursor {
         self.full_began
     }
 
-    /// Begins a listing of `volume`; a full one when asked for, and while none came to its end.
+    /// Begins a listing of `volume`; a full one when asked for, and while none came to its end, or the last one
+    /// began later than now: the clock was ahead then.
     pub fn begin(&self, volume: &str, now: u64, full: bool) -> Listing {
-        let full = full || self.full_began.is_none();
+        let was_ahead = self.full_began.is_some_and(|began| began > now);
+        let full = full || was_ahead || self.full_began.is_none();
         if full && let Some((began, after)) = &self.unfinished {
             return Listing {
                 began: *began,
@@ -150,7 +154,9 @@ impl Cursor {
                 newest: self.newest,
             };
         }
-        let from = if full {
+        let from = if was_ahead {
+            self.newest.min(now).saturating_sub(WINDOW_MILLIS)
+        } else if full {
             self.window_start()
         } else {
             // A key from the future must not make the listing skip the present, and
@@ -197,7 +203,7 @@ impl Cursor {
             return;
         }
         self.unfinished = None;
-        self.full_began = Some(self.full_began.unwrap_or(0).max(listing.began));
+        self.full_began = Some(listing.began);
         let start = self.window_start();
         self.known.retain(|_, runs| {
             runs.retain(|run| run.millis >= start);
@@ -390,6 +396,22 @@ mod tests {
             list(&mut cursor, T + 1000, false, &[key(T + 500, 2, 1)]),
             [key(T + 500, 2, 1)]
         );
+    }
+
+    #[test]
+    fn a_clock_that_was_ahead_hides_nothing_when_it_is_set_right() {
+        let mut cursor = Cursor::default();
+        let first = key(T - 1000, 1, 1);
+        list(&mut cursor, T, true, &[first]);
+        // The machine's clock was set forward, and no reply of the bucket told better yet.
+        list(&mut cursor, T + 3_600_000, true, &[first]);
+        let mut cursor = Cursor::from_bytes(&cursor.to_bytes()).unwrap();
+        let (late, second) = (key(T - 500, 2, 1), key(T + 1500, 1, 2));
+        let mut all = vec![first, late, second];
+        // The first one again: that it was known is forgotten.
+        assert_eq!(list(&mut cursor, T + 2000, false, &all), all);
+        all.push(key(T + 2500, 1, 3));
+        assert_eq!(list(&mut cursor, T + 3000, false, &all), [key(T + 2500, 1, 3)]);
     }
 
     #[test]

@@ -48,7 +48,7 @@ use crate::{
         TreeError,
         catalog::{CatalogError, compact::TOMBSTONE_MILLIS, head},
         change::{EntryChunks, PathChange},
-        segment::{Decoded, SegmentError},
+        segment::{self, Decoded, SegmentError},
         trim,
     },
     store::StoreError,
@@ -62,8 +62,9 @@ const PARALLEL: usize = 16;
 /// the last hour at least ([`crate::namespace::sweep::MIN_LOG_AGE`]).
 const AWAY_MILLIS: u64 = 1_800_000;
 
-/// Changes that are applied as one; a segment is never divided.
+/// Changes that are applied as one, and about the bytes that they take; a segment is never divided.
 const BATCH_CHANGES: usize = 4096;
+const BATCH_BYTES: u64 = 8 << 20;
 
 /// What the reader needs of this machine.
 pub trait Sink: Send + Sync + 'static {
@@ -280,6 +281,8 @@ impl<S: Sink> Reader<S> {
         }
         // It may have slept in the middle.
         self.check_away().await?;
+        // The replies set right what was wrong with the clock when it began.
+        listing.began = listing.began.min((self.now_millis)());
         self.cursor.finish(&listing);
         if listing.full {
             let start = self.cursor.window_start();
@@ -347,7 +350,7 @@ impl<S: Sink> Reader<S> {
                     batch.add(key, decoded);
                 }
             }
-            if batch.changes.len() >= BATCH_CHANGES {
+            if batch.is_full() {
                 self.apply(&mut batch).await?;
             }
         }
@@ -371,7 +374,9 @@ impl<S: Sink> Reader<S> {
     }
 
     async fn apply(&mut self, batch: &mut Batch) -> Result<(), FollowError> {
-        let Batch { keys, bytes, changes } = std::mem::take(batch);
+        let Batch {
+            keys, bytes, changes, ..
+        } = std::mem::take(batch);
         let (segments, count) = (keys.len() as u64, changes.len() as u64);
         if !changes.is_empty() {
             self.sink.apply(changes).await?;
@@ -410,15 +415,22 @@ impl<S: Sink> Reader<S> {
 #[derive(Default)]
 struct Batch {
     keys: Vec<SegmentKey>,
+    /// As stored.
     bytes: u64,
     changes: Vec<PathChange>,
+    changes_bytes: u64,
 }
 
 impl Batch {
     fn add(&mut self, key: SegmentKey, decoded: Decoded) {
         self.keys.push(key);
         self.bytes += decoded.stored_bytes;
+        self.changes_bytes += decoded.changes.iter().map(segment::estimate_bytes).sum::<u64>();
         self.changes.extend(decoded.changes);
+    }
+
+    fn is_full(&self) -> bool {
+        self.changes.len() >= BATCH_CHANGES || self.changes_bytes >= BATCH_BYTES
     }
 }
 

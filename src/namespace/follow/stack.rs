@@ -35,6 +35,9 @@ use crate::{
     tier::SharedBucket,
 };
 
+/// Changes that are merged in one go: who stops the follower waits for no more.
+const MERGED_TOGETHER: usize = 1024;
+
 /// What was seen of one layer.
 #[derive(Clone, Debug)]
 pub struct LayerStatus {
@@ -206,19 +209,29 @@ struct Home {
 
 impl Sink for Home {
     fn apply(&self, changes: Vec<PathChange>) -> BoxFuture<'_, Result<(), TreeError>> {
-        let (layer, tree) = (self.layer, Arc::clone(&self.tree));
-        let staging = self.store.staging.clone();
-        let tell_kernel = Arc::clone(&self.tell_kernel);
-        Box::pin(blocking(move || {
-            let applied = tree.apply(layer, changes)?;
-            for id in applied.discarded {
-                staging.remove_after_barrier(id);
+        let layer = self.layer;
+        Box::pin(async move {
+            let mut changes = changes.into_iter();
+            loop {
+                let some: Vec<_> = changes.by_ref().take(MERGED_TOGETHER).collect();
+                if some.is_empty() {
+                    return Ok(());
+                }
+                let (tree, staging) = (Arc::clone(&self.tree), self.store.staging.clone());
+                let tell_kernel = Arc::clone(&self.tell_kernel);
+                blocking(move || {
+                    let applied = tree.apply(layer, some)?;
+                    for id in applied.discarded {
+                        staging.remove_after_barrier(id);
+                    }
+                    if !applied.notices.is_empty() {
+                        tell_kernel(applied.notices);
+                    }
+                    Ok::<_, TreeError>(())
+                })
+                .await?;
             }
-            if !applied.notices.is_empty() {
-                tell_kernel(applied.notices);
-            }
-            Ok(())
-        }))
+        })
     }
 
     fn fetch_list(&self, list: (Digest, u64), blob: (Digest, u64)) -> BoxFuture<'_, Result<(), StoreError>> {

@@ -10,7 +10,7 @@ use std::{collections::HashSet, num::NonZeroUsize, sync::Arc};
 
 use lru::LruCache;
 
-use super::{Totals, young::Young};
+use super::{Totals, unwanted::Unwanted, young::Young};
 use crate::{
     base::{chunk::ChunkList, digest::Digest},
     store::{
@@ -46,6 +46,7 @@ pub struct Memory {
     young: Young,
     blobs: LruCache<Digest, Option<BlobEntry>>,
     manifests: LruCache<Digest, Arc<ChunkList>>,
+    pub unwanted: Unwanted,
     pub totals: Totals,
     pub ceilings: Ceilings,
     /// The newest change in here.
@@ -95,6 +96,7 @@ impl Memory {
             young: Young::new(Ino(ceilings.ino)),
             blobs: LruCache::sparse(capacity(CACHED_BLOBS)),
             manifests: LruCache::sparse(capacity(CACHED_MANIFESTS)),
+            unwanted: Unwanted::default(),
             totals,
             ceilings,
             seq,
@@ -199,6 +201,7 @@ impl Memory {
     /// Takes in the record `seq`. `steps` has one for each change of a blob, in order.
     pub fn apply(&mut self, seq: u64, redos: Vec<Redo>, steps: Vec<BlobStep>) {
         debug_assert_eq!(seq, self.seq + 1, "records are applied in order");
+        self.unwanted.note(&redos, &steps);
         let mut steps = steps.into_iter();
         for redo in redos {
             match redo {

@@ -208,6 +208,12 @@ impl Model {
                 );
             }
         }
+        for unwanted in ledger.unwanted_blobs() {
+            assert!(
+                self.dirty_since.contains_key(&unwanted),
+                "unwanted, but not dirty"
+            );
+        }
         let mut dirty: Vec<_> = self
             .dirty_since
             .iter()
