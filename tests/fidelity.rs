@@ -15,6 +15,8 @@ mod beyond;
 mod descriptors;
 #[path = "fidelity/kinds.rs"]
 mod kinds;
+#[path = "fidelity/listings.rs"]
+mod listings;
 #[path = "fidelity/names.rs"]
 mod names;
 #[path = "fidelity/open_files.rs"]
