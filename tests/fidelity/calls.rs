@@ -82,7 +82,7 @@ fn vectors_and_their_flags_do_the_same() {
 #[test]
 fn what_is_made_safe_is_made_safe_alike() {
     compare(&[], &[], |t| {
-        let path = file(&t.path("f"), &[7; 20_000]);
+        let path = file(&t.path("f"), &vec![7; 20_000]);
         let (dir, reader, writer) = (File::open(t.path("")).unwrap(), ro(&path), rw(&path));
         rustix::fs::mknodat(
             CWD,

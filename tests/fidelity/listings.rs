@@ -347,7 +347,7 @@ fn a_hundred_thousand_names_are_each_seen_once_while_others_come() {
             while !done.load(Ordering::Relaxed) {
                 let name = path.join(format!("name-{:06}-comes-and-goes", n % 90_000));
                 file(&name, b"");
-                if n % 3 != 0 {
+                if !n.is_multiple_of(3) {
                     fs::remove_file(&name).unwrap();
                 }
                 n += 977;

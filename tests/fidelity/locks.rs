@@ -228,8 +228,8 @@ fn leases_and_watches_are_had_alike() {
         let mut heard = Vec::new();
         let mut buffer = [0_u8; 4_096];
         while let Ok(len) = (&watch).read(&mut buffer) {
-            // SAFETY: the kernel wrote whole records, which hold numbers alone.
             for event in buffer[..len].chunks(size_of::<libc::fanotify_event_metadata>()) {
+                // SAFETY: the kernel wrote whole records, which hold numbers alone.
                 let event: libc::fanotify_event_metadata =
                     unsafe { std::ptr::read_unaligned(event.as_ptr().cast()) };
                 // SAFETY: a descriptor that came with the event is ours.

@@ -19,7 +19,6 @@ fn thing(dir: &Path, name: &str, kind: &str) {
     match kind {
         "nothing" => {}
         "file" => drop(file(&at, kind.as_bytes())),
-        "open file" => drop(file(&at, kind.as_bytes())),
         "empty" => fs::create_dir(at).unwrap(),
         "full" => fs::create_dir_all(at.join("in")).unwrap(),
         "link" => symlink("elsewhere", at).unwrap(),

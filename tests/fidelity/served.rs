@@ -65,7 +65,6 @@ fn made(t: &Trial, state: &str, elsewhere: Option<&Machine>) -> PathBuf {
     let path = t.path(state);
     let bytes = pattern(state.len() as u8);
     match (state, t.machine().zip(elsewhere)) {
-        ("new", _) => drop(file(&path, &bytes)),
         ("empty", _) => drop(file(&path, b"")),
         ("fetched", Some((machine, elsewhere))) => {
             machine.flush();
@@ -162,20 +161,19 @@ fn calls(t: &Trial, state: &str, path: &Path) {
         open.after(t, &what, || act(&format!("{what}: call")));
     };
     step("write", &|what| {
-        t.ask(what, open.both.write_at(b"written", 50_000))
+        t.ask(what, open.both.write_at(b"written", 50_000));
     });
     step("append", &|what| {
-        t.call(what, (&open.append).write_all(b"appended"))
-            .map_or((), drop)
+        t.call(what, (&open.append).write_all(b"appended"));
     });
     step("append at an offset", &|what| {
-        t.ask(what, open.append.write_at(b"at 3", 3))
+        t.ask(what, open.append.write_at(b"at 3", 3));
     });
     step("write behind the end", &|what| {
-        t.ask(what, open.writer.write_at(b"far", 150_001))
+        t.ask(what, open.writer.write_at(b"far", 150_001));
     });
     step("write nothing behind the end", &|what| {
-        t.ask(what, open.writer.write_at(b"", 250_000))
+        t.ask(what, open.writer.write_at(b"", 250_000));
     });
 
     // As disks want it: whole blocks of aligned memory.
@@ -183,7 +181,7 @@ fn calls(t: &Trial, state: &str, path: &Path) {
     let start = memory.as_ptr().align_offset(4_096);
     let block = std::cell::RefCell::new(&mut memory[start..start + 4_096]);
     step("direct write", &|what| {
-        t.ask(what, open.direct.write_at(&block.borrow(), 8_192))
+        t.ask(what, open.direct.write_at(&block.borrow(), 8_192));
     });
     step("write beside it", &|_| {
         open.both.write_at(b"beside", 8_190).unwrap();
@@ -212,7 +210,7 @@ fn calls(t: &Trial, state: &str, path: &Path) {
         block.borrow()[3_616..3_622].to_vec(),
     );
     step("store to a private mapping", &|_| {
-        private.write(30_000, b"private")
+        private.write(30_000, b"private");
     });
     step("write under the mappings", &|_| {
         open.append.write_at(b"!", 0).unwrap();
@@ -334,9 +332,7 @@ fn calls(t: &Trial, state: &str, path: &Path) {
 
     step("set times", &|what| {
         let times = at(1_000_000_000);
-        {
-            t.call(what, rustix::fs::futimens(&open.reader, &times));
-        }
+        t.call(what, rustix::fs::futimens(&open.reader, &times));
     });
     step("write after it", &|_| {
         open.writer.write_at(b"after", 10).unwrap();
@@ -347,13 +343,11 @@ fn calls(t: &Trial, state: &str, path: &Path) {
     let renamed = path.with_extension("renamed");
     step("replace", &|what| {
         file(&path.with_extension("over"), b"over");
-        {
-            t.call(what, fs::rename(path.with_extension("over"), &renamed));
-        }
+        t.call(what, fs::rename(path.with_extension("over"), &renamed));
     });
     t.note(said("names"), open.reader.metadata().unwrap().nlink());
     step("write without that name", &|what| {
-        t.ask(what, open.both.write_at(b"nameless", 77))
+        t.ask(what, open.both.write_at(b"nameless", 77));
     });
     step("append without that name", &|what| {
         t.call(what, (&open.append).write_all(b"nameless"));
@@ -363,9 +357,7 @@ fn calls(t: &Trial, state: &str, path: &Path) {
     });
     step("punch without that name", &|what| {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        {
-            t.call(what, fallocate(&open.writer, flags, 0, 5_000));
-        }
+        t.call(what, fallocate(&open.writer, flags, 0, 5_000));
     });
     let mapping = Mapping::new(&open.both, 9_000, true, true).unwrap();
     mapping.write(8_000, b"nameless");
@@ -421,17 +413,17 @@ fn times_stay_from_the_close_on() {
                     .open(path)
                     .unwrap()
                     .write_all(b"x")
-                    .unwrap()
+                    .unwrap();
             }),
             ("cut", |path| rw(path).set_len(50_000).unwrap()),
             ("emptied", |path| drop(File::create(path).unwrap())),
             ("allocated", |path| {
-                fallocate(rw(path), FallocateFlags::empty(), 0, 10_000).unwrap()
+                fallocate(rw(path), FallocateFlags::empty(), 0, 10_000).unwrap();
             }),
             ("stored", |path| {
                 Mapping::new(&rw(path), 100, true, true)
                     .unwrap()
-                    .write(0, b"stored")
+                    .write(0, b"stored");
             }),
         ] {
             let times = || {

@@ -12,25 +12,33 @@ use crate::{
 };
 
 /// Each runs twice at once, for [`SECONDS`]: names, times, holes, locks, mappings and copies, while what was
-/// closed is sealed and uploaded; `link` gives one file thousands of names.
-const STRESSORS: [&str; 18] = [
+/// closed is sealed and uploaded; watches, pipes and handles; `link` gives one file thousands of names.
+const STRESSORS: [&str; 26] = [
     "access",
     "chmod",
+    "copy-file",
     "dentry",
     "dir",
     "dirmany",
     "fallocate",
+    "fanotify",
     "filename",
+    "flock",
     "fpunch",
     "fsize",
     "getdent",
+    "handle",
+    "inotify",
     "iomix",
     "lease",
     "link",
     "lockofd",
     "metamix",
     "mknod",
+    "msync",
     "rename",
+    "splice",
+    "sync-file",
     "utime",
 ];
 
