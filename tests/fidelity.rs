@@ -13,6 +13,8 @@ mod support;
 mod beyond;
 #[path = "fidelity/calls.rs"]
 mod calls;
+#[path = "fidelity/chance.rs"]
+mod chance;
 #[path = "fidelity/descriptors.rs"]
 mod descriptors;
 #[path = "fidelity/killed.rs"]
