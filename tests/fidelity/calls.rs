@@ -260,7 +260,7 @@ fn fio_finds_its_bytes_through_rings() {
     }
 }
 
-/// Which extra groups of calls a file takes while it is only in the store is a matter of reading: it is fetched for all of them.
+/// Whichever call comes first, it brings the bytes.
 #[test]
 fn what_is_only_in_the_store_is_read_by_every_call() {
     for kind in [StoreKind::File, StoreKind::S3] {

@@ -218,7 +218,7 @@ fn what_several_writers_close_at_once_is_sealed() {
         let mut spec = lab.spec("a").arg("--settle").arg("0s");
         spec.args.extend(args.iter().map(Into::into));
         let machine = spec.start();
-        for round in 0..8 {
+        for round in 0..20 {
             let names: Vec<_> = (0..100).map(|n| machine.path(format!("f{n}"))).collect();
             for path in &names {
                 let first = File::create(path).unwrap();
