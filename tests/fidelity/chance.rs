@@ -115,7 +115,7 @@ fn calls(t: &Trial, seed: u64) {
             9 | 10 => {
                 let Some(other) = &other else { continue };
                 let (mut from, mut to) = (at, rng.below(LONGEST));
-                if len % 2 == 0 {
+                if len.is_multiple_of(2) {
                     let copied = copy_file_range(handle, Some(&mut from), other, Some(&mut to), len as usize);
                     t.ask(what("copy"), copied);
                 } else {
@@ -143,7 +143,7 @@ fn calls(t: &Trial, seed: u64) {
             }
             14 if !mapped => this.handles[place] = opened(&path, rng.below(8)),
             15 => {
-                let synced = if len % 2 == 0 {
+                let synced = if len.is_multiple_of(2) {
                     handle.sync_all()
                 } else {
                     handle.sync_data()
@@ -182,7 +182,7 @@ fn calls(t: &Trial, seed: u64) {
                     file.handles.clear();
                     file.mapping = None;
                 }
-                if len % 4 == 0 {
+                if len.is_multiple_of(4) {
                     t.seal();
                 }
             }
