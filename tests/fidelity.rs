@@ -11,16 +11,36 @@ mod support;
 
 #[path = "fidelity/beyond.rs"]
 mod beyond;
+#[path = "fidelity/calls.rs"]
+mod calls;
+#[path = "fidelity/chance.rs"]
+mod chance;
 #[path = "fidelity/descriptors.rs"]
 mod descriptors;
+#[path = "fidelity/killed.rs"]
+mod killed;
 #[path = "fidelity/kinds.rs"]
 mod kinds;
+#[path = "fidelity/limits.rs"]
+mod limits;
+#[path = "fidelity/listings.rs"]
+mod listings;
+#[path = "fidelity/locks.rs"]
+mod locks;
+#[path = "fidelity/memory.rs"]
+mod memory;
 #[path = "fidelity/names.rs"]
 mod names;
 #[path = "fidelity/open_files.rs"]
 mod open_files;
+#[path = "fidelity/renames.rs"]
+mod renames;
 #[path = "fidelity/rights.rs"]
 mod rights;
+#[path = "fidelity/served.rs"]
+mod served;
+#[path = "fidelity/shared_dirs.rs"]
+mod shared_dirs;
 #[path = "fidelity/space.rs"]
 mod space;
 #[path = "fidelity/stress.rs"]

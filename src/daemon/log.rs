@@ -5,13 +5,20 @@
 //! the file is opened for appending.
 
 use std::{
+    fmt,
     fs::{self, File, OpenOptions},
     io,
     os::unix::{ffi::OsStrExt, fs::OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
-use tracing_subscriber::{EnvFilter, fmt::time::SystemTime};
+use tracing::{Event, Subscriber, field};
+use tracing_subscriber::{
+    EnvFilter, Layer,
+    fmt::time::SystemTime,
+    layer::{Context, SubscriberExt},
+    util::SubscriberInitExt,
+};
 
 use super::mountinfo::is_within;
 
@@ -51,12 +58,56 @@ pub fn start(level: &str, file: Option<File>) {
         Some(file) => builder
             .with_ansi(false)
             .with_writer(std::sync::Mutex::new(file))
+            .finish()
+            .with(AnswersToNobody)
             .try_init(),
         None => builder
             .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
             .with_writer(io::stderr)
+            .finish()
+            .with(AnswersToNobody)
             .try_init(),
     };
+}
+
+/// Keeps from the log that the kernel took no answer because nobody waits for it any more (`ENOENT`).
+///
+/// `fuser` calls that an error. It is how a request ends whose program was interrupted or killed: the answer to the
+/// kernel's word of that comes after the answer to the request itself. Whatever else goes wrong with an answer is told.
+struct AnswersToNobody;
+
+impl<S: Subscriber> Layer<S> for AnswersToNobody {
+    fn event_enabled(&self, event: &Event<'_>, _context: Context<'_, S>) -> bool {
+        // What comes by the `log` crate is of this one target, and has its own as a field.
+        if event.metadata().target() != "log" {
+            return true;
+        }
+        let mut record = LogRecord::default();
+        event.record(&mut record);
+        !(record.of_fuser && record.not_waited_for)
+    }
+}
+
+/// What counts of a record of the `log` crate.
+#[derive(Default)]
+struct LogRecord {
+    of_fuser: bool,
+    not_waited_for: bool,
+}
+
+impl field::Visit for LogRecord {
+    fn record_str(&mut self, field: &field::Field, value: &str) {
+        self.of_fuser |= field.name() == "log.target" && value.starts_with("fuser::");
+    }
+
+    fn record_debug(&mut self, field: &field::Field, value: &dyn fmt::Debug) {
+        if field.name() == "message" {
+            let words = format!("{value:?}");
+            let number = format!("(os error {})", libc::ENOENT);
+            self.not_waited_for |=
+                words.starts_with("Failed to send FUSE reply:") && words.ends_with(&number);
+        }
+    }
 }
 
 /// A bare level is ours: the libraries below speak up only when something is wrong.
@@ -86,6 +137,40 @@ mod tests {
             filter_text("info,casmount::upload=trace"),
             "info,casmount::upload=trace"
         );
+    }
+
+    #[test]
+    fn an_answer_that_nobody_waits_for_is_no_error() {
+        #[derive(Clone, Default)]
+        struct Lines(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+        impl io::Write for Lines {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0.lock().unwrap().write(bytes)
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_writer(move || writer.clone())
+            .finish()
+            .with(AnswersToNobody);
+        tracing::subscriber::with_default(subscriber, || {
+            // As the bridge from the `log` crate makes them.
+            let told = |by: &str, code: i32| {
+                let err = io::Error::from_raw_os_error(code);
+                tracing::event!(target: "log", tracing::Level::ERROR, { log.target = by }, "Failed to send FUSE reply: {err}");
+            };
+            told("fuser::reply", libc::ENOENT);
+            told("fuser::reply", libc::EINVAL);
+            told("another", libc::ENOENT);
+            tracing::error!("Failed to send FUSE reply: {}", io::Error::from_raw_os_error(2));
+        });
+        let lines = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(lines.lines().count(), 3, "{lines}");
+        assert!(lines.contains("Invalid argument"), "{lines}");
     }
 
     #[test]

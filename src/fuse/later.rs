@@ -62,20 +62,32 @@ pub(super) fn directory_plus(
     mut reply: ReplyDirectoryPlus,
     page: Result<DirPage, VfsError>,
 ) {
-    let entries = match page {
+    let mut entries = match page {
         Err(err) => return reply.error(convert::errno(&err)),
         Ok(entries) => entries,
     };
-    for entry in entries {
-        let (attr, ttl) = match vfs.entry_attr(dir, &entry) {
-            Err(err) => return reply.error(convert::errno(&err)),
-            Ok(None) => continue,
-            Ok(Some((attr, keep))) => (convert::attr(&attr), lookup::ttl(keep)),
-        };
-        let name = OsStr::from_bytes(&entry.name);
-        if reply.add(attr.ino, entry.next_offset, name, &ttl, &attr, Generation(0)) {
+    // An answer without entries is the end of the directory: a page whose names all went since they were listed is not.
+    while let Some(next) = entries.last().map(|entry| entry.next_offset) {
+        let mut answered = false;
+        for entry in entries {
+            let (attr, ttl) = match vfs.entry_attr(dir, &entry) {
+                Err(err) => return reply.error(convert::errno(&err)),
+                Ok(None) => continue,
+                Ok(Some((attr, keep))) => (convert::attr(&attr), lookup::ttl(keep)),
+            };
+            let name = OsStr::from_bytes(&entry.name);
+            answered = true;
+            if reply.add(attr.ino, entry.next_offset, name, &ttl, &attr, Generation(0)) {
+                break;
+            }
+        }
+        if answered {
             break;
         }
+        entries = match vfs.read_dir(dir, next) {
+            Err(err) => return reply.error(convert::errno(&err)),
+            Ok(entries) => entries,
+        };
     }
     reply.ok();
 }

@@ -28,6 +28,9 @@ pub struct Attr {
 /// What a directory shows as its size, as ext4 does.
 const DIR_BYTES: u64 = 4096;
 
+/// What files take of a disk at least, and in steps of.
+const BLOCK_BYTES: u64 = 4096;
+
 impl Attr {
     /// The attributes in a row, for a mount with these options.
     #[must_use]
@@ -56,7 +59,12 @@ impl Attr {
             gid,
             rdev: node.rdev,
             size,
-            blocks: size.div_ceil(512),
+            // As disks keep files: in blocks of 4 KiB, and the target of a link beside its attributes.
+            blocks: if node.kind == NodeKind::Symlink {
+                0
+            } else {
+                size.div_ceil(BLOCK_BYTES) * (BLOCK_BYTES / 512)
+            },
             atime: node.atime,
             mtime: node.mtime,
             ctime: node.ctime,

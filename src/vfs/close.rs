@@ -29,8 +29,7 @@ impl Vfs {
         let handle = self.handles.remove(handle).ok_or(VfsError::BadHandle)?;
         let node = &handle.node;
         self.tree.touch(node.ino);
-        let mut settle = false;
-        let recorded = {
+        let (recorded, written) = {
             let mut state = node.lock();
             state.handles -= 1;
             state.writers -= u32::from(handle.write);
@@ -39,8 +38,8 @@ impl Vfs {
             if handle.write && state.writers == 0 {
                 recorded = self.record(node, &mut state);
                 state.mappable = false;
-                settle = matches!(state.serving, Serving::Staging { .. });
             }
+            let written = handle.write && matches!(state.serving, Serving::Staging { .. });
             // A descriptor of ours that can write would keep the file from being sealed; what the kernel
             // was lent cannot.
             if state.writers == 0
@@ -59,14 +58,16 @@ impl Vfs {
                 self.drop_kept(node.ino, &state);
                 Self::stop_serving(node, &mut state);
             }
-            recorded
+            (recorded, written)
         };
         self.nodes
             .release(node.ino, node, |node| node.lock().handles == 0);
         // A flush that sees no writer any more must see the file waiting to be sealed.
         let closing = self.settling.closing();
-        self.tree.unpin(node.ino, handle.write)?;
-        if settle {
+        // Of several that close at once the last one here, not the last one above: while the tree knows of a writer
+        // the file is not sealed, and nobody would put it to rest again.
+        let last_writer = self.tree.unpin(node.ino, handle.write)?;
+        if written && last_writer {
             self.settling.rest(node.ino, self.settle_of(node.ino));
         }
         drop(closing);

@@ -41,6 +41,15 @@ macro_rules! assert_errno {
     }};
 }
 
+/// What a call of libc returned, or the error that it left.
+pub fn answer(returned: i64) -> io::Result<i64> {
+    if returned < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(returned)
+    }
+}
+
 pub fn file(path: &Path, bytes: &[u8]) -> std::path::PathBuf {
     std::fs::write(path, bytes).unwrap_or_else(|err| panic!("cannot write {}: {err}", path.display()));
     path.to_owned()
@@ -103,6 +112,44 @@ impl Mapping {
         assert!(at + bytes.len() <= self.len);
         // SAFETY: checked to be inside of the mapping, which stays until the drop.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.at.add(at), bytes.len()) };
+    }
+
+    /// Has the kernel read from the mapping and write to `to`: `EFAULT` where a load would be a bus error.
+    pub fn send(&self, at: usize, len: usize, to: &impl std::os::fd::AsRawFd) -> io::Result<i64> {
+        assert!(at + len <= self.len);
+        // SAFETY: checked to be inside of the mapping, which stays until the drop; the kernel only reads.
+        let sent = unsafe { libc::write(to.as_raw_fd(), self.at.add(at).cast(), len) };
+        answer(sent as i64)
+    }
+
+    /// `madvise` of a part.
+    pub fn advise(&self, at: usize, len: usize, advice: i32) -> io::Result<i64> {
+        assert!(at + len <= self.len);
+        // SAFETY: checked to be inside of the mapping, whose bytes nobody holds a reference to.
+        answer(i64::from(unsafe {
+            libc::madvise(self.at.add(at).cast(), len, advice)
+        }))
+    }
+
+    /// `msync` of the whole.
+    pub fn sync_with(&self, flags: i32) -> io::Result<i64> {
+        // SAFETY: exactly the mapping.
+        answer(i64::from(unsafe { libc::msync(self.at.cast(), self.len, flags) }))
+    }
+
+    /// Keeps it in memory until it goes.
+    pub fn lock(&self) -> io::Result<i64> {
+        // SAFETY: exactly the mapping.
+        answer(i64::from(unsafe { libc::mlock(self.at.cast(), self.len) }))
+    }
+
+    /// `mprotect` of the whole, which stays readable.
+    pub fn protect(&self, protection: i32) -> io::Result<i64> {
+        assert!(protection & libc::PROT_READ != 0);
+        // SAFETY: exactly the mapping.
+        answer(i64::from(unsafe {
+            libc::mprotect(self.at.cast(), self.len, protection)
+        }))
     }
 
     pub fn sync(&self) -> io::Result<()> {

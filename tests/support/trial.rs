@@ -9,7 +9,7 @@ use std::{
     fmt::Debug,
     fs,
     path::{Path, PathBuf},
-    sync::Mutex,
+    sync::{Arc, Mutex},
 };
 
 use super::{machine::Machine, machine::MachineSpec, posix::Code, tempdir::TestDir};
@@ -18,6 +18,8 @@ use super::{machine::Machine, machine::MachineSpec, posix::Code, tempdir::TestDi
 pub struct Trial {
     dir: PathBuf,
     said: Mutex<Vec<(String, String)>>,
+    /// Whose mount the directory is in; none on the disk.
+    machine: Option<Arc<Machine>>,
 }
 
 /// A known difference: what was asked, what the disk and what the mount answers. Where a disk cannot do
@@ -25,10 +27,24 @@ pub struct Trial {
 pub type Difference = (&'static str, &'static str, &'static str);
 
 impl Trial {
-    pub fn new(dir: &Path) -> Self {
+    fn new(dir: &Path, machine: Option<Arc<Machine>>) -> Self {
         Self {
             dir: dir.to_owned(),
             said: Mutex::default(),
+            machine,
+        }
+    }
+
+    /// Whose mount the trial is in; none on the disk.
+    pub fn machine(&self) -> Option<&Machine> {
+        self.machine.as_deref()
+    }
+
+    /// In a mount, waits until what was closed is sealed and in the store.
+    #[track_caller]
+    pub fn seal(&self) {
+        if let Some(machine) = &self.machine {
+            machine.flush();
         }
     }
 
@@ -87,22 +103,38 @@ impl Debug for Errno {
 #[track_caller]
 pub fn compare(args: &[&str], differences: &[Difference], trial: impl Fn(&Trial)) {
     let dir = TestDir::new();
-    let native = dir.path().join("native");
+    let spec = |name: &str| {
+        let store = dir.path().join(format!("store-{name}"));
+        fs::create_dir(&store).expect("a directory can be made");
+        MachineSpec::new(name, dir.path(), &format!("file://{}", store.display()))
+    };
+    compare_with(dir.path(), spec, args, differences, trial);
+}
+
+/// As [`compare`], with machines of any kind below `dir`; each has the name that it is asked for by.
+#[track_caller]
+pub fn compare_with(
+    dir: &Path,
+    spec: impl Fn(&str) -> MachineSpec,
+    args: &[&str],
+    differences: &[Difference],
+    trial: impl Fn(&Trial),
+) {
+    let native = dir.join("native");
     fs::create_dir(&native).expect("a directory can be made");
     fs::set_permissions(&native, std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("our own");
-    let on_disk = Trial::new(&native);
+    let on_disk = Trial::new(&native, None);
     trial(&on_disk);
     let on_disk = on_disk.said.into_inner().expect("it ended");
     for more in [None, Some("--no-passthrough")] {
-        let machine = mount(
-            &dir,
-            more.unwrap_or("passthrough"),
-            &[args, more.as_slice()].concat(),
-        );
+        let mut spec = spec(more.unwrap_or("passthrough").trim_start_matches('-'));
+        spec.args
+            .extend(args.iter().chain(more.as_slice()).map(Into::into));
+        let machine = Arc::new(spec.start());
         let root = machine.path("root");
         fs::create_dir(&root).expect("a directory can be made");
         fs::set_permissions(&root, std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("our own");
-        let mounted = Trial::new(&root);
+        let mounted = Trial::new(&root, Some(Arc::clone(&machine)));
         trial(&mounted);
         let mounted = mounted.said.into_inner().expect("it ended");
         let differing = on_disk.iter().zip(&mounted);
@@ -119,14 +151,6 @@ pub fn compare(args: &[&str], differences: &[Difference], trial: impl Fn(&Trial)
         assert_eq!(on_disk.len(), mounted.len());
         assert_eq!(found, known, "{more:?}: (disk, mount), found and known");
     }
-}
-
-fn mount(dir: &TestDir, name: &str, args: &[&str]) -> Machine {
-    let store = dir.path().join(format!("store-{name}"));
-    fs::create_dir(&store).expect("a directory can be made");
-    let mut spec = MachineSpec::new(name, dir.path(), &format!("file://{}", store.display()));
-    spec.args.extend(args.iter().map(Into::into));
-    spec.start()
 }
 
 /// Runs something as another user, with these groups; the process stays what it is.

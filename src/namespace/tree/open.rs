@@ -39,11 +39,12 @@ impl Tree {
         Ok(node)
     }
 
-    /// Ends an open. A file that nothing names any more goes a moment after its last one.
-    pub fn unpin(&self, ino: Ino, write: bool) -> Result<(), TreeError> {
+    /// Ends an open, and returns whether nobody has the file open for writing now. One that nothing names any
+    /// more goes a moment after its last open.
+    pub fn unpin(&self, ino: Ino, write: bool) -> Result<bool, TreeError> {
         let mut in_use = self.lock();
         let Some(pin) = in_use.pins.get_mut(&ino) else {
-            return Ok(());
+            return Ok(true);
         };
         pin.opens -= 1;
         pin.writers -= u32::from(write);
@@ -52,13 +53,13 @@ impl Tree {
             in_use.shadowed.retain(|_, shadowed| *shadowed != ino);
         }
         if opens > 0 {
-            return Ok(());
+            return Ok(writers == 0);
         }
         in_use.pins.remove(&ino);
         if self.ledger.node(ino)?.is_some_and(|node| node.nlink == 0) {
             in_use.limbo.push_back((Instant::now(), ino));
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Drops files that lost their last name, or their last open after that, at least `rest`
