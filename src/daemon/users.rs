@@ -57,12 +57,17 @@ pub fn elsewhere(device: &str) -> Vec<User> {
         .flatten()
         .filter_map(|entry| {
             let (pid, process) = (entry.file_name().to_str()?.parse().ok()?, entry.path());
-            if !seen.insert(fs::read_link(process.join("ns/mnt")).ok()?) {
+            let namespace = fs::read_link(process.join("ns/mnt")).ok()?;
+            if seen.contains(&namespace) {
                 return None;
             }
             let table = fs::read(process.join("mountinfo")).ok()?;
+            seen.insert(namespace);
             let mounts = mountinfo::parse(&table).into_iter();
-            let mount = mounts.rev().find(|mount| mount.device == device)?;
+            // The number of a mount that is gone may be given to one of another kind.
+            let mount = mounts
+                .rev()
+                .find(|mount| mount.device == device && mount.is_casmount())?;
             let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
             Some(User {
                 pid,

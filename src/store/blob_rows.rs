@@ -11,6 +11,7 @@ use super::{
     StoreError,
     blob_file::BlobFile,
     blobs::{Blob, Blobs, Shared, now_secs},
+    error::chain,
     rows::{BlobRow, Change, ChunkRow, Durability, Residency},
 };
 use crate::base::{digest::Digest, durable::remove_if_there};
@@ -18,9 +19,6 @@ use crate::base::{digest::Digest, durable::remove_if_there};
 /// A use is not written down when the row knows of one less than this before: a build
 /// looks at the same files every few seconds, and eviction need not know to the second.
 const USE_GRAIN_SECS: u64 = 60;
-
-/// Blobs that are forgotten with one barrier of the journal.
-const FORGOTTEN_TOGETHER: usize = 1024;
 
 impl Blobs {
     /// Removes the bytes of a clean blob that nobody uses; returns how many
@@ -54,13 +52,11 @@ impl Blobs {
     }
 
     /// Forgets dirty blobs that were never anywhere but here and that no file has any more, unless somebody reads
-    /// them still; returns how many bytes they had. A few at a time: the caller asks again.
+    /// them still; returns how many bytes they have, which come free with the next barrier.
     ///
-    /// The rows go first, and reach the disk before the files go: after a power loss a file that has its name again
-    /// has its bytes.
+    /// The rows go at once, and the files when those, and the bytes that took their place, survive power loss.
     pub(super) fn forget_unwanted(&self) -> Result<u64, StoreError> {
-        let mut forgotten = Vec::new();
-        let mut bytes = 0;
+        let (mut forgotten, mut bytes, mut outcome) = (Vec::new(), 0, Ok(()));
         for digest in self.shared.ledger.unwanted_blobs() {
             let shard = self.shared.shard(&digest);
             if shard.contains_key(&digest)
@@ -69,37 +65,26 @@ impl Blobs {
             {
                 continue;
             }
-            let row = self.shared.ledger.blob(&digest)?;
-            if let Some(row) = row.filter(|row| row.durability == Durability::Dirty && !row.pinned) {
-                bytes += row.size;
-                self.shared.ledger.commit(vec![Change::DropBlob(digest)])?;
-                self.shared.note_leaving(digest);
-                forgotten.push(digest);
-            }
-            if forgotten.len() == FORGOTTEN_TOGETHER {
-                break;
-            }
-        }
-        if forgotten.is_empty() {
-            return Ok(0);
-        }
-        self.shared.ledger.sync()?;
-        for digest in &forgotten {
-            let shard = self.shared.shard(digest);
-            // Somebody may have made the same bytes again.
-            let is_back = shard.contains_key(digest)
-                || self.shared.staging.is_sealing(digest)
-                || self.shared.ledger.blob(digest)?.is_some();
-            if !is_back {
-                let path = self.shared.path(digest);
-                remove_if_there(&path).map_err(StoreError::disk("remove", &path))?;
+            match self.shared.drop_dirty(digest) {
+                Ok(None) => {}
+                Ok(Some(size)) => {
+                    bytes += size;
+                    forgotten.push(digest);
+                }
+                Err(err) => {
+                    outcome = Err(err);
+                    break;
+                }
             }
         }
-        debug!(
-            blobs = forgotten.len(),
-            "what no file has any more is not uploaded"
-        );
-        Ok(bytes)
+        if !forgotten.is_empty() {
+            debug!(
+                blobs = forgotten.len(),
+                bytes, "what no file has any more is not uploaded"
+            );
+            self.shared.remove_after_barrier(forgotten);
+        }
+        outcome.map(|()| bytes)
     }
 
     /// Takes the doubt from a chunk that was hashed again. A wrong one of a dirty blob is the
@@ -300,6 +285,45 @@ impl Blobs {
 }
 
 impl Shared {
+    /// Drops the row of a dirty blob that nobody asked to keep; returns its size. The shard is locked.
+    fn drop_dirty(&self, digest: Digest) -> Result<Option<u64>, StoreError> {
+        let row = self.ledger.blob(&digest)?;
+        let Some(row) = row.filter(|row| row.durability == Durability::Dirty && !row.pinned) else {
+            return Ok(None);
+        };
+        self.ledger.commit(vec![Change::DropBlob(digest)])?;
+        self.note_leaving(digest);
+        Ok(Some(row.size))
+    }
+
+    /// Removes the files of forgotten blobs after the next barrier, but of those that somebody made again.
+    fn remove_after_barrier(self: &Arc<Self>, digests: Vec<Digest>) {
+        let shared = Arc::downgrade(self);
+        self.ledger.after_barrier(Box::new(move || {
+            if let Some(shared) = shared.upgrade() {
+                shared.remove_forgotten(&digests);
+            }
+        }));
+    }
+
+    /// Waits for no shard: who has one may wait for a barrier.
+    fn remove_forgotten(self: &Arc<Self>, digests: &[Digest]) {
+        let mut later = Vec::new();
+        for digest in digests {
+            match self.try_shard(digest) {
+                None => later.push(*digest),
+                Some(shard) => {
+                    if let Err(err) = self.remove_nameless(&shard, digest) {
+                        warn!(%digest, error = %chain(&err), "a blob that no file has any more keeps its space");
+                    }
+                }
+            }
+        }
+        if !later.is_empty() {
+            self.remove_after_barrier(later);
+        }
+    }
+
     /// Commits a row as it is; the shard is locked.
     pub(super) fn put_row(&self, row: BlobRow) -> Result<(), StoreError> {
         self.ledger.commit(vec![Change::PutBlob(row)])

@@ -21,7 +21,7 @@ use std::{
     ops::Range,
     path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Mutex, MutexGuard, TryLockError,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -305,6 +305,15 @@ impl Shared {
     /// Locks the rows and the table of the digests that share a folder.
     pub(super) fn shard(&self, digest: &Digest) -> MutexGuard<'_, Shard> {
         self.shard_at(digest.as_bytes()[0])
+    }
+
+    /// The same, if nobody has it just now.
+    pub(super) fn try_shard(&self, digest: &Digest) -> Option<MutexGuard<'_, Shard>> {
+        match self.shards[usize::from(digest.as_bytes()[0])].try_lock() {
+            Ok(shard) => Some(shard),
+            Err(TryLockError::WouldBlock) => None,
+            Err(TryLockError::Poisoned(_)) => panic!("no code panics while it holds a shard"),
+        }
     }
 
     pub(super) fn shard_at(&self, number: u8) -> MutexGuard<'_, Shard> {

@@ -273,6 +273,11 @@ impl Ledger {
         self.core.layers.memory().unwanted.has(digest)
     }
 
+    /// How many there are.
+    pub fn unwanted_count(&self) -> usize {
+        self.core.layers.memory().unwanted.all().len()
+    }
+
     /// All such blobs, in no order.
     pub fn unwanted_blobs(&self) -> Vec<Digest> {
         self.core.layers.memory().unwanted.all().iter().copied().collect()

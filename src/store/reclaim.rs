@@ -220,7 +220,7 @@ impl Shared {
         }
     }
 
-    /// Returns how many bytes came free.
+    /// Returns how many bytes come free with the next barrier.
     fn forget_unwanted(&self) -> u64 {
         self.blobs.forget_unwanted().unwrap_or_else(|err| {
             error!(error = %chain(&err), "cannot forget blobs that no file has any more");
@@ -288,6 +288,13 @@ impl Shared {
         // The rows decide who was used least recently.
         self.save(true);
         let mut evicted = self.forget_unwanted();
+        if evicted > 0
+            && let Err(err) = self.ledger.barrier()
+        {
+            // Without it they keep their room.
+            warn!(error = %chain(&err), "what no file has any more cannot leave the disk yet");
+            evicted = 0;
+        }
         let mut limit = BATCH;
         while evicted < wanted {
             match self.evict_batch(limit, wanted - evicted) {

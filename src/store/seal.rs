@@ -117,23 +117,26 @@ impl Blobs {
 
     /// Removes a blob name that was linked for rows that were never committed.
     fn forget_seal(&self, digest: &Digest) -> Result<(), StoreError> {
-        let shared = &self.shared;
-        let shard = shared.shard(digest);
-        let row = shared.ledger.blob(digest)?;
+        self.shared.remove_nameless(&self.shared.shard(digest), digest)
+    }
+}
+
+impl Shared {
+    /// Removes the file of a blob that no row says is here, unless one will.
+    pub(super) fn remove_nameless(&self, shard: &Shard, digest: &Digest) -> Result<(), StoreError> {
+        let row = self.ledger.blob(digest)?;
         let has_row = row.is_some_and(|row| row.residency != Residency::Nothing);
-        if has_row || shared.staging.is_sealing(digest) {
+        if has_row || self.staging.is_sealing(digest) {
             return Ok(());
         }
-        let path = shared.path(digest);
+        let path = self.path(digest);
         let unlink = || remove_if_there(&path).map_err(StoreError::disk("remove", &path));
         match shard.get(digest) {
             Some(in_use) => in_use.file.leave(unlink),
             None => unlink(),
         }
     }
-}
 
-impl Shared {
     /// Gives a staging file its blob name, in the place of whatever has it. The shard is locked.
     fn put_at(&self, id: StagingId, digest: &Digest, sync: bool) -> Result<(), StoreError> {
         let staged = self.staging.path(id);

@@ -419,7 +419,7 @@ impl Loop {
         let now = Instant::now();
         if self.queue.is_empty() {
             // Those that are passed over below must not hide the others.
-            let unwanted = self.shared.ledger.unwanted_blobs().len();
+            let unwanted = self.shared.ledger.unwanted_count();
             let limit = BATCH + self.busy.len() + self.unreadable.len() + unwanted;
             self.queue.extend(self.shared.ledger.dirty_blobs(limit)?);
         }

@@ -104,7 +104,14 @@ impl Member {
             Ok(false) => return ended(Ok(Outcome::Gone)),
             Err(err) => return ended(Err(err.into())),
         }
-        let blob = match shared.blobs.lease(&row.digest, row.size) {
+        let leased = shared.blobs.lease(&row.digest, row.size);
+        // From here on it is not forgotten any more; before, it may have been.
+        match shared.ledger.blob(&row.digest) {
+            Ok(Some(_)) => {}
+            Ok(None) => return ended(Ok(Outcome::Gone)),
+            Err(err) => return ended(Err(err.into())),
+        }
+        let blob = match leased {
             Ok(Some(blob)) => blob,
             Ok(None) => return ended(Err(StoreError::Missing { blob: row.digest }.into())),
             Err(err) => return ended(Err(err.into())),

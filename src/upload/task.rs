@@ -76,7 +76,12 @@ pub(super) async fn upload_blob(shared: Arc<Shared>, row: Arc<BlobRow>) -> Resul
     }
     let _uploading = shared.uploading(row.size);
     let began_millis = shared.bucket.clock().now_millis();
-    let Some(blob) = shared.blobs.lease(&digest, row.size)? else {
+    let leased = shared.blobs.lease(&digest, row.size)?;
+    // From here on it is not forgotten any more; before, it may have been.
+    if shared.ledger.blob(&digest)?.is_none() {
+        return Ok(Outcome::Gone);
+    }
+    let Some(blob) = leased else {
         return Err(StoreError::Missing { blob: digest }.into());
     };
     let wrong = upload_chunks(&shared, &blob).await?;

@@ -196,14 +196,18 @@ impl Cursor {
         }
     }
 
-    /// Notes that `listing` came to its end.
-    pub fn finish(&mut self, listing: &Listing) {
-        self.newest = self.newest.max(listing.newest);
+    /// Notes that `listing` came to its end, `now`: replies have set right by then what was wrong with the clock when it
+    /// began, whichever way.
+    pub fn finish(&mut self, listing: &Listing, now: u64) {
+        // Whoever has a clock that is ahead is not to hide what comes before it gets there.
+        self.newest = self.newest.max(listing.newest).min(now);
         if !listing.full {
             return;
         }
         self.unfinished = None;
-        self.full_began = Some(listing.began);
+        // One that began when the clock was behind takes back nothing that was reached.
+        let reached = self.full_began.filter(|reached| *reached <= now);
+        self.full_began = Some(reached.unwrap_or(0).max(listing.began.min(now)));
         let start = self.window_start();
         self.known.retain(|_, runs| {
             runs.retain(|run| run.millis >= start);
@@ -344,6 +348,17 @@ mod tests {
 
     /// Runs one listing to its end, over the keys that it finds.
     fn list(cursor: &mut Cursor, now: u64, full: bool, keys: &[SegmentKey]) -> Vec<SegmentKey> {
+        list_until(cursor, now, now, full, keys)
+    }
+
+    /// The same; the clock says `now` when it begins, and the replies set it to `end`.
+    fn list_until(
+        cursor: &mut Cursor,
+        now: u64,
+        end: u64,
+        full: bool,
+        keys: &[SegmentKey],
+    ) -> Vec<SegmentKey> {
         let mut listing = cursor.begin("v", now, full);
         let mut found: Vec<_> = keys
             .iter()
@@ -358,7 +373,7 @@ mod tests {
         if let Some(last) = found.last() {
             cursor.advance(&mut listing, &last.to_key("v"), Some(last.millis));
         }
-        cursor.finish(&listing);
+        cursor.finish(&listing, end);
         new
     }
 
@@ -412,6 +427,30 @@ mod tests {
         assert_eq!(list(&mut cursor, T + 2000, false, &all), all);
         all.push(key(T + 2500, 1, 3));
         assert_eq!(list(&mut cursor, T + 3000, false, &all), [key(T + 2500, 1, 3)]);
+    }
+
+    #[test]
+    fn a_clock_that_was_behind_when_a_listing_began_takes_nothing_back() {
+        let mut cursor = Cursor::default();
+        let first = key(T - 1000, 1, 1);
+        list(&mut cursor, T, true, &[first]);
+        let behind = T - 30 * 24 * 3_600_000;
+        for full in [true, false] {
+            list_until(&mut cursor, behind, T + 1000, full, &[first]);
+            assert!(cursor.reached_millis() >= Some(T));
+        }
+        assert_eq!(list(&mut cursor, T + 2000, false, &[first]), []);
+    }
+
+    #[test]
+    fn a_key_from_the_future_seen_by_a_clock_that_was_ahead_hides_nothing_either() {
+        let mut cursor = Cursor::default();
+        let first = key(T - 1000, 1, 1);
+        list(&mut cursor, T, true, &[first]);
+        let future = key(T + 7_200_000, 3, 1);
+        list_until(&mut cursor, T + 3_600_000, T + 1000, true, &[first, future]);
+        let late = key(T - 500, 2, 1);
+        assert_eq!(list(&mut cursor, T + 2000, true, &[first, late, future]), [late]);
     }
 
     #[test]

@@ -281,9 +281,10 @@ impl<S: Sink> Reader<S> {
         }
         // It may have slept in the middle.
         self.check_away().await?;
+        let now = (self.now_millis)();
         // The replies set right what was wrong with the clock when it began.
-        listing.began = listing.began.min((self.now_millis)());
-        self.cursor.finish(&listing);
+        listing.began = listing.began.min(now);
+        self.cursor.finish(&listing, now);
         if listing.full {
             let start = self.cursor.window_start();
             self.unreadable.retain(|key| key.millis >= start);
