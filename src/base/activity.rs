@@ -6,7 +6,7 @@
 
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 /// Requests are counted for so long, in milliseconds.
@@ -44,6 +44,16 @@ impl Activity {
     /// Whether requests come in a stream.
     pub fn is_busy(&self) -> bool {
         self.is_busy_in(self.window())
+    }
+
+    /// How long no request came, to [`WINDOW_MILLIS`].
+    pub fn quiet_for(&self) -> Duration {
+        self.quiet_for_in(self.window())
+    }
+
+    fn quiet_for_in(&self, window: u64) -> Duration {
+        let last = self.state.load(Relaxed) >> (2 * COUNT_BITS);
+        Duration::from_millis(window.saturating_sub(last) * WINDOW_MILLIS)
     }
 
     fn note_in(&self, window: u64) {
@@ -102,6 +112,16 @@ mod tests {
         assert!(activity.window() >= 1 && !activity.is_busy());
         activity.note();
         assert_ne!(activity.state.load(Relaxed), 0);
+    }
+
+    #[test]
+    fn it_is_known_how_long_no_request_came() {
+        let activity = Activity::default();
+        activity.note_in(7);
+        assert_eq!(activity.quiet_for_in(7), Duration::ZERO);
+        assert_eq!(activity.quiet_for_in(6), Duration::ZERO);
+        assert_eq!(activity.quiet_for_in(57), Duration::from_secs(1));
+        assert_eq!(Activity::default().quiet_for_in(51), Duration::from_millis(1020));
     }
 
     #[test]

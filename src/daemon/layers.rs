@@ -134,6 +134,7 @@ impl Layers {
             Arc::clone(&tree),
         )
         .map_err(|source| StartError::Files { source })?;
+        tree.set_tell_kernel(Arc::clone(tell_kernel));
         vfs.set_tell_kernel(Arc::clone(tell_kernel));
         if tree.has_catalogs() {
             let within = settings.read_timeout;

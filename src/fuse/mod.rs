@@ -130,7 +130,7 @@ pub fn mount(vfs: Arc<Vfs>, options: &MountOptions, runtime: tokio::runtime::Han
     }
     turns.read_from(session.as_fd().try_clone_to_owned()?);
     let session = session.spawn()?;
-    let notices = notify::Notices::start(session.notifier())?;
+    let notices = notify::Notices::start(&session.notifier())?;
     Ok(Mounted {
         mountpoint: options.mountpoint.clone(),
         session: Mutex::new(Some(session)),

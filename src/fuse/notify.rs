@@ -1,7 +1,9 @@
 //! Tells the kernel what to forget.
 //!
 //! The kernel takes locks for that which a request may hold while it waits for
-//! the daemon: so this is done by a thread of its own, which nothing else waits for.
+//! the daemon: so this is done by threads of its own, which nothing else waits for. To forget a name takes the lock of its
+//! directory, which a look-up in it holds until it is answered, and that may wait for the bucket. To forget attributes, or what
+//! was kept of a directory, takes none of these, so it is never held up: each has its thread.
 //!
 //! A name that changed changes what its directory lists: the kernel drops the entries that it kept of it, too. What
 //! programs change through this mount it sees itself.
@@ -11,7 +13,7 @@
 //! the first notice, and would stay there for as long as entries live.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     ffi::OsStr,
     io,
     os::unix::ffi::OsStrExt,
@@ -23,34 +25,59 @@ use std::{
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use fuser::{INodeNo, Notifier};
 
-use crate::namespace::tree::{Notice, TellKernel};
+use crate::{
+    base::cpus,
+    namespace::tree::{Notice, TellKernel},
+    store::rows::Ino,
+};
 
 /// When a notice is repeated: longer than any look-up takes that is answered from this disk.
 const AGAIN: Duration = Duration::from_secs(1);
 
-pub(super) struct Notices(Sender<Vec<Notice>>);
+type Batch = Arc<Vec<Notice>>;
+
+pub(super) struct Notices {
+    inodes: Sender<Batch>,
+    names: Sender<Batch>,
+}
 
 impl Notices {
-    /// Starts the thread; it ends when the last teller is gone.
-    pub(super) fn start(notifier: Notifier) -> io::Result<Self> {
-        let (sender, receiver) = crossbeam_channel::unbounded();
-        thread::Builder::new()
-            .name("notify".to_owned())
-            .spawn(move || run(&notifier, &receiver))?;
-        Ok(Self(sender))
+    /// Starts the threads; they end when the last teller is gone.
+    pub(super) fn start(notifier: &Notifier) -> io::Result<Self> {
+        Ok(Self {
+            inodes: spawn("notify", notifier.clone(), forget_inodes)?,
+            names: spawn("notify-names", notifier.clone(), forget_names)?,
+        })
     }
 
     pub(super) fn teller(&self) -> TellKernel {
-        let sender = self.0.clone();
+        let (inodes, names) = (self.inodes.clone(), self.names.clone());
         Arc::new(move |notices| {
+            let has_names = notices
+                .iter()
+                .any(|notice| matches!(notice, Notice::Entry { .. }));
+            let batch = Arc::new(notices);
             // Fails only when the mount is gone, and the kernel's caches with it.
-            let _ = sender.send(notices);
+            let _ = inodes.send(Arc::clone(&batch));
+            if has_names {
+                let _ = names.send(batch);
+            }
         })
     }
 }
 
-fn run(notifier: &Notifier, receiver: &Receiver<Vec<Notice>>) {
-    let mut again: VecDeque<(Instant, Vec<Notice>)> = VecDeque::new();
+fn spawn(name: &str, notifier: Notifier, send: fn(&Notifier, &[Notice])) -> io::Result<Sender<Batch>> {
+    let (sender, receiver) = crossbeam_channel::unbounded();
+    thread::Builder::new().name(name.to_owned()).spawn(move || {
+        // Programs do not wait for it, but see what is old until it ran.
+        cpus::come_first();
+        run(&receiver, |notices| send(&notifier, notices));
+    })?;
+    Ok(sender)
+}
+
+fn run(receiver: &Receiver<Batch>, send: impl Fn(&[Notice])) {
+    let mut again: VecDeque<(Instant, Batch)> = VecDeque::new();
     loop {
         let wait = again
             .front()
@@ -61,12 +88,12 @@ fn run(notifier: &Notifier, receiver: &Receiver<Vec<Notice>>) {
         };
         match received {
             Ok(notices) => {
-                send_all(notifier, &notices);
+                send(&notices);
                 again.push_back((Instant::now() + AGAIN, notices));
             }
             Err(RecvTimeoutError::Timeout) => {
                 if let Some((_, notices)) = again.pop_front() {
-                    send_all(notifier, &notices);
+                    send(&notices);
                 }
             }
             Err(RecvTimeoutError::Disconnected) => return,
@@ -74,33 +101,37 @@ fn run(notifier: &Notifier, receiver: &Receiver<Vec<Notice>>) {
     }
 }
 
-fn send_all(notifier: &Notifier, notices: &[Notice]) {
-    let mut dirs = Vec::new();
+/// What is no name: attributes, and what was kept of directories.
+fn forget_inodes(notifier: &Notifier, notices: &[Notice]) {
+    let mut dirs: BTreeSet<Ino> = BTreeSet::new();
     for notice in notices {
-        if let Notice::Entry { parent, .. } = notice
-            && dirs.last() != Some(parent)
-        {
-            dirs.push(*parent);
-        }
-        let sent = match notice {
-            Notice::Entry { parent, name } => {
-                notifier.inval_entry(INodeNo(parent.0), OsStr::from_bytes(name))
+        match notice {
+            Notice::Entry { parent: dir, .. } | Notice::Listing { dir } => {
+                dirs.insert(*dir);
             }
             // A negative offset: the attributes only, the pages stay.
-            Notice::Attributes { ino } => notifier.inval_inode(INodeNo(ino.0), -1, 0),
-            Notice::Listing { dir } => {
-                dirs.push(*dir);
-                continue;
-            }
-        };
-        if let Err(err) = sent {
-            tracing::debug!(?notice, error = %err, "the kernel did not take a notice");
+            Notice::Attributes { ino } => told(notice, notifier.inval_inode(INodeNo(ino.0), -1, 0)),
         }
     }
-    dirs.sort_unstable();
-    dirs.dedup();
     for dir in dirs {
         // One that the kernel does not know has nothing to drop.
         let _ = notifier.inval_inode(INodeNo(dir.0), 0, 0);
+    }
+}
+
+fn forget_names(notifier: &Notifier, notices: &[Notice]) {
+    for notice in notices {
+        if let Notice::Entry { parent, name } = notice {
+            told(
+                notice,
+                notifier.inval_entry(INodeNo(parent.0), OsStr::from_bytes(name)),
+            );
+        }
+    }
+}
+
+fn told(notice: &Notice, sent: io::Result<()>) {
+    if let Err(err) = sent {
+        tracing::debug!(?notice, error = %err, "the kernel did not take a notice");
     }
 }

@@ -426,6 +426,8 @@ impl Shared {
 
     /// Calls a reader when the one before takes long, and helps one that made way for others for too long.
     fn watch(&self) {
+        // Before those that wait for its help.
+        cpus::come_first();
         loop {
             let mut state = self.state_for_watch();
             if state.ended {

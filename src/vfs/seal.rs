@@ -281,7 +281,9 @@ impl Vfs {
     pub(super) fn start_sweeping(self: &Arc<Self>) {
         let vfs = Arc::clone(self);
         let sweep = move || {
+            let mut asked = false;
             while !vfs.settling.stopped_within(SWEEP) {
+                vfs.ask_who_lists(&mut asked);
                 match vfs.tree.sweep(LIMBO) {
                     Ok(staging) => vfs.discard(staging),
                     Err(err) => {

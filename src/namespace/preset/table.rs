@@ -110,6 +110,17 @@ impl Presets {
         self.active.load(Ordering::Acquire)
     }
 
+    /// Whether a preset was chosen for a path, whatever is there.
+    pub fn is_chosen(&self) -> bool {
+        self.is_active()
+            && !self
+                .state
+                .read()
+                .expect("a panic ends the process")
+                .chosen
+                .is_empty()
+    }
+
     /// Takes what was chosen; what the mount says counts before what the volume says.
     pub fn choose(&self, by_mount: &[PresetAt], by_volume: &[PresetAt]) {
         self.change(|state| {

@@ -74,7 +74,7 @@ impl Tree {
             }
         }
         let row = edit.node(ino)?.ok_or(TreeError::NotFound)?;
-        edit.commit()?;
+        edit.commit_and_tell()?;
         Ok(row)
     }
 
@@ -111,12 +111,20 @@ impl Tree {
         if !edit.is_told_later(&row)? {
             edit.restamp(ino)?;
         }
-        edit.commit()?;
+        edit.commit_and_tell()?;
         Ok(())
     }
 }
 
 impl Edit<'_> {
+    /// [`Edit::commit`] where there are no staging files to remove, and the caller tells nobody.
+    pub(super) fn commit_and_tell(self) -> Result<(), TreeError> {
+        let tree = self.tree();
+        let (_, notices) = self.commit()?;
+        tree.tell(notices);
+        Ok(())
+    }
+
     /// Whether a file that is not sealed will be told with its attributes anyway.
     fn is_told_later(&self, node: &NodeRow) -> Result<bool, TreeError> {
         let unsealed = matches!(node.content, Content::Staging(_));

@@ -557,10 +557,10 @@ impl<'a> Edit<'a> {
         if !self.moved.is_empty() {
             self.tree.presets.moved();
         }
-        if !self.recognised.is_empty() {
-            self.tree.recognised(self.in_use, &self.recognised)?;
-        }
-        notices.extend(self.tree.hides_elsewhere(&self.recognised, &self.moved)?);
+        notices.extend(
+            self.tree
+                .presets_count(self.in_use, &self.recognised, &self.moved),
+        );
         Ok((discarded, notices))
     }
 }

@@ -13,7 +13,7 @@
 //! - What a mount finds of names is in accord with its presets ([`Tree::set_presets`]), also when they
 //!   were others at the last mount.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use super::{Edit, InUse, Notice, Tree, edit::live, join};
 use crate::{
@@ -27,7 +27,10 @@ use crate::{
             table::{Origin, Presets, Shown, Step},
         },
     },
-    store::rows::{Change, Content, Ino, NameRow, NameState, NodeKind, NodeRow, TreeLayer},
+    store::{
+        error::chain,
+        rows::{Change, Content, Ino, NameRow, NameState, NodeKind, NodeRow, TreeLayer},
+    },
 };
 
 /// Where the recognised presets are kept: 9 bytes each, the number of the directory (little-endian) and the
@@ -163,32 +166,49 @@ impl Tree {
         self.reconsider_pending(in_use)
     }
 
-    /// What presets hide, they hide elsewhere now: in and below directories in which a tool was `recognised`, or that
-    /// were `moved`. Returns what the kernel has to be told.
-    pub(super) fn hides_elsewhere(
+    /// Presets count elsewhere now: in directories in which a tool was `recognised`, and in some of those that were
+    /// `moved`. Returns what the kernel has to be told. The changes are made by then, so what fails is logged.
+    pub(super) fn presets_count(
         &self,
+        in_use: &mut InUse,
         recognised: &[(Ino, Preset)],
         moved: &[Ino],
-    ) -> Result<Vec<Notice>, TreeError> {
-        let moved = moved.iter().filter(|_| self.presets.is_active());
-        let mut dirs: Vec<Ino> = recognised
+    ) -> Vec<Notice> {
+        let failed = |err: &TreeError| {
+            tracing::error!(error = %chain(err), "what a preset keeps here may be told, and be listed as before");
+        };
+        if !recognised.is_empty()
+            && let Err(err) = self.recognised(in_use, recognised)
+        {
+            failed(&err);
+        }
+        // Of a tool's own directory it is known by its number, wherever it is.
+        let moved = moved.iter().filter(|_| self.presets.is_chosen());
+        let dirs: Vec<Ino> = recognised
             .iter()
             .map(|(dir, _)| dir)
             .chain(moved)
             .copied()
             .collect();
-        let mut notices = Vec::new();
-        if !dirs.is_empty() {
-            self.editions.end_all();
+        if dirs.is_empty() {
+            return Vec::new();
         }
-        while let Some(dir) = dirs.pop() {
-            if notices.len() == LISTED_ANEW {
-                break;
-            }
+        self.editions.end_all();
+        let mut notices = Vec::new();
+        if let Err(err) = self.list_anew(dirs, &mut notices) {
+            failed(&err);
+        }
+        notices
+    }
+
+    /// Has these directories, and those below them, be listed anew.
+    fn list_anew(&self, dirs: Vec<Ino>, notices: &mut Vec<Notice>) -> Result<(), TreeError> {
+        let mut dirs = VecDeque::from(dirs);
+        while let Some(dir) = dirs.pop_front().filter(|_| notices.len() < LISTED_ANEW) {
             notices.push(Notice::Listing { dir });
             dirs.extend(self.dirs_in(dir)?);
         }
-        Ok(notices)
+        Ok(())
     }
 
     fn recognised_now(&self) -> Change {

@@ -94,7 +94,7 @@ use places::RecentPlaces;
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     fmt,
-    sync::{Arc, Mutex, MutexGuard, atomic::AtomicBool},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, atomic::AtomicBool},
     time::Instant,
 };
 
@@ -176,6 +176,7 @@ pub struct Tree {
     editions: Editions,
     in_use: Mutex<InUse>,
     held: held::Held,
+    tell_kernel: OnceLock<TellKernel>,
     /// Some directory may be unloaded: while none is, nobody has to look.
     has_catalogs: AtomicBool,
 }
@@ -208,6 +209,7 @@ impl Tree {
             editions: Editions::default(),
             in_use: Mutex::default(),
             held: held::Held::default(),
+            tell_kernel: OnceLock::new(),
             has_catalogs: AtomicBool::new(false),
         };
         if tree.ledger.node(Ino::ROOT)?.is_none() {
@@ -298,6 +300,17 @@ impl Tree {
             }
         }
         Ok((seen, next))
+    }
+
+    /// Sets who tells the kernel what follows from a change that a program asked for, beside what it asked for.
+    pub fn set_tell_kernel(&self, tell_kernel: TellKernel) {
+        let _ = self.tell_kernel.set(tell_kernel);
+    }
+
+    fn tell(&self, notices: Vec<Notice>) {
+        if let Some(tell_kernel) = self.tell_kernel.get().filter(|_| !notices.is_empty()) {
+            tell_kernel(notices);
+        }
     }
 
     /// What [`Self::list`] gives of a directory is the same while this number is. Costs nothing.

@@ -95,7 +95,7 @@ impl Tree {
         }
         edit.own(parent, name, NameState::Live(ino))?;
         let row = edit.node(ino)?.ok_or(TreeError::NotFound)?;
-        edit.commit()?;
+        edit.commit_and_tell()?;
         if new.staging.is_some() {
             let pin = in_use.pins.entry(ino).or_default();
             pin.opens += 1;

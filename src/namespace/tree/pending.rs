@@ -185,7 +185,7 @@ impl Tree {
                 renewed.push(join(self.dir_path(*parent)?, name));
             }
         }
-        edit.commit()?;
+        edit.commit_and_tell()?;
         Ok(renewed)
     }
 
