@@ -46,7 +46,7 @@ impl Activity {
         self.is_busy_in(self.window())
     }
 
-    /// How long no request came, to [`WINDOW_MILLIS`].
+    /// How long no request came, to 20 ms.
     pub fn quiet_for(&self) -> Duration {
         self.quiet_for_in(self.window())
     }

@@ -4,7 +4,7 @@
 //! (`FOPEN_CACHE_DIR`), until it is told that a name in it changed, just as it is told of each name that it keeps. Nobody
 //! tells the daemon that a directory is opened, where the kernel can do without (`FUSE_NO_OPENDIR_SUPPORT`, Linux 5.1): a
 //! second `find` or `git status` asks nothing. On older ones each open says whether the entries are still right.
-//! When nobody asked anything for [`QUIET`], what is kept of the newest [`MAX_LISTINGS`] is dropped: who waits for a file by
+//! When nobody asked anything for `QUIET`, what is kept of the newest `MAX_LISTINGS` is dropped: who waits for a file by
 //! listing has to be heard of, or others' changes would come as slowly as to a mount that nobody uses.
 //!
 //! A *listing* is the entries of a directory in one edition ([`Tree::edition`](crate::namespace::tree::Tree::edition)), in
@@ -17,7 +17,7 @@
 //! - An offset names its listing and a place in it, so it never means another entry, whoever gave it: the kernel goes
 //!   on behind an entry that it had kept for another reader when what it kept is dropped in between.
 //! - A listing is there as long as somebody may be in the middle of it, also when the directory has changed since: until as
-//!   many readers came to its end as began, and then while there is room; longest until [`MAX_BEGUN`] names are in all.
+//!   many readers came to its end as began, and then while there is room; longest until `MAX_BEGUN` names are in all.
 //! - What depends on more than the names of the directory (entries of an action cache that are not shown, see
 //!   [`super::lookup`]) is listed anew for each reader, and the kernel drops it again.
 //! - Offsets are positive for programs, and 0 is the start. Numbers of listings come again after 2^31.
