@@ -35,24 +35,24 @@
 //!
 //! | measured | first `stat` | `find` of all | daemon's memory | parts | parts, bytes |
 //! |---|---|---|---|---|---|
-//! | 1,004,063 names | 0.08 s | 17.7 s | 163 MB | 359 | 67 MB |
-//! | 10,040,625 names | 0.09 s | 261 s | 170 MB | 3,606 | 667 MB |
+//! | 1,004,063 names | 0.05 s | 9.0 s | 181 MB | 359 | 67 MB |
+//! | 10,040,625 names | 0.06 s | 261 s (an earlier version) | 170 MB | 3,606 | 667 MB |
 //!
 //! The reference job (`scripts/bench --only job-catalog-lookups,job-catalog-gets`) on a volume of 30,000 names, opened from a
-//! catalog: 42 GETs for 5,000 lookups in 256 directories, 648 with 9,000 files read; without a catalog 0 and 606, because
-//! all names were read with the log.
+//! catalog: 45 GETs for 5,000 lookups in 256 directories, 536 with 9,000 files read; without a catalog 0 and 490, because
+//! all names were read with the log. No lookup costs a request in a directory that is loaded, whether it finds something or not.
 //!
 //! | | requests | bytes | memory | time |
 //! |---|---|---|---|---|
 //! | open | 3 GETs | head, root: 100 bytes for 2,500 names | the root, 150 bytes a part | flat |
 //! | first look at a path | for each of its directories a GET for each 2,500 names in it | 100 to 300 KB each | 4 parts, unpacked | 50 ms and a GET each |
-//! | `find` of all | `n` / 2,500 | 60 to 90 bytes a name | flat: rows go to the index | `n` / 57,000 s, more as the index grows |
+//! | `find` of all | `n` / 2,500 | 60 to 90 bytes a name | flat: rows go to the index | `n` / 110,000 s, more as the index grows |
 //! | compaction | one GET a segment; GET and PUT of parts in which something changed: at most `c`, at most all | the same parts | 24 MB of changes, then files | 0.1 s a part |
 //! | deciding to compact | a GET and a LIST for each 2,000 segments or 64 MB seen, and again after the catalog, each machine and layer; the same for each promotion | | | |
 //!
 //! | names | parts | root | whole catalog | a machine that wants all of it |
 //! |---|---|---|---|---|
-//! | 1,000,000 | 359 | 40 KB | 67 MB | 18 s |
+//! | 1,000,000 | 359 | 40 KB | 67 MB | 9 s |
 //! | 10,000,000 | 3,606 | 400 KB | 667 MB | 4.4 min |
 //! | 100,000,000 | 36,000 | 4 MB | 6.7 GB | an hour, and 40 GB of index |
 //!
@@ -70,7 +70,7 @@
 //! - *One compactor.* Folding is one machine's work and memory-bound by nothing, but its time is
 //!   that of reading and writing the parts one after another: at 100,000,000 names an hour.
 //! - *Flat directories.* A directory is loaded whole when it is first looked into: one of 1,000,000 names takes as long as a
-//!   `find` of all of them, 18 s. Caches spread their names over hundreds of directories.
+//!   `find` of all of them, 9 s. Caches spread their names over hundreds of directories.
 //! - *Everything on one machine.* Loaded registers are rows of the index, 400 bytes each. A machine that
 //!   touches all of 100,000,000 names needs 40 GB for them. What comes after is answering from
 //!   the parts themselves, kept on the disk, with rows only of what was changed here.
