@@ -6,7 +6,7 @@ mod publish;
 use std::{
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -17,7 +17,7 @@ use casmount::{
         TreeError,
         change::{Entry, EntryBlob, EntryChunks, PathChange},
         preset::{Preset, at::PresetAt, table::Origin},
-        tree::{AttrChange, NewNode, RenameMode, SetTime, Tree},
+        tree::{AttrChange, NewNode, Notice, RenameMode, SetTime, Tree},
     },
     store::{
         cachedir::LastStop,
@@ -230,6 +230,47 @@ fn a_tree_moves_out_of_what_stays_and_back_with_all_below_it() {
             "+u/tmp",
             "+u/tmp/shared"
         ]
+    );
+}
+
+/// What is in the action cache may be hidden, which the kernel has kept as a plain directory so far.
+#[test]
+fn what_comes_into_a_preset_is_listed_anew_and_nothing_else_is() {
+    let told = Arc::new(Mutex::new(Vec::new()));
+    for presets in ["", "d=bazel"] {
+        let a = Machine::new(1, presets);
+        let teller = Arc::clone(&told);
+        a.tree
+            .set_tell_kernel(Arc::new(move |notices| teller.lock().unwrap().extend(notices)));
+        a.make_all(&["d/ac/00/x", "d/cas/00/x", "plain/00/y", "other/z"]);
+        let sign = "1".repeat(64);
+        a.make_all(&[&format!("d/cas/11/{sign}"), &format!("d/ac/11/{sign}")]);
+        let ino = |path: &str| a.tree.resolve(path.as_bytes()).unwrap().ino;
+        assert!(
+            a.tree
+                .preset_of(&a.tree.resolve(b"d").unwrap())
+                .unwrap()
+                .is_some()
+        );
+        let below = ino("plain/00");
+        let rename = |from: &str, to: &str| {
+            let before = a.tree.edition(below);
+            let ((from_dir, from), (to_dir, to)) = (a.dir_of(from), a.dir_of(to));
+            let done = a.tree.rename((from_dir, from), (to_dir, to), RenameMode::Replace);
+            let told_below = done.unwrap().notices.contains(&Notice::Listing { dir: below });
+            (told_below, a.tree.edition(below) != before)
+        };
+        assert_eq!(rename("plain", "d/ac/22"), (true, true));
+        let chosen = !presets.is_empty();
+        assert_eq!(rename("d/ac/22", "plain"), (chosen, chosen));
+        assert_eq!(rename("other", "another"), (false, chosen));
+    }
+    let recognised = told.lock().unwrap();
+    assert!(
+        recognised
+            .iter()
+            .any(|notice| matches!(notice, Notice::Listing { .. })),
+        "who makes the sign of a tool has it told"
     );
 }
 

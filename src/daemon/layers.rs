@@ -135,7 +135,6 @@ impl Layers {
         )
         .map_err(|source| StartError::Files { source })?;
         tree.set_tell_kernel(Arc::clone(tell_kernel));
-        vfs.set_tell_kernel(Arc::clone(tell_kernel));
         if tree.has_catalogs() {
             let within = settings.read_timeout;
             let loader = Loader::new(stack, &tree, &store, bucket, within, catalogs).map_err(|source| {

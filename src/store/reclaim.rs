@@ -6,7 +6,7 @@
 //! not every new blob costs an eviction, nor an eviction much of the cache.
 //!
 //! The same thread writes down, now and then, what the blobs keep in memory: uses and residency; and has blobs forgotten
-//! that no file has any more and nobody ever will have (see `super::blobs`), which is also the first way to make room.
+//! that no file has any more and nobody ever will have (see `super::blob_rows`), which is also the first way to make room.
 
 use std::{
     io,

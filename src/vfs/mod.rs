@@ -56,7 +56,7 @@ use crate::{
     namespace::{
         action::Named,
         catalog::Loader,
-        tree::{Notice, TellKernel, Tree},
+        tree::{Notice, Tree},
     },
     store::{
         Store,
@@ -121,7 +121,6 @@ pub struct Vfs {
     named: Mutex<LruCache<Digest, Arc<Named>>>,
     on_use: OnceLock<Hook>,
     on_seal: OnceLock<Hook>,
-    tell_kernel: OnceLock<TellKernel>,
     /// Of catalogs; none without.
     loader: OnceLock<Loader>,
 }
@@ -151,7 +150,6 @@ impl Vfs {
             named: Mutex::new(LruCache::new(lookup::ENTRIES_REMEMBERED)),
             on_use: OnceLock::new(),
             on_seal: OnceLock::new(),
-            tell_kernel: OnceLock::new(),
             loader: OnceLock::new(),
         });
         vfs.resume()?;
@@ -177,11 +175,6 @@ impl Vfs {
         }
     }
 
-    /// Who tells the kernel of names that changed by themselves.
-    pub fn set_tell_kernel(&self, tell_kernel: TellKernel) {
-        let _ = self.tell_kernel.set(tell_kernel);
-    }
-
     #[must_use]
     pub fn options(&self) -> &VfsOptions {
         &self.options
@@ -194,10 +187,9 @@ impl Vfs {
         }
     }
 
+    /// Tells the kernel of what changed by itself.
     fn tell(&self, notices: Vec<Notice>) {
-        if let Some(tell_kernel) = self.tell_kernel.get().filter(|_| !notices.is_empty()) {
-            tell_kernel(notices);
-        }
+        self.tree.tell(notices);
     }
 
     /// How long a closed file rests before it is sealed.

@@ -13,7 +13,7 @@
 //! - What a mount finds of names is in accord with its presets ([`Tree::set_presets`]), also when they
 //!   were others at the last mount.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use super::{Edit, InUse, Notice, Tree, edit::live, join};
 use crate::{
@@ -27,10 +27,7 @@ use crate::{
             table::{Origin, Presets, Shown, Step},
         },
     },
-    store::{
-        error::chain,
-        rows::{Change, Content, Ino, NameRow, NameState, NodeKind, NodeRow, TreeLayer},
-    },
+    store::rows::{Change, Content, Ino, NameRow, NameState, NodeKind, NodeRow, TreeLayer},
 };
 
 /// Where the recognised presets are kept: 9 bytes each, the number of the directory (little-endian) and the
@@ -41,10 +38,6 @@ const META_CHOSEN: &str = "presets/chosen";
 
 /// Pending names that are looked at once more when a preset comes to count.
 const RECONSIDERED: usize = 1 << 17;
-/// Directories of which the kernel is told, when a preset comes to count in them, that what they list may be another thing:
-/// more than a cache of Bazel has. Of others it is told with the next change in them.
-const LISTED_ANEW: usize = 4096;
-
 /// Names changed in one commit then.
 const BATCH: usize = 256;
 
@@ -164,51 +157,6 @@ impl Tree {
         }
         self.ledger.commit(vec![self.recognised_now()])?;
         self.reconsider_pending(in_use)
-    }
-
-    /// Presets count elsewhere now: in directories in which a tool was `recognised`, and in some of those that were
-    /// `moved`. Returns what the kernel has to be told. The changes are made by then, so what fails is logged.
-    pub(super) fn presets_count(
-        &self,
-        in_use: &mut InUse,
-        recognised: &[(Ino, Preset)],
-        moved: &[Ino],
-    ) -> Vec<Notice> {
-        let failed = |err: &TreeError| {
-            tracing::error!(error = %chain(err), "what a preset keeps here may be told, and be listed as before");
-        };
-        if !recognised.is_empty()
-            && let Err(err) = self.recognised(in_use, recognised)
-        {
-            failed(&err);
-        }
-        // Of a tool's own directory it is known by its number, wherever it is.
-        let moved = moved.iter().filter(|_| self.presets.is_chosen());
-        let dirs: Vec<Ino> = recognised
-            .iter()
-            .map(|(dir, _)| dir)
-            .chain(moved)
-            .copied()
-            .collect();
-        if dirs.is_empty() {
-            return Vec::new();
-        }
-        self.editions.end_all();
-        let mut notices = Vec::new();
-        if let Err(err) = self.list_anew(dirs, &mut notices) {
-            failed(&err);
-        }
-        notices
-    }
-
-    /// Has these directories, and those below them, be listed anew.
-    fn list_anew(&self, dirs: Vec<Ino>, notices: &mut Vec<Notice>) -> Result<(), TreeError> {
-        let mut dirs = VecDeque::from(dirs);
-        while let Some(dir) = dirs.pop_front().filter(|_| notices.len() < LISTED_ANEW) {
-            notices.push(Notice::Listing { dir });
-            dirs.extend(self.dirs_in(dir)?);
-        }
-        Ok(())
     }
 
     fn recognised_now(&self) -> Change {

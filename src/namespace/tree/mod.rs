@@ -302,12 +302,14 @@ impl Tree {
         Ok((seen, next))
     }
 
-    /// Sets who tells the kernel what follows from a change that a program asked for, beside what it asked for.
+    /// Sets who tells the kernel what it does not know of: what follows from a change that a program asked for, beside what
+    /// it asked for.
     pub fn set_tell_kernel(&self, tell_kernel: TellKernel) {
         let _ = self.tell_kernel.set(tell_kernel);
     }
 
-    fn tell(&self, notices: Vec<Notice>) {
+    /// Tells the kernel. Before it can be told, it knows nothing.
+    pub fn tell(&self, notices: Vec<Notice>) {
         if let Some(tell_kernel) = self.tell_kernel.get().filter(|_| !notices.is_empty()) {
             tell_kernel(notices);
         }
