@@ -51,7 +51,7 @@ impl NoticeGate {
     pub fn mounted(&self, kernel: &TellKernel) {
         let mut way = self.way.lock().expect("no code panics while it holds the gate");
         if let Way::Keep(kept) = std::mem::replace(&mut *way, Way::Tell(Arc::clone(kernel))) {
-            // Inside the lock, so that no later notice overtakes these. It only queues them.
+            // Inside the lock, so that no later notice overtakes these. It queues them, and waits a moment at most.
             if !kept.is_empty() {
                 kernel(kept);
             }

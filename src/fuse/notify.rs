@@ -5,6 +5,10 @@
 //! directory, which a look-up in it holds until it is answered, and that may wait for the bucket. To forget attributes, or what
 //! was kept of a directory, takes none of these, so it is never held up: each has its thread.
 //!
+//! What a program's own request changed in a directory beside what it asked for (`..` in one that moved) is told before the
+//! request is answered, so that this program sees it next. That is waited for no longer than [`PATIENCE`]: the kernel may
+//! hold a page of a directory while it copies into memory that is a file of this mount.
+//!
 //! A name that changed changes what its directory lists: the kernel drops the entries that it kept of it, too. What
 //! programs change through this mount it sees itself.
 //!
@@ -14,6 +18,7 @@
 
 use std::{
     collections::{BTreeSet, VecDeque},
+    convert::Infallible,
     ffi::OsStr,
     io,
     os::unix::ffi::OsStrExt,
@@ -34,7 +39,15 @@ use crate::{
 /// When a notice is repeated: longer than any look-up takes that is answered from this disk.
 const AGAIN: Duration = Duration::from_secs(1);
 
-type Batch = Arc<Vec<Notice>>;
+/// How long who tells of what is listed waits for the kernel to have heard of it.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+struct Batch {
+    notices: Arc<Vec<Notice>>,
+    /// Dropped when the kernel was told.
+    told: Option<Sender<Infallible>>,
+}
 
 pub(super) struct Notices {
     inodes: Sender<Batch>,
@@ -53,14 +66,22 @@ impl Notices {
     pub(super) fn teller(&self) -> TellKernel {
         let (inodes, names) = (self.inodes.clone(), self.names.clone());
         Arc::new(move |notices| {
-            let has_names = notices
-                .iter()
-                .any(|notice| matches!(notice, Notice::Entry { .. }));
-            let batch = Arc::new(notices);
+            let has = |kind: fn(&Notice) -> bool| notices.iter().any(kind);
+            let has_names = has(|notice| matches!(notice, Notice::Entry { .. }));
+            let has_listings = has(|notice| matches!(notice, Notice::Listing { .. }));
+            let notices = Arc::new(notices);
+            let (told, wait) = has_listings.then(|| crossbeam_channel::bounded(0)).unzip();
             // Fails only when the mount is gone, and the kernel's caches with it.
-            let _ = inodes.send(Arc::clone(&batch));
+            let _ = inodes.send(Batch {
+                notices: Arc::clone(&notices),
+                told,
+            });
             if has_names {
-                let _ = names.send(batch);
+                let _ = names.send(Batch { notices, told: None });
+            }
+            if let Some(wait) = wait {
+                // Nothing comes: it ends with the sender or the time.
+                let _ = wait.recv_timeout(PATIENCE);
             }
         })
     }
@@ -77,7 +98,7 @@ fn spawn(name: &str, notifier: Notifier, send: fn(&Notifier, &[Notice])) -> io::
 }
 
 fn run(receiver: &Receiver<Batch>, send: impl Fn(&[Notice])) {
-    let mut again: VecDeque<(Instant, Batch)> = VecDeque::new();
+    let mut again: VecDeque<(Instant, Arc<Vec<Notice>>)> = VecDeque::new();
     loop {
         let wait = again
             .front()
@@ -87,8 +108,9 @@ fn run(receiver: &Receiver<Batch>, send: impl Fn(&[Notice])) {
             Some(wait) => receiver.recv_timeout(wait),
         };
         match received {
-            Ok(notices) => {
+            Ok(Batch { notices, told }) => {
                 send(&notices);
+                drop(told);
                 again.push_back((Instant::now() + AGAIN, notices));
             }
             Err(RecvTimeoutError::Timeout) => {

@@ -128,12 +128,21 @@ fn two_users() -> [(String, String); 2] {
 }
 
 /// A `PATH` on which `mount` asks the kernel by itself: for types of FUSE it else has a program mount anew, and
-/// remounting is for the kernel alone.
+/// remounting is for the kernel alone. A mount with a file that is deleted and not let go does not become read-only, and
+/// the kernel lets files of FUSE go behind the close: so it is asked again for a while.
 fn path_with_plain_remount(home: &Path) -> std::ffi::OsString {
     let dir = home.join("suite-bin");
     fs::create_dir_all(&dir).expect("a directory can be made");
     let mount = programs::find("mount").unwrap_or_else(|| PathBuf::from("mount"));
-    let script = format!("#!/bin/sh\nexec {} -i \"$@\"\n", mount.display());
+    let script = format!(
+        "#!/bin/sh
+        for again in $(seq 200); do
+            {} -i \"$@\" && exit
+            sleep 0.05
+        done
+        exit 32\n",
+        mount.display()
+    );
     let script = file(&dir.join("mount"), script.as_bytes());
     fs::set_permissions(script, fs::Permissions::from_mode(0o755)).expect("our own file");
     let path = std::env::var_os("PATH").unwrap_or_default();
