@@ -219,7 +219,7 @@ fn generate(lab: &Lab, names: u64) {
         per_dir: 250,
         fan_out: 64,
     };
-    lab.with_bucket(async |bucket| volume::make(&bucket, "main", shape).await.unwrap());
+    lab.with_bucket(async |bucket| volume::make(&bucket, "main", shape, Vec::new()).await.unwrap());
 }
 
 fn count_names(root: &Path) -> (u64, u64) {
@@ -249,7 +249,7 @@ fn a_hundred_thousand_names_are_opened_in_a_moment(kind: StoreKind) {
         StoreKind::File => 0,
     };
     let began = Instant::now();
-    let machine = lab.machine("machine");
+    let machine = lab.spec("machine").arg("--catalog-prefetch=0").start();
     let mounted = gets();
     let first = fs::read_dir(machine.path("top-00003/dir-00017")).unwrap().count();
     let took = began.elapsed();
@@ -431,7 +431,8 @@ fn a_damaged_part_is_an_error_and_not_an_empty_directory(kind: StoreKind) {
 fn a_store_that_is_away_fails_what_is_not_loaded_in_time(kind: StoreKind) {
     let lab = Lab::new(kind);
     generate(&lab, 40_000);
-    let mut machine = lab.spec("machine").arg("--read-timeout=2s").start();
+    let spec = lab.spec("machine").arg("--read-timeout=2s");
+    let mut machine = spec.arg("--catalog-prefetch=0").start();
     let loaded = fs::read_dir(machine.path("top-00000/dir-00002")).unwrap().count();
     lab.set_down(true);
     let began = Instant::now();

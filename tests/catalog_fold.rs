@@ -169,7 +169,7 @@ impl Machine {
         }
         attach::settle(&self.tree, &self.store.ledger, stack, &newest).unwrap();
         let within = Duration::from_secs(5);
-        let loader = Loader::new(stack, &self.tree, &self.store, bucket, within, &newest);
+        let loader = Loader::new(stack, &self.tree, &self.store, bucket, within, 0, &newest);
         self.loader = Some(loader.unwrap());
     }
 

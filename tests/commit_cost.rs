@@ -46,7 +46,8 @@ fn cost(names: u64) -> Counts {
         per_dir: 250,
         fan_out: 64,
     };
-    let text = lab.with_bucket(async |bucket| volume::make(&bucket, "main", shape).await.unwrap());
+    let text =
+        lab.with_bucket(async |bucket| volume::make(&bucket, "main", shape, Vec::new()).await.unwrap());
     // Nothing is uploaded before the flush, so that it is always divided in the same way.
     let a = lab.spec("a").arg("--settle=1h").start();
     // It has been there for a while: it has loaded what it is going to change, and published something.
@@ -91,7 +92,7 @@ fn fork_cost(names: u64, at: &str) -> Counts {
         per_dir: 250,
         fan_out: 64,
     };
-    lab.with_bucket(async |bucket| volume::make(&bucket, "main", shape).await.unwrap());
+    lab.with_bucket(async |bucket| volume::make(&bucket, "main", shape, Vec::new()).await.unwrap());
     let spec = lab.spec("forker");
     let mut command = spec.command();
     command.args(["fork", "create", "fork", "--from", "main", "--at", at]);

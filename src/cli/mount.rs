@@ -84,6 +84,10 @@ pub struct MountArgs {
     /// others [default: 6m]
     #[arg(long, value_name = "TIME", value_parser = str::parse::<CompactWithin>)]
     compact_within: Option<CompactWithin>,
+    /// Catalogs of up to this size are fetched whole behind the mount, so that no look-up waits for the store; of
+    /// larger ones the parts that are touched [default: a 16th of the cache size, at most 1G]
+    #[arg(long, value_name = "SIZE", value_parser = args::size)]
+    catalog_prefetch: Option<u64>,
     /// Who files belong to: the mounting user, or who they belonged to where they were made [default: mount]
     #[arg(long, value_enum)]
     owner: Option<OwnerMode>,
@@ -138,6 +142,7 @@ impl MountArgs {
             settle: self.settle,
             read_timeout: self.read_timeout,
             compact_within: self.compact_within,
+            catalog_prefetch: self.catalog_prefetch,
             read_only: on(self.read_only),
             allow_other: on(self.allow_other).or(self.no_allow_other.then_some(false)),
             passthrough: self.no_passthrough.then_some(false),
@@ -354,6 +359,7 @@ mod tests {
             "--settle=1s",
             "--read-timeout=1s",
             "--compact-within=1m",
+            "--catalog-prefetch=1G",
             "--read-only",
             "--allow-other",
             "--no-passthrough",
@@ -371,7 +377,7 @@ mod tests {
         for key in Layer::KEYS {
             let text = match key {
                 "settle" | "read-timeout" | "compact-within" => "9s",
-                "cache-size" | "min-free" | "uid" | "gid" => "9",
+                "cache-size" | "min-free" | "catalog-prefetch" | "uid" | "gid" => "9",
                 "read-only" | "allow-other" | "xattr" => "no",
                 "passthrough" => "yes",
                 "owner" => "mount",

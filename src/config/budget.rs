@@ -13,6 +13,9 @@ const CACHE_SHARE: f64 = 0.5;
 /// [`MOST_MIN_FREE`], because on a large disk nobody needs that much.
 const MIN_FREE_SHARE: f64 = 0.05;
 const MOST_MIN_FREE: u64 = 10 << 30;
+/// Beside the blobs, catalogs take little of the disk; and a gibibyte, some 15,000,000 names, comes within seconds.
+const CATALOG_SHARE: u64 = 16;
+const MOST_CATALOG: u64 = 1 << 30;
 
 /// The two limits of the cache, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +31,12 @@ impl Budget {
             cache_size: cache_size.unwrap_or((disk_bytes as f64 * CACHE_SHARE) as u64),
             min_free: min_free.unwrap_or(((disk_bytes as f64 * MIN_FREE_SHARE) as u64).min(MOST_MIN_FREE)),
         }
+    }
+
+    /// The largest catalog that is fetched whole, when nobody says.
+    #[must_use]
+    pub fn catalog_prefetch(self) -> u64 {
+        (self.cache_size / CATALOG_SHARE).min(MOST_CATALOG)
     }
 }
 
@@ -81,6 +90,13 @@ mod tests {
     fn the_floor_is_five_percent_but_at_most_ten_gibibytes() {
         assert_eq!(Budget::on_disk_of(100 << 30, None, None).min_free, 5 << 30);
         assert_eq!(Budget::on_disk_of(4 << 40, None, None).min_free, 10 << 30);
+    }
+
+    #[test]
+    fn catalogs_take_little_of_a_small_cache() {
+        let budget = |cache_size| Budget::on_disk_of(1 << 40, Some(cache_size), None);
+        assert_eq!(budget(64 << 20).catalog_prefetch(), 4 << 20);
+        assert_eq!(budget(60 << 30).catalog_prefetch(), 1 << 30);
     }
 
     #[test]

@@ -66,6 +66,7 @@ pub struct Layer {
     pub settle: Option<Duration>,
     pub read_timeout: Option<Duration>,
     pub compact_within: Option<CompactWithin>,
+    pub catalog_prefetch: Option<u64>,
     pub read_only: Option<bool>,
     pub allow_other: Option<bool>,
     pub passthrough: Option<bool>,
@@ -88,7 +89,7 @@ pub enum SetError {
 
 impl Layer {
     /// The names of all settings, as in the file.
-    pub const KEYS: [&'static str; 24] = [
+    pub const KEYS: [&'static str; 25] = [
         "store",
         "volume",
         "snapshot",
@@ -102,6 +103,7 @@ impl Layer {
         "settle",
         "read-timeout",
         "compact-within",
+        "catalog-prefetch",
         "read-only",
         "allow-other",
         "passthrough",
@@ -134,6 +136,9 @@ impl Layer {
                 self.read_timeout = Some(parse_duration(text).map_err(|err| bad(err.to_string()))?);
             }
             "compact-within" => self.compact_within = Some(text.parse().map_err(bad)?),
+            "catalog-prefetch" => {
+                self.catalog_prefetch = Some(parse_size(text).map_err(|err| bad(err.to_string()))?);
+            }
             "read-only" => self.read_only = Some(parse_bool(text).map_err(bad)?),
             "allow-other" => self.allow_other = Some(parse_bool(text).map_err(bad)?),
             "passthrough" => self.passthrough = Some(parse_bool(text).map_err(bad)?),
@@ -191,6 +196,7 @@ impl Layer {
             settle: self.settle.or(lower.settle),
             read_timeout: self.read_timeout.or(lower.read_timeout),
             compact_within: self.compact_within.or(lower.compact_within),
+            catalog_prefetch: self.catalog_prefetch.or(lower.catalog_prefetch),
             read_only: self.read_only.or(lower.read_only),
             allow_other: self.allow_other.or(lower.allow_other),
             passthrough: self.passthrough.or(lower.passthrough),
@@ -274,7 +280,7 @@ mod tests {
     /// A text that each setting takes.
     fn sample(key: &str) -> &'static str {
         match key {
-            "cache-size" | "min-free" => "60G",
+            "cache-size" | "min-free" | "catalog-prefetch" => "60G",
             "settle" | "read-timeout" | "compact-within" => "3s",
             "read-only" | "allow-other" | "passthrough" | "xattr" => "yes",
             "owner" => "preserve",

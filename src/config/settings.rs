@@ -43,6 +43,8 @@ pub struct Settings {
     pub settle: Duration,
     pub read_timeout: Duration,
     pub compact_within: CompactWithin,
+    /// Catalogs of no more bytes are fetched whole; `None`: see [`super::Budget`].
+    pub catalog_prefetch: Option<u64>,
     pub read_only: bool,
     pub allow_other: bool,
     pub passthrough: bool,
@@ -116,6 +118,7 @@ impl Settings {
             settle: layer.settle.unwrap_or(SETTLE),
             read_timeout: layer.read_timeout.unwrap_or(READ_TIMEOUT),
             compact_within: layer.compact_within.unwrap_or(COMPACT_WITHIN),
+            catalog_prefetch: layer.catalog_prefetch,
             // A snapshot cannot be changed, whatever else is said.
             read_only: layer.read_only.unwrap_or(false) || layer.snapshot.is_some(),
             snapshot: layer.snapshot,

@@ -15,6 +15,7 @@ use crate::{
         catalog::{
             Loader, attach,
             compactor::{self, CompactorHandle, LogAmount, LogSeen, Threshold},
+            prefetch::{self, PrefetchHandle},
             read::Opened,
         },
         follow::{self, StackFollowerHandle},
@@ -48,6 +49,8 @@ pub struct Layers {
     pub follower: Arc<StackFollowerHandle>,
     /// Of a fork.
     watch: Option<JoinHandle<()>>,
+    /// Of a tree that is loaded from catalogs.
+    prefetch: Option<PrefetchHandle>,
     /// Of the mounted volume and of those below it; a mount that only reads has none, nor one that leaves it to others.
     pub compactors: Vec<CompactorHandle>,
     /// A mount that only reads has none.
@@ -135,13 +138,15 @@ impl Layers {
         )
         .map_err(|source| StartError::Files { source })?;
         tree.set_tell_kernel(Arc::clone(tell_kernel));
+        let mut prefetch = None;
         if tree.has_catalogs() {
             let within = settings.read_timeout;
-            let loader = Loader::new(stack, &tree, &store, bucket, within, catalogs).map_err(|source| {
-                StartError::Tree {
-                    source: TreeError::Store(source),
-                }
-            })?;
+            let most_kept = settings.catalog_prefetch.unwrap_or(budget.catalog_prefetch());
+            let loader = Loader::new(stack, &tree, &store, bucket, within, most_kept, catalogs);
+            let loader = Arc::new(loader.map_err(|source| StartError::Tree {
+                source: TreeError::Store(source),
+            })?);
+            prefetch = Some(prefetch::spawn(runtime, &loader));
             vfs.set_loader(loader);
         }
         // Weak, so that the mount does not keep the follower when all is taken down.
@@ -201,6 +206,7 @@ impl Layers {
             publisher,
             follower,
             watch,
+            prefetch,
             compactors,
             teller,
         })
@@ -214,6 +220,9 @@ impl Layers {
         let deadline = Instant::now() + within;
         if let Some(watch) = self.watch {
             watch.abort();
+        }
+        if let Some(prefetch) = self.prefetch {
+            prefetch.shutdown().await;
         }
         for compactor in self.compactors {
             compactor.shutdown().await;

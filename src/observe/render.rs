@@ -15,9 +15,10 @@ fn of_catalog(catalog: &Catalog) -> String {
         _ => "nothing loaded yet".to_owned(),
     };
     format!(
-        "of {} as of {}: {whole}; {} fetched, {} loaded",
+        "of {} as of {}: {whole}; {} here, {} fetched, {} loaded",
         catalog.volume,
         format_moment(catalog.watermark_millis),
+        catalog.kept_parts,
         count(catalog.fetched_parts, "part"),
         count(catalog.loaded_registers, "register"),
     )

@@ -33,6 +33,7 @@
 //! catalogs[].volume                      layers that are loaded from a catalog as they are used, from the top
 //!      .catalog .watermark_millis        which, and up to when it has everything
 //!      .names .parts                     of the whole of it; null: nothing was loaded since the start
+//!      .kept_parts                       how many of them are on this disk
 //!      .fetched_parts .loaded_registers .last_error
 //! compact.done .last_error               catalogs that this daemon made
 //! uses.expire_seconds                    how long names of the lowest volume may be unused; null: nobody wants to know
@@ -338,6 +339,7 @@ pub struct Catalog {
     pub watermark_millis: u64,
     pub names: Option<u64>,
     pub parts: Option<u64>,
+    pub kept_parts: u64,
     pub fetched_parts: u64,
     pub loaded_registers: u64,
     pub last_error: Option<String>,
@@ -351,6 +353,7 @@ impl From<CatalogStatus> for Catalog {
             watermark_millis: catalog.watermark_millis,
             names: catalog.names,
             parts: catalog.parts,
+            kept_parts: catalog.kept_parts,
             fetched_parts: catalog.fetched_parts,
             loaded_registers: catalog.loaded_registers,
             last_error: catalog.last_error,
@@ -421,7 +424,7 @@ mod tests {
     /// The names that monitoring reads, sorted. Add, never rename.
     const NAMES: &str = "cache cache.dirty_blobs cache.dirty_bytes cache.disk_free_bytes cache.evicted_blobs \
         cache.evicted_bytes cache.limit_bytes cache.min_free_bytes cache.quarantined_blobs cache.resident_blobs \
-        cache.resident_bytes cache_dir catalogs catalogs.catalog catalogs.fetched_parts catalogs.last_error \
+        cache.resident_bytes cache_dir catalogs catalogs.catalog catalogs.fetched_parts catalogs.kept_parts catalogs.last_error \
         catalogs.loaded_registers catalogs.names catalogs.parts catalogs.volume catalogs.watermark_millis compact \
         compact.done compact.last_error files files.hits files.last_misnamed files.lost files.misnamed files.misses files.open \
         files.open_for_writing files.passthrough_opens files.sealed files.settling files.withheld follow \

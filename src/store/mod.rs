@@ -7,6 +7,7 @@
 //!             journal/<n>          changes not yet in the index, see `journal`
 //!             blobs/<2 hex>/<64 hex>   one file per blob: whole, or sparse while partial
 //!             staging/<id>         files being written
+//!             catalogs/<64 hex>    objects of catalogs, see `objects`
 //! ```
 
 mod bits;
@@ -35,6 +36,7 @@ mod journal;
 mod lease;
 pub mod ledger;
 pub mod manifest;
+pub mod objects;
 mod orphans;
 mod overlay;
 pub mod pack;
@@ -62,6 +64,7 @@ use self::{
     cachedir::{CacheDir, LastStop},
     fetch::Fetcher,
     ledger::Ledger,
+    objects::Objects,
     reclaim::Reclaimer,
     staging::Staging,
 };
@@ -94,6 +97,7 @@ pub struct Store {
     pub blobs: Arc<Blobs>,
     pub fetcher: Arc<Fetcher>,
     pub reclaimer: Arc<Reclaimer>,
+    pub objects: Objects,
     pub machine: MachineId,
     cache_dir: CacheDir,
     /// What the last stop left to mend; see [`Recovery`].
@@ -172,6 +176,7 @@ impl Store {
             blobs,
             fetcher,
             reclaimer,
+            objects: Objects::in_dir(options.dir.join("catalogs"), options.min_free),
             machine: cache_dir.machine(),
             recovery: Recovery {
                 crashed: last_stop != LastStop::Clean,

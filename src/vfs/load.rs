@@ -1,5 +1,7 @@
 //! Requests about directories that are in a catalog and not loaded yet.
 
+use std::sync::Arc;
+
 use super::{Vfs, VfsError};
 use crate::namespace::{
     catalog::{CatalogStatus, Loader},
@@ -11,7 +13,7 @@ const ATTEMPTS: u32 = 100_000;
 
 impl Vfs {
     /// Who loads directories from catalogs.
-    pub fn set_loader(&self, loader: Loader) {
+    pub fn set_loader(&self, loader: Arc<Loader>) {
         // Set once, by the wiring.
         let _ = self.loader.set(loader);
     }
@@ -40,6 +42,9 @@ impl Vfs {
     /// The catalogs of the layers, from the top.
     #[must_use]
     pub fn catalogs(&self) -> Vec<CatalogStatus> {
-        self.loader.get().map(Loader::status).unwrap_or_default()
+        self.loader
+            .get()
+            .map(|loader| loader.status())
+            .unwrap_or_default()
     }
 }

@@ -122,7 +122,7 @@ pub struct Vfs {
     on_use: OnceLock<Hook>,
     on_seal: OnceLock<Hook>,
     /// Of catalogs; none without.
-    loader: OnceLock<Loader>,
+    loader: OnceLock<Arc<Loader>>,
 }
 
 impl fmt::Debug for Vfs {

@@ -30,11 +30,12 @@ pub struct Shape {
     pub fan_out: u64,
 }
 
-/// Makes the volume; says how large it became.
+/// Makes the volume, with `more` beside what its shape says; says how large it became.
 pub async fn make(
     bucket: &SharedBucket,
     volume: &str,
     shape: Shape,
+    more: Vec<(String, Entry)>,
 ) -> Result<String, Box<dyn std::error::Error>> {
     probe::open_store(bucket.as_ref(), IfAbsent::Create).await?;
     let old = Old::read(bucket, volume).await?;
@@ -53,6 +54,9 @@ pub async fn make(
             entry: Some(entry),
         })
     };
+    for (path, entry) in more {
+        insert(path, entry)?;
+    }
     let mtime = (now - 3_600_000) as i64 * 1_000_000;
     let leaves = shape.names.div_ceil(shape.per_dir.max(1));
     for leaf in 0..leaves {

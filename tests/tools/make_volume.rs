@@ -58,5 +58,5 @@ async fn make(arguments: &Arguments) -> Result<String, Box<dyn std::error::Error
         per_dir: arguments.per_dir,
         fan_out: arguments.fan_out,
     };
-    volume::make(&bucket, arguments.volume.as_str(), shape).await
+    volume::make(&bucket, arguments.volume.as_str(), shape, Vec::new()).await
 }

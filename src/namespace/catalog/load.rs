@@ -4,7 +4,8 @@
 //!
 //! - A directory is loaded in all of its layers, and with it those that follow it in the same
 //!   part, up to `AHEAD` registers: who walks a tree wants them next.
-//! - Parts that came are kept in memory, unpacked, a few of them.
+//! - Parts that came are kept in memory, unpacked, a few of them. Where they come from, and what is kept on the disk, is
+//!   [`super::fetch`]'s; that most of them are there before anybody looks, [`super::prefetch`]'s.
 //! - A part that does not come is asked for again until the time of a read is over; one
 //!   that is damaged fails at once. Nothing is marked as loaded then.
 //! - A catalog of which something is gone was superseded long ago, and a sweep took it. The newest one takes its
@@ -22,15 +23,14 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use lru::LruCache;
-use tokio::{
-    sync::{Mutex as TaskMutex, OnceCell},
-    time::Instant,
-};
+use tokio::sync::{Mutex as TaskMutex, Notify, OnceCell};
 
 use super::{
     CatalogError,
     attach::Attached,
+    fetch::{self, Fetch},
     format::{PartRef, Root},
     order, read,
 };
@@ -38,7 +38,6 @@ use crate::{
     base::{
         digest::Digest,
         flight::Flights,
-        retry::Backoff,
         volume::{Stack, StackLayer},
     },
     namespace::{
@@ -52,7 +51,7 @@ use crate::{
         Store, StoreError,
         rows::{Ino, TreeLayer},
     },
-    tier::{SharedBucket, TierError},
+    tier::SharedBucket,
 };
 
 /// Registers that are loaded beside those that were asked for.
@@ -60,9 +59,6 @@ const AHEAD: usize = 4096;
 
 /// Parts in memory: some 3 MB each.
 const PARTS: NonZeroUsize = NonZeroUsize::new(4).expect("not zero");
-
-const FIRST_BACKOFF: Duration = Duration::from_millis(100);
-const MAX_BACKOFF: Duration = Duration::from_secs(2);
 
 /// A directory was not loaded. Asking again may help.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -100,6 +96,8 @@ pub struct CatalogStatus {
     /// Of the whole catalog; `None`: nothing was loaded from it since the daemon started.
     pub names: Option<u64>,
     pub parts: Option<u64>,
+    /// On this disk.
+    pub kept_parts: u64,
     /// Since the daemon started.
     pub fetched_parts: u64,
     pub loaded_registers: u64,
@@ -107,11 +105,12 @@ pub struct CatalogStatus {
 }
 
 #[derive(Debug)]
-struct Layer {
+pub(super) struct Layer {
     number: TreeLayer,
-    volume: String,
+    pub(super) volume: String,
     followed: StackLayer,
     source: Mutex<Arc<Source>>,
+    pub(super) kept_parts: AtomicU64,
     fetched_parts: AtomicU64,
     loaded: AtomicU64,
     last_error: Mutex<Option<String>>,
@@ -119,8 +118,8 @@ struct Layer {
 
 /// The catalog that a layer is loaded from.
 #[derive(Debug)]
-struct Source {
-    attached: Attached,
+pub(super) struct Source {
+    pub(super) attached: Attached,
     root: OnceCell<Arc<Root>>,
     linked: OnceCell<()>,
 }
@@ -145,11 +144,12 @@ const RENEWALS: u32 = 3;
 pub struct Loader {
     tree: Arc<Tree>,
     store: Arc<Store>,
-    bucket: SharedBucket,
-    layers: Vec<Layer>,
-    within: Duration,
+    pub(super) layers: Vec<Layer>,
+    pub(super) fetch: Fetch,
+    /// Another catalog took the place of one that is gone.
+    pub(super) renewed: Notify,
     parts: Mutex<LruCache<Digest, Part>>,
-    fetches: Flights<Digest, Result<Part, Arc<CatalogError>>>,
+    unpacking: Flights<Digest, Result<Part, Arc<CatalogError>>>,
     /// Held while a directory's registers are merged.
     merging: TaskMutex<()>,
 }
@@ -157,13 +157,15 @@ pub struct Loader {
 impl Loader {
     /// For the catalogs that were attached to the layers of `stack`.
     ///
-    /// `within` bounds how long one part is waited for. `known` are roots that were read already.
+    /// `within` bounds how long one part is waited for. Catalogs of up to `most_kept` bytes are kept on this disk.
+    /// `known` are roots that were read already.
     pub fn new(
         stack: &Stack,
         tree: &Arc<Tree>,
         store: &Arc<Store>,
         bucket: &SharedBucket,
         within: Duration,
+        most_kept: u64,
         known: &[Option<read::Opened>],
     ) -> Result<Self, StoreError> {
         let mut layers = Vec::new();
@@ -182,6 +184,7 @@ impl Loader {
                 volume,
                 followed: layer.clone(),
                 source: Mutex::new(Arc::new(Source::new(attached, root))),
+                kept_parts: AtomicU64::new(0),
                 fetched_parts: AtomicU64::new(0),
                 loaded: AtomicU64::new(0),
                 last_error: Mutex::default(),
@@ -190,11 +193,11 @@ impl Loader {
         Ok(Self {
             tree: Arc::clone(tree),
             store: Arc::clone(store),
-            bucket: Arc::clone(bucket),
             layers,
-            within,
+            fetch: Fetch::new(bucket, &store.objects, within, most_kept),
+            renewed: Notify::new(),
             parts: Mutex::new(LruCache::new(PARTS)),
-            fetches: Flights::default(),
+            unpacking: Flights::default(),
             merging: TaskMutex::default(),
         })
     }
@@ -209,6 +212,7 @@ impl Loader {
                 watermark_millis: source.attached.watermark_millis,
                 names: root.map(|root| root.names),
                 parts: root.map(|root| (root.parts.len() + root.linked.len()) as u64),
+                kept_parts: layer.kept_parts.load(Ordering::Relaxed),
                 fetched_parts: layer.fetched_parts.load(Ordering::Relaxed),
                 loaded_registers: layer.loaded.load(Ordering::Relaxed),
                 last_error: layer.error().clone(),
@@ -270,8 +274,8 @@ impl Loader {
         if layer.followed.frozen.is_some() {
             return Ok(false);
         }
-        let read = || read::of_layer(self.bucket.as_ref(), &layer.followed);
-        let opened = self.insist(read).await.map_err(|err| layer.failed(err))?;
+        let read = || read::of_layer(self.fetch.bucket.as_ref(), &layer.followed);
+        let opened = self.fetch.insist(read).await.map_err(|err| layer.failed(err))?;
         let old = &gone.attached;
         // An older one would lack what the follower did not need to read.
         let fits = |opened: &read::Opened| {
@@ -294,6 +298,7 @@ impl Loader {
             "a catalog is gone, and directories are loaded from the newest one"
         );
         *layer.current() = Arc::new(Source::new(attached, Some(opened.root)));
+        self.renewed.notify_one();
         Ok(true)
     }
 
@@ -304,15 +309,7 @@ impl Loader {
         dir: Ino,
         applied: &mut Applied,
     ) -> Result<(), LoadError> {
-        let root = source
-            .root
-            .get_or_try_init(|| async {
-                let digest = &source.attached.catalog;
-                let read = || read::root(self.bucket.as_ref(), &layer.volume, digest);
-                self.insist(read).await.map(Arc::new)
-            })
-            .await
-            .map_err(|err| layer.failed(err))?;
+        let root = self.root(layer, source).await?;
         source
             .linked
             .get_or_try_init(|| self.load_linked(layer, source, root))
@@ -331,7 +328,7 @@ impl Loader {
         }
         let mut undecided = Undecided::default();
         for number in range.clone() {
-            let part = self.part(layer, &root.parts[number]).await?;
+            let part = self.part(layer, root, &root.parts[number]).await?;
             let start = part.partition_point(|item| compare_dir(item, &path).is_lt());
             let end = part.partition_point(|item| compare_dir(item, &path).is_le());
             let mut slices = vec![Slice {
@@ -355,7 +352,7 @@ impl Loader {
     /// Loads every register that has a link id.
     async fn load_linked(&self, layer: &Layer, source: &Source, root: &Root) -> Result<(), LoadError> {
         for part in &root.linked {
-            let items = self.part(layer, part).await?;
+            let items = self.part(layer, root, part).await?;
             self.fetch_lists(layer, &items).await?;
             let (tree, number) = (Arc::clone(&self.tree), layer.number);
             layer.loaded.fetch_add(items.len() as u64, Ordering::Relaxed);
@@ -411,7 +408,7 @@ impl Loader {
     }
 
     /// Fetches the chunk lists that entries name, so that an open never waits for them.
-    async fn fetch_lists(&self, layer: &Layer, items: &[Item]) -> Result<(), LoadError> {
+    pub(super) async fn fetch_lists(&self, layer: &Layer, items: &[Item]) -> Result<(), LoadError> {
         let blobs = items.iter().filter_map(|item| item.entry()?.blob.as_ref());
         for blob in blobs {
             let EntryChunks::Listed { digest, size } = blob.chunks else {
@@ -434,54 +431,53 @@ impl Loader {
         Ok(())
     }
 
-    async fn part(&self, layer: &Layer, part: &PartRef) -> Result<Part, LoadError> {
+    pub(super) async fn root<'a>(
+        &self,
+        layer: &Layer,
+        source: &'a Source,
+    ) -> Result<&'a Arc<Root>, LoadError> {
+        let read = || async {
+            let root = self.fetch.root(&layer.volume, &source.attached.catalog).await;
+            root.map(Arc::new)
+        };
+        source
+            .root
+            .get_or_try_init(read)
+            .await
+            .map_err(|err| layer.failed(err))
+    }
+
+    async fn part(&self, layer: &Layer, root: &Root, part: &PartRef) -> Result<Part, LoadError> {
         if let Some(known) = self.recent().get(&part.digest) {
             return Ok(Arc::clone(known));
         }
-        let fetch = async {
-            let read = || read::part(self.bucket.as_ref(), &layer.volume, part);
-            let items = Arc::new(self.insist(read).await.map_err(Arc::new)?);
-            layer.fetched_parts.fetch_add(1, Ordering::Relaxed);
+        let unpack = async {
+            let bytes = self.part_bytes(layer, root, part).await?.0;
+            let items = Arc::new(read::items_of(&layer.volume, part, bytes).await?);
             self.recent().put(part.digest, Arc::clone(&items));
             Ok(items)
         };
-        let fetched = self.fetches.run(part.digest, fetch).await;
-        fetched.map_err(|source| LoadError::Catalog {
-            volume: layer.volume.clone(),
-            source,
-        })
+        let unpacked = self.unpacking.run(part.digest, unpack).await;
+        unpacked.map_err(|err| layer.failed(err))
+    }
+
+    pub(super) async fn part_bytes(
+        &self,
+        layer: &Layer,
+        root: &Root,
+        part: &PartRef,
+    ) -> Result<(Bytes, fetch::Source), Arc<CatalogError>> {
+        let got = self.fetch.part(&layer.volume, root, part).await?;
+        if got.1 == fetch::Source::Bucket {
+            layer.fetched_parts.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(got)
     }
 
     fn recent(&self) -> std::sync::MutexGuard<'_, LruCache<Digest, Part>> {
         self.parts
             .lock()
             .expect("no code panics while it holds the parts")
-    }
-
-    /// Asks until the answer is there, it can be none, or the time is over.
-    async fn insist<T, F>(&self, read: impl Fn() -> F) -> Result<T, CatalogError>
-    where
-        F: Future<Output = Result<T, CatalogError>>,
-    {
-        let deadline = Instant::now() + self.within;
-        let mut backoff = Backoff::new(FIRST_BACKOFF, MAX_BACKOFF);
-        loop {
-            let err = match tokio::time::timeout_at(deadline, read()).await {
-                Ok(Ok(done)) => return Ok(done),
-                Ok(Err(err)) if !err.is_transient() => return Err(err),
-                Ok(Err(err)) => err,
-                Err(_) => CatalogError::Bucket(TierError::Unavailable {
-                    verb: "read",
-                    key: "a catalog".to_owned(),
-                    source: format!("no answer within {} s", self.within.as_secs()).into(),
-                }),
-            };
-            let wait = backoff.next_wait();
-            if Instant::now() + wait >= deadline {
-                return Err(err);
-            }
-            tokio::time::sleep(wait).await;
-        }
     }
 }
 
@@ -492,7 +488,7 @@ impl Layer {
             .expect("no code panics while it holds the source")
     }
 
-    fn source(&self) -> Arc<Source> {
+    pub(super) fn source(&self) -> Arc<Source> {
         Arc::clone(&self.current())
     }
 
@@ -502,10 +498,10 @@ impl Layer {
             .expect("no code panics while it holds the words")
     }
 
-    fn failed(&self, err: CatalogError) -> LoadError {
+    pub(super) fn failed(&self, err: impl Into<Arc<CatalogError>>) -> LoadError {
         LoadError::Catalog {
             volume: self.volume.clone(),
-            source: Arc::new(err),
+            source: err.into(),
         }
     }
 }

@@ -10,7 +10,8 @@
 //!          └ freeze  ─ the same, up to this moment ───────────────────────── parts, root (for a snapshot)
 //!                                                             old parts ┘
 //! head, root ─ attach (at a start) ─ tree: the root directory is unloaded
-//! first touch of a directory ─ load ─ parts that cover it ─ tree: its registers are rows
+//! behind the mount ─ prefetch ─ fetch ─ all parts, on this disk
+//! first touch of a directory ─ load ─ fetch ─ parts that cover it ─ tree: its registers are rows
 //! ```
 //!
 //! `format` and [`head`] specify the bytes, [`order`] the order. [`compactor`] has a daemon compact by
@@ -23,7 +24,8 @@
 //! - Bytes that are not those of their name are never used; a directory whose part is missing or
 //!   damaged is an error, never an empty directory.
 //! - Nothing of a catalog is imported before it is touched: opening costs three GETs (head, root, and what
-//!   sweeps keep).
+//!   sweeps keep). What comes onto the disk behind the mount are objects as they are.
+//! - A part is fetched once, whoever wants it first: where the whole catalog is kept, lookups add no request.
 //!
 //! # On paper
 //!
@@ -39,13 +41,13 @@
 //! | 10,040,625 names | 0.06 s | 261 s (an earlier version) | 170 MB | 3,606 | 667 MB |
 //!
 //! The reference job (`scripts/bench --only job-catalog-lookups,job-catalog-gets`) on a volume of 30,000 names, opened from a
-//! catalog: 45 GETs for 5,000 lookups in 256 directories, 536 with 9,000 files read; without a catalog 0 and 490, because
-//! all names were read with the log. No lookup costs a request in a directory that is loaded, whether it finds something or not.
+//! catalog: PREFETCHED; without a catalog 0 and 490, because all names were read with the log.
 //!
 //! | | requests | bytes | memory | time |
 //! |---|---|---|---|---|
 //! | open | 3 GETs | head, root: 100 bytes for 2,500 names | the root, 150 bytes a part | flat |
-//! | first look at a path | for each of its directories a GET for each 2,500 names in it | 100 to 300 KB each | 4 parts, unpacked | 50 ms and a GET each |
+//! | fetched behind the mount | `n` / 2,500 GETs, four at once; none if it is larger than `catalog-prefetch` | 60 to 90 bytes a name, on the disk | 4 parts, unpacked | a GET and 10 ms each |
+//! | first look at a path | none; where the parts are not here, for each of its directories a GET for each 2,500 names in it | 100 to 300 KB each | 4 parts, unpacked | 50 ms each, and the GETs |
 //! | `find` of all | `n` / 2,500 | 60 to 90 bytes a name | flat: rows go to the index | `n` / 110,000 s, more as the index grows |
 //! | compaction | one GET a segment; GET and PUT of parts in which something changed: at most `c`, at most all | the same parts | 24 MB of changes, then files | 0.1 s a part |
 //! | deciding to compact | a GET and a LIST for each 2,000 segments or 64 MB seen, and again after the catalog, each machine and layer; the same for each promotion | | | |
@@ -56,10 +58,11 @@
 //! | 10,000,000 | 3,606 | 400 KB | 667 MB | 4.4 min |
 //! | 100,000,000 | 36,000 | 4 MB | 6.7 GB | an hour, and 40 GB of index |
 //!
-//! With `m` machines, opening is `3 m` GETs of three objects; parts are read by those who touch them. A fleet of
-//! 10,000 that starts at once and wants the same hundred parts asks for a million GETs (40 cents), spread over
-//! objects whose names are random, so no prefix of the bucket is hot but `head.json`'s: 10,000 GETs of one key
-//! within a minute are within what S3 gives a prefix (5,500 a second).
+//! With `m` machines, opening is `3 m` GETs of three objects, and as many of each part; of catalogs beyond the limit parts are
+//! read by those who touch them. A fleet of 10,000 that starts at once on 250,000 names asks for a million GETs (40 cents),
+//! spread over objects whose names are random, so no prefix of the bucket is hot but `head.json`'s: 10,000 GETs of one key
+//! within a minute are within what S3 gives a prefix (5,500 a second). A machine of 10,000,000 names fetches 3,606 parts
+//! (0.15 cents, 667 MB): where machines live for minutes, a limit below that is cheaper (`catalog-prefetch`).
 //!
 //! Where it stops:
 //!
@@ -83,12 +86,14 @@ pub mod compact;
 pub mod compactor;
 pub mod delta;
 pub mod error;
+mod fetch;
 pub mod fold;
 pub mod format;
 pub mod freeze;
 pub mod head;
 pub mod load;
 pub mod order;
+pub mod prefetch;
 pub mod read;
 pub mod write;
 

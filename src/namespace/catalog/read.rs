@@ -107,15 +107,45 @@ pub async fn newest(
 
 /// Reads a root. One request.
 pub async fn root(bucket: &dyn Bucket, volume: &str, digest: &Digest) -> Result<Root, CatalogError> {
+    let bytes = root_object(bucket, volume, digest).await?;
+    root_of(volume, digest, bytes).await
+}
+
+/// The bytes of a root. One request.
+pub(super) async fn root_object(
+    bucket: &dyn Bucket,
+    volume: &str,
+    digest: &Digest,
+) -> Result<Bytes, CatalogError> {
     let key = layout::catalog(volume, digest);
-    let bytes = object(bucket, &key, digest, format::MAX_ROOT_BYTES).await?;
+    object(bucket, &key, digest, format::MAX_ROOT_BYTES).await
+}
+
+/// What the bytes of a root say. No request.
+pub(super) async fn root_of(volume: &str, digest: &Digest, bytes: Bytes) -> Result<Root, CatalogError> {
+    let key = layout::catalog(volume, digest);
     blocking(move || Root::decode(&bytes).map_err(|err| CatalogError::format(key, &err))).await
 }
 
 /// Reads the items of a part, in their order. One request; some milliseconds of computing.
 pub async fn part(bucket: &dyn Bucket, volume: &str, part: &PartRef) -> Result<Vec<Item>, CatalogError> {
+    let bytes = part_object(bucket, volume, &part.digest).await?;
+    items_of(volume, part, bytes).await
+}
+
+/// The bytes of a part. One request.
+pub(super) async fn part_object(
+    bucket: &dyn Bucket,
+    volume: &str,
+    digest: &Digest,
+) -> Result<Bytes, CatalogError> {
+    let key = layout::catalog(volume, digest);
+    object(bucket, &key, digest, format::MAX_PART_BYTES).await
+}
+
+/// The items in the bytes of a part. No request; some milliseconds of computing.
+pub(super) async fn items_of(volume: &str, part: &PartRef, bytes: Bytes) -> Result<Vec<Item>, CatalogError> {
     let key = layout::catalog(volume, &part.digest);
-    let bytes = object(bucket, &key, &part.digest, format::MAX_PART_BYTES).await?;
     let count = part.items;
     blocking(move || {
         let items = format::decode_part(&bytes).map_err(|err| CatalogError::format(key.clone(), &err))?;

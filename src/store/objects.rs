@@ -1,0 +1,177 @@
+//! Objects of catalogs that are kept whole on this disk, so that no look-up waits for the bucket.
+//!
+//! # Format (version 1)
+//!
+//! ```text
+//! <cache-dir>/catalogs/<64 hex>        an object's bytes as they are in the bucket; the name is their SHA-256
+//! <cache-dir>/catalogs/<64 hex>.new    the same, being written
+//! ```
+//!
+//! # Invariants
+//!
+//! - Bytes that are not those of their name are never given: what is found to be so is removed.
+//! - Nothing here is needed. Any of it may be gone at any time, and the bucket is asked again; so nothing is synced.
+//! - It takes no space that `--min-free` keeps.
+
+use std::{
+    collections::HashSet,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use bytes::Bytes;
+
+use super::StoreError;
+use crate::base::{digest::Digest, durable};
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct Objects {
+    dir: PathBuf,
+    min_free: u64,
+}
+
+impl Objects {
+    /// Makes nothing: the directory comes with the first object.
+    #[must_use]
+    pub fn in_dir(dir: PathBuf, min_free: u64) -> Self {
+        Self { dir, min_free }
+    }
+
+    /// The bytes of that name; `None` where they are not, or cannot be read. Reads and hashes all of them.
+    pub fn read(&self, name: &Digest) -> Option<Bytes> {
+        let path = self.path(name);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(err) if err.kind() == io::ErrorKind::NotFound => return None,
+            Err(err) => {
+                tracing::warn!(path = %path.display(), error = %err, "a kept object of a catalog cannot be read");
+                return None;
+            }
+        };
+        if Digest::of(&bytes) == *name {
+            return Some(bytes.into());
+        }
+        tracing::warn!(path = %path.display(), "a kept object of a catalog is damaged, and fetched again");
+        // Fails only where nothing can be kept either.
+        let _ = durable::remove_if_there(&path);
+        None
+    }
+
+    /// Whether there is something of that name and length, which is not read.
+    #[must_use]
+    pub fn has(&self, name: &Digest, len: u64) -> bool {
+        fs::metadata(self.path(name)).is_ok_and(|meta| meta.len() == len)
+    }
+
+    /// Keeps bytes that are those of their name.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Full`] where they would take of the space that is to stay free.
+    pub fn keep(&self, name: &Digest, bytes: &[u8]) -> Result<(), StoreError> {
+        fs::create_dir_all(&self.dir).map_err(StoreError::disk("create", &self.dir))?;
+        let disk = rustix::fs::statvfs(&self.dir)
+            .map_err(|err| StoreError::disk("ask for the free space of", &self.dir)(err.into()))?;
+        if disk.f_bavail * disk.f_frsize < self.min_free + bytes.len() as u64 {
+            return Err(StoreError::Full);
+        }
+        let path = self.path(name);
+        let new = path.with_extension("new");
+        let written = fs::write(&new, bytes).and_then(|()| fs::rename(&new, &path));
+        written.map_err(|err| {
+            let _ = durable::remove_if_there(&new);
+            StoreError::disk("write", &path)(err)
+        })
+    }
+
+    /// Removes all others, and what was not written to its end.
+    pub fn retain(&self, wanted: &HashSet<Digest>) -> Result<(), StoreError> {
+        let entries = match fs::read_dir(&self.dir) {
+            Ok(entries) => entries,
+            Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(err) => return Err(StoreError::disk("list", &self.dir)(err)),
+        };
+        for entry in entries {
+            let path = entry.map_err(StoreError::disk("list", &self.dir))?.path();
+            if !named(&path).is_some_and(|name| wanted.contains(&name)) {
+                durable::remove_if_there(&path).map_err(StoreError::disk("remove", &path))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn path(&self, name: &Digest) -> PathBuf {
+        self.dir.join(name.to_string())
+    }
+}
+
+fn named(path: &Path) -> Option<Digest> {
+    path.file_name()?.to_str()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(objects: &Objects) -> Vec<String> {
+        let entries = fs::read_dir(&objects.dir).unwrap();
+        let mut names: Vec<_> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn what_is_kept_has_the_name_and_the_bytes_of_the_object() {
+        let home = tempfile::tempdir().unwrap();
+        let objects = Objects::in_dir(home.path().join("catalogs"), 0);
+        let name = Digest::of(b"part");
+        assert!(!objects.has(&name, 4));
+        assert_eq!(objects.read(&name), None);
+        objects.keep(&name, b"part").unwrap();
+        objects.keep(&name, b"part").unwrap();
+        // Later versions find it by this.
+        let hex = "37a680133bd09342f934afb8dd2c7d9e1b624da5f35e3a38adb103e37c055ed1";
+        assert_eq!(names(&objects), [hex]);
+        assert_eq!(fs::read(home.path().join("catalogs").join(hex)).unwrap(), b"part");
+        assert!(objects.has(&name, 4) && !objects.has(&name, 5));
+        assert_eq!(objects.read(&name).unwrap(), &b"part"[..]);
+    }
+
+    #[test]
+    fn damaged_bytes_are_removed_and_not_given() {
+        let home = tempfile::tempdir().unwrap();
+        let objects = Objects::in_dir(home.path().join("catalogs"), 0);
+        let name = Digest::of(b"part");
+        for wrong in [&b"paru"[..], b"par", b""] {
+            objects.keep(&name, b"part").unwrap();
+            fs::write(objects.path(&name), wrong).unwrap();
+            assert_eq!(objects.read(&name), None);
+            assert!(names(&objects).is_empty());
+        }
+    }
+
+    #[test]
+    fn what_nobody_wants_goes() {
+        let home = tempfile::tempdir().unwrap();
+        let objects = Objects::in_dir(home.path().join("catalogs"), 0);
+        objects.retain(&HashSet::new()).unwrap();
+        let (kept, gone) = (Digest::of(b"kept"), Digest::of(b"gone"));
+        objects.keep(&kept, b"kept").unwrap();
+        objects.keep(&gone, b"gone").unwrap();
+        fs::write(objects.path(&kept).with_extension("new"), b"ke").unwrap();
+        objects.retain(&HashSet::from([kept])).unwrap();
+        assert_eq!(names(&objects), [kept.to_string()]);
+    }
+
+    #[test]
+    fn the_space_that_stays_free_is_not_taken() {
+        let home = tempfile::tempdir().unwrap();
+        let objects = Objects::in_dir(home.path().join("catalogs"), u64::MAX / 2);
+        let kept = objects.keep(&Digest::of(b"part"), b"part");
+        assert!(matches!(kept, Err(StoreError::Full)), "{kept:?}");
+        assert!(names(&objects).is_empty());
+    }
+}
