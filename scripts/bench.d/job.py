@@ -6,8 +6,8 @@ from all, and writes 1,500 new ones. The server counts, following apart: the mac
 The flush of 1,500 new files is measured over a link whose every reply takes 30 ms.
 
 `job-catalog-*` is the same where the machine opens the volume from a catalog, as a volume that was written to for a
-while is opened: behind the mount its catalog is fetched whole. Once it is, lookups are counted; all other figures have
-the requests for the catalog with them.
+while is opened: behind the mount its catalog is fetched whole. Once it is, lookups are counted; to the GETs all those that mounting
+and the catalog cost are added.
 """
 
 import json
@@ -85,8 +85,8 @@ def jobs(server, machine, kind, runs, wants, samples, rng):
     # Of names that no job of another kind writes.
     first = JOBS + 2 + (1000 if kind == "job-catalog" else 0)
     for number in range(runs):
+        unopened = counts(server)
         cold = machine(f"{kind}{number}")
-        opened = counts(server)
         last = cold.path / name(JOBS - 1, FILES_OF_JOB - 1)
         deadline = time.monotonic() + 60
         while not last.exists():
@@ -106,8 +106,8 @@ def jobs(server, machine, kind, runs, wants, samples, rng):
         lookups.append(asked(server, began, "GetObject", "HeadObject"))
         for job, file in everything[:READS]:
             (cold.path / name(job, file)).read_bytes()
-        # What the catalog cost is counted as well; without one the log was read, which is counted apart.
-        gets.append(asked(server, opened if kind == "job-catalog" else began, "GetObject", "HeadObject"))
+        # All that mounting cost is counted as well; without a catalog the log was read, which is counted apart.
+        gets.append(asked(server, unopened if kind == "job-catalog" else began, "GetObject", "HeadObject"))
         before = counts(server)
         write_job(cold.path, first + number, rng)
         cold.flush()
