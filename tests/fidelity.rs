@@ -43,6 +43,8 @@ mod served;
 mod shared_dirs;
 #[path = "fidelity/space.rs"]
 mod space;
+#[path = "fidelity/stacked.rs"]
+mod stacked;
 #[path = "fidelity/stress.rs"]
 mod stress;
 #[path = "fidelity/suite.rs"]

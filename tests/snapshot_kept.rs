@@ -330,7 +330,9 @@ fn a_snapshot_whose_catalog_is_gone_never_shows_another(kind: StoreKind) {
         .filter(|key| key.contains("/catalogs/"))
         .collect();
     assert!(of_then.len() > 2, "one part: {of_then:?}");
-    let shown = snapshot_spec(&lab, "shown", "main", TAG).arg("--catalog-prefetch=0").start();
+    let shown = snapshot_spec(&lab, "shown", "main", TAG)
+        .arg("--catalog-prefetch=0")
+        .start();
     file(&live.path("z/file"), b"now");
     file(&live.path("a/new"), b"now");
     live.flush();
