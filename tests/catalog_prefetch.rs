@@ -3,9 +3,13 @@
 #[path = "support/lab.rs"]
 mod lab;
 mod s3server;
+#[path = "support/snapshots.rs"]
+mod snapshots;
 mod support;
 #[path = "support/volume.rs"]
 mod volume;
+#[path = "support/volumes.rs"]
+mod volumes;
 
 use std::{
     fs::{self, DirEntry},
@@ -28,9 +32,19 @@ use casmount::{
     tier::{Body, layout},
 };
 use lab::{Lab, StoreKind};
-use support::{machine::Machine, wait};
+use s3server::Faults;
+use serde_json::Value;
+use support::{
+    machine::Machine,
+    posix::{content, file},
+    tree, wait,
+};
 
 on_both_stores!(
+    a_fork_and_a_snapshot_need_no_store_once_their_catalogs_are_here,
+    a_catalog_that_is_gone_is_replaced_before_anybody_looks,
+    chunk_lists_that_were_missed_are_fetched_at_the_next_start,
+    a_mount_that_ends_meanwhile_ends_cleanly,
     lookups_ask_for_nothing_once_the_catalog_is_here,
     lookups_that_come_first_add_no_request,
     what_is_damaged_or_gone_on_the_disk_is_fetched_again,
@@ -42,8 +56,8 @@ const SOON: Duration = Duration::from_secs(60);
 const NAMES: u64 = 40_000;
 const LARGE: u64 = 3 << 30;
 
-/// A catalog of many names without a log, and with a file whose chunk list is an object of its own.
-fn generate(lab: &Lab) {
+/// A catalog of many names without a log, and with a file whose chunk list is an object of its own, which is named.
+fn generate(lab: &Lab) -> String {
     let shape = volume::Shape {
         names: NAMES,
         per_dir: 250,
@@ -70,25 +84,29 @@ fn generate(lab: &Lab) {
         blob: Some(blob),
         ..Entry::new(NodeKind::File, 0o644)
     };
+    let list = layout::blob(&name);
     lab.with_bucket(async |bucket| {
         volume::make(&bucket, "main", shape, vec![("large".to_owned(), large)])
             .await
             .unwrap();
-        bucket
-            .put_new(&layout::blob(&name), Body::raw(bytes))
-            .await
-            .unwrap();
+        bucket.put_new(&list, Body::raw(bytes)).await.unwrap();
     });
+    list
 }
 
+/// Waits until all catalogs are; returns how many parts the first has.
 fn until_whole(machine: &Machine) -> u64 {
-    let parts = wait::until("the catalog is whole on the disk", SOON, || {
-        let catalog = machine.status()["catalogs"][0].take();
-        let parts = catalog["parts"].as_u64()?;
-        (catalog["kept_parts"].as_u64() == Some(parts)).then_some(parts)
-    });
-    assert!(parts > 10, "{parts} parts");
-    parts
+    wait::until("the catalog is whole on the disk", SOON, || {
+        let catalogs = machine.status()["catalogs"].take();
+        let parts = |catalog: &Value| catalog["parts"].as_u64();
+        let catalogs = catalogs.as_array().unwrap();
+        let is_whole = |catalog| parts(catalog).is_some() && catalog["kept_parts"].as_u64() == parts(catalog);
+        catalogs
+            .iter()
+            .all(is_whole)
+            .then(|| parts(&catalogs[0]))
+            .flatten()
+    })
 }
 
 /// How often objects were read; a directory does not count.
@@ -126,24 +144,32 @@ fn look_everywhere(machine: &Machine) {
 fn lookups_ask_for_nothing_once_the_catalog_is_here(kind: StoreKind) {
     let lab = Lab::new(kind);
     generate(&lab);
+    let began = gets(&lab, kind);
     let mut machine = lab.machine("machine");
     let parts = until_whole(&machine);
+    assert!(parts > 10, "{parts} parts");
     assert_eq!(machine.counter("/catalogs/0/fetched_parts"), parts);
     // Nothing was imported for it.
     assert!(machine.counter("/catalogs/0/loaded_registers") < NAMES / 4);
     assert!(machine.log().contains("the catalog is whole on this disk"));
     let before = gets(&lab, kind);
+    // Beside the parts: what a mount asks, the root once more, and the list.
+    assert!(
+        before - began <= 14 + parts + 2,
+        "{before} - {began} for {parts} parts"
+    );
     assert!(fs::symlink_metadata(machine.path("top-00001/dir-00003/x")).is_err());
     assert_eq!(gets(&lab, kind), before);
     // A machine that is killed has it, and neither needs the store for it.
     machine.kill9();
+    lab.set_down(true);
     machine.restart();
     assert_eq!(until_whole(&machine), parts);
-    lab.set_down(true);
     let before = gets(&lab, kind);
     look_everywhere(&machine);
     assert_eq!(machine.counter("/catalogs/0/fetched_parts"), 0);
     assert_eq!(gets(&lab, kind), before);
+    assert!(machine.rss_bytes() < 250_000_000, "{}", machine.rss_bytes());
     lab.set_down(false);
 }
 
@@ -167,28 +193,35 @@ fn what_is_damaged_or_gone_on_the_disk_is_fetched_again(kind: StoreKind) {
     machine.kill9();
     let dir = machine.spec.cache_dir.join("catalogs");
     let kept = entries(&dir).unwrap();
-    for (number, object) in kept.iter().enumerate() {
-        let mut bytes = fs::read(object.path()).unwrap();
-        match number % 4 {
-            0 => fs::remove_file(object.path()).unwrap(),
-            1 => {
-                *bytes.last_mut().unwrap() ^= 1;
-                fs::write(object.path(), bytes).unwrap();
+    for damage in 0..3 {
+        for object in &kept {
+            let mut bytes = fs::read(object.path()).unwrap();
+            match damage {
+                0 => fs::remove_file(object.path()).unwrap(),
+                1 => {
+                    *bytes.last_mut().unwrap() ^= 1;
+                    fs::write(object.path(), bytes).unwrap();
+                }
+                _ => fs::write(object.path(), &bytes[1..]).unwrap(),
             }
-            2 => fs::write(object.path(), &bytes[1..]).unwrap(),
-            _ => {}
         }
+        fs::write(dir.join("what nobody knows"), b"x").unwrap();
+        fs::write(kept[0].path().with_extension("0new"), b"x").unwrap();
+        machine.restart();
+        // Nobody had to look.
+        until_whole(&machine);
+        let again = entries(&dir).unwrap();
+        assert_eq!(again.len(), kept.len());
+        for object in again {
+            let name = object.file_name().into_string().unwrap();
+            assert_eq!(name, Digest::of(&fs::read(object.path()).unwrap()).to_string());
+        }
+        machine.kill9();
     }
-    fs::write(dir.join("what nobody knows"), b"x").unwrap();
+    lab.set_down(true);
     machine.restart();
     look_everywhere(&machine);
-    until_whole(&machine);
-    let again = entries(&dir).unwrap();
-    assert_eq!(again.len(), kept.len());
-    for object in again {
-        let name = object.file_name().into_string().unwrap();
-        assert_eq!(name, Digest::of(&fs::read(object.path()).unwrap()).to_string());
-    }
+    lab.set_down(false);
 }
 
 fn what_does_not_fit_is_loaded_as_it_is_touched(kind: StoreKind) {
@@ -225,4 +258,131 @@ fn a_store_that_was_away_is_asked_again(kind: StoreKind) {
     lab.set_down(false);
     until_whole(&machine);
     look_everywhere(&machine);
+}
+
+fn a_fork_and_a_snapshot_need_no_store_once_their_catalogs_are_here(kind: StoreKind) {
+    let lab = Lab::new(kind);
+    let main = lab.machine("main");
+    snapshots::fill(main.root());
+    main.flush();
+    snapshots::compact(&lab, "main");
+    volumes::fork(&lab, "fork", "main", &[]);
+    let fork = volumes::machine(&lab, "fork", "fork");
+    file(&fork.path("of the fork"), b"fork");
+    fork.flush();
+    snapshots::compact(&lab, "fork");
+    snapshots::create(&lab, "fork", snapshots::TAG);
+    let expected = tree::read(fork.root());
+
+    let live = volumes::machine(&lab, "live", "fork");
+    let shown = snapshots::snapshot(&lab, "shown", "fork", snapshots::TAG);
+    for machine in [&live, &shown] {
+        until_whole(machine);
+        assert_eq!(machine.status()["catalogs"].as_array().unwrap().len(), 2);
+        // What files have is read from the store, now.
+        assert_eq!(content(&machine.path("of the fork")), b"fork");
+    }
+    lab.set_down(true);
+    let paths = |machine: &Machine| {
+        let mut found = Vec::new();
+        let mut dirs = vec![machine.root().to_owned()];
+        while let Some(dir) = dirs.pop() {
+            for entry in entries(&dir).unwrap() {
+                if entry.file_type().unwrap().is_dir() {
+                    dirs.push(entry.path());
+                }
+                found.push(entry.path().strip_prefix(machine.root()).unwrap().to_owned());
+            }
+        }
+        found.sort();
+        found
+    };
+    let of_fork = paths(&fork);
+    assert_eq!(of_fork.len(), expected.len());
+    assert_eq!(paths(&live), of_fork);
+    assert_eq!(paths(&shown), of_fork);
+    lab.set_down(false);
+}
+
+fn a_catalog_that_is_gone_is_replaced_before_anybody_looks(kind: StoreKind) {
+    let lab = Lab::new(kind);
+    let main = lab.machine("main");
+    snapshots::fill(main.root());
+    main.flush();
+    snapshots::compact(&lab, "main");
+    // Parts in which nothing changes are the next one's, too.
+    let of_then: Vec<_> = volumes::objects_of(&lab, "main")
+        .into_iter()
+        .filter(|(key, bytes)| key.contains("/catalogs/") && !bytes.starts_with(b"casmpart"))
+        .map(|(key, _)| key)
+        .collect();
+    assert_eq!(of_then.len(), 1, "{of_then:?}");
+    let small = lab.spec("machine");
+    let mut machine = small.clone().arg("--catalog-prefetch=0").start();
+    machine.kill9();
+    file(&main.path("new"), b"new");
+    main.flush();
+    snapshots::compact(&lab, "main");
+    for key in &of_then {
+        lab.tamper(key, None);
+    }
+    machine.spec = small;
+    machine.restart();
+    until_whole(&machine);
+    assert!(
+        machine
+            .log()
+            .contains("directories are loaded from the newest one")
+    );
+    machine.until_content("new", b"new");
+    tree::assert_same_but_dir_times(&tree::read(main.root()), &tree::read(machine.root()));
+}
+
+fn chunk_lists_that_were_missed_are_fetched_at_the_next_start(kind: StoreKind) {
+    let lab = Lab::new(kind);
+    let list = generate(&lab);
+    let objects = lab.objects();
+    let bytes = objects
+        .iter()
+        .find(|object| object.key == list)
+        .unwrap()
+        .bytes
+        .clone();
+    lab.tamper(&list, None);
+    let mut machine = lab.machine("machine");
+    until_whole(&machine);
+    assert!(machine.log().contains("the chunk list of a blob is lost"));
+    machine.kill9();
+    lab.with_bucket(async |bucket| {
+        bucket.put_new(&list, Body::raw(bytes)).await.unwrap();
+    });
+    machine.restart();
+    until_whole(&machine);
+    lab.set_down(true);
+    look_everywhere(&machine);
+    lab.set_down(false);
+}
+
+fn a_mount_that_ends_meanwhile_ends_cleanly(kind: StoreKind) {
+    let lab = Lab::new(kind);
+    generate(&lab);
+    let mut machine = lab.machine("machine");
+    for _ in 0..3 {
+        machine.unmount();
+        fs::remove_dir_all(machine.spec.cache_dir.join("catalogs")).unwrap();
+        if kind == StoreKind::S3 {
+            lab.server().set_faults(Faults {
+                latency_ms: 200,
+                ..Faults::default()
+            });
+        }
+        machine.restart();
+        let log = machine.log();
+        let last = log.rsplit("opened the cache directory").next().unwrap();
+        assert!(last.contains("crashed: false"), "{last}");
+    }
+    if kind == StoreKind::S3 {
+        lab.server().set_faults(Faults::default());
+    }
+    until_whole(&machine);
 }

@@ -5,9 +5,9 @@
 //! directory, which a look-up in it holds until it is answered, and that may wait for the bucket. To forget attributes, or what
 //! was kept of a directory, takes none of these, so it is never held up: each has its thread.
 //!
-//! What a program's own request changed in a directory beside what it asked for (`..` in one that moved) is told before the
-//! request is answered, so that this program sees it next. That is waited for no longer than [`PATIENCE`]: the kernel may
-//! hold a page of a directory while it copies into memory that is a file of this mount.
+//! What `..` is in a directory that a program moved is told before its request is answered, so that this program sees it
+//! next: by a thread that tells nothing else, and is waited for no longer than [`PATIENCE`], because the kernel may hold a page
+//! of a directory while it copies into memory that is a file of this mount.
 //!
 //! A name that changed changes what its directory lists: the kernel drops the entries that it kept of it, too. What
 //! programs change through this mount it sees itself.
@@ -39,19 +39,27 @@ use crate::{
 /// When a notice is repeated: longer than any look-up takes that is answered from this disk.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// How long who tells of what is listed waits for the kernel to have heard of it.
+/// How long who moved a directory waits for the kernel to have heard of it.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Batch {
     notices: Arc<Vec<Notice>>,
     /// Dropped when the kernel was told.
     told: Option<Sender<Infallible>>,
 }
 
+impl Batch {
+    fn new(notices: Vec<Notice>, told: Option<Sender<Infallible>>) -> Self {
+        let notices = Arc::new(notices);
+        Self { notices, told }
+    }
+}
+
 pub(super) struct Notices {
     inodes: Sender<Batch>,
     names: Sender<Batch>,
+    moved: Sender<Batch>,
 }
 
 impl Notices {
@@ -60,31 +68,36 @@ impl Notices {
         Ok(Self {
             inodes: spawn("notify", notifier.clone(), forget_inodes)?,
             names: spawn("notify-names", notifier.clone(), forget_names)?,
+            moved: spawn("notify-moved", notifier.clone(), forget_inodes)?,
         })
     }
 
     pub(super) fn teller(&self) -> TellKernel {
-        let (inodes, names) = (self.inodes.clone(), self.names.clone());
-        Arc::new(move |notices| {
-            let has = |kind: fn(&Notice) -> bool| notices.iter().any(kind);
-            let has_names = has(|notice| matches!(notice, Notice::Entry { .. }));
-            let has_listings = has(|notice| matches!(notice, Notice::Listing { .. }));
-            let notices = Arc::new(notices);
-            let (told, wait) = has_listings.then(|| crossbeam_channel::bounded(0)).unzip();
-            // Fails only when the mount is gone, and the kernel's caches with it.
-            let _ = inodes.send(Batch {
-                notices: Arc::clone(&notices),
-                told,
-            });
-            if has_names {
-                let _ = names.send(Batch { notices, told: None });
-            }
-            if let Some(wait) = wait {
+        let (inodes, names, moved) = (self.inodes.clone(), self.names.clone(), self.moved.clone());
+        Arc::new(move |mut notices| {
+            // Where sending fails, the mount is gone, and the kernel's caches with it.
+            if notices.iter().any(is_move) {
+                let moves = notices.extract_if(.., |notice| is_move(notice)).collect();
+                let (told, wait) = crossbeam_channel::bounded(0);
+                let _ = moved.send(Batch::new(moves, Some(told)));
                 // Nothing comes: it ends with the sender or the time.
                 let _ = wait.recv_timeout(PATIENCE);
             }
+            let batch = Batch::new(notices, None);
+            if batch
+                .notices
+                .iter()
+                .any(|notice| matches!(notice, Notice::Entry { .. }))
+            {
+                let _ = names.send(batch.clone());
+            }
+            let _ = inodes.send(batch);
         })
     }
+}
+
+fn is_move(notice: &Notice) -> bool {
+    matches!(notice, Notice::Moved { .. })
 }
 
 fn spawn(name: &str, notifier: Notifier, send: fn(&Notifier, &[Notice])) -> io::Result<Sender<Batch>> {
@@ -128,7 +141,7 @@ fn forget_inodes(notifier: &Notifier, notices: &[Notice]) {
     let mut dirs: BTreeSet<Ino> = BTreeSet::new();
     for notice in notices {
         match notice {
-            Notice::Entry { parent: dir, .. } | Notice::Listing { dir } => {
+            Notice::Entry { parent: dir, .. } | Notice::Listing { dir } | Notice::Moved { dir } => {
                 dirs.insert(*dir);
             }
             // A negative offset: the attributes only, the pages stay.

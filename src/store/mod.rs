@@ -176,7 +176,7 @@ impl Store {
             blobs,
             fetcher,
             reclaimer,
-            objects: Objects::in_dir(options.dir.join("catalogs"), options.min_free),
+            objects: Objects::open_dir(options.dir.join("catalogs"), options.min_free),
             machine: cache_dir.machine(),
             recovery: Recovery {
                 crashed: last_stop != LastStop::Clean,

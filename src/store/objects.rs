@@ -3,8 +3,8 @@
 //! # Format (version 1)
 //!
 //! ```text
-//! <cache-dir>/catalogs/<64 hex>        an object's bytes as they are in the bucket; the name is their SHA-256
-//! <cache-dir>/catalogs/<64 hex>.new    the same, being written
+//! <cache-dir>/catalogs/<64 hex>          an object's bytes as they are in the bucket; the name is their SHA-256
+//! <cache-dir>/catalogs/<64 hex>.<n>new   the same, being written
 //! ```
 //!
 //! # Invariants
@@ -17,11 +17,12 @@ use std::{
     collections::HashSet,
     fs, io,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use bytes::Bytes;
 
-use super::StoreError;
+use super::{StoreError, error::chain};
 use crate::base::{digest::Digest, durable};
 
 /// See the module.
@@ -32,10 +33,14 @@ pub struct Objects {
 }
 
 impl Objects {
-    /// Makes nothing: the directory comes with the first object.
+    /// Removes what a daemon before did not write to its end. Makes nothing: the directory comes with the first object.
     #[must_use]
-    pub fn in_dir(dir: PathBuf, min_free: u64) -> Self {
-        Self { dir, min_free }
+    pub fn open_dir(dir: PathBuf, min_free: u64) -> Self {
+        let objects = Self { dir, min_free };
+        if let Err(err) = objects.remove(|path| path.extension().is_some()) {
+            tracing::warn!(error = %chain(&err), "cannot look for what a crash left");
+        }
+        objects
     }
 
     /// The bytes of that name; `None` where they are not, or cannot be read. Reads and hashes all of them.
@@ -58,12 +63,6 @@ impl Objects {
         None
     }
 
-    /// Whether there is something of that name and length, which is not read.
-    #[must_use]
-    pub fn has(&self, name: &Digest, len: u64) -> bool {
-        fs::metadata(self.path(name)).is_ok_and(|meta| meta.len() == len)
-    }
-
     /// Keeps bytes that are those of their name.
     ///
     /// # Errors
@@ -76,8 +75,11 @@ impl Objects {
         if disk.f_bavail * disk.f_frsize < self.min_free + bytes.len() as u64 {
             return Err(StoreError::Full);
         }
+        // Others may write the same.
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let path = self.path(name);
-        let new = path.with_extension("new");
+        let new = path.with_extension(format!("{number}new"));
         let written = fs::write(&new, bytes).and_then(|()| fs::rename(&new, &path));
         written.map_err(|err| {
             let _ = durable::remove_if_there(&new);
@@ -85,8 +87,14 @@ impl Objects {
         })
     }
 
-    /// Removes all others, and what was not written to its end.
+    /// Removes all others but those that are being written.
     pub fn retain(&self, wanted: &HashSet<Digest>) -> Result<(), StoreError> {
+        self.remove(|path| {
+            path.extension().is_none() && !named(path).is_some_and(|name| wanted.contains(&name))
+        })
+    }
+
+    fn remove(&self, is_unwanted: impl Fn(&Path) -> bool) -> Result<(), StoreError> {
         let entries = match fs::read_dir(&self.dir) {
             Ok(entries) => entries,
             Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -94,7 +102,7 @@ impl Objects {
         };
         for entry in entries {
             let path = entry.map_err(StoreError::disk("list", &self.dir))?.path();
-            if !named(&path).is_some_and(|name| wanted.contains(&name)) {
+            if is_unwanted(&path) {
                 durable::remove_if_there(&path).map_err(StoreError::disk("remove", &path))?;
             }
         }
@@ -126,9 +134,8 @@ mod tests {
     #[test]
     fn what_is_kept_has_the_name_and_the_bytes_of_the_object() {
         let home = tempfile::tempdir().unwrap();
-        let objects = Objects::in_dir(home.path().join("catalogs"), 0);
+        let objects = Objects::open_dir(home.path().join("catalogs"), 0);
         let name = Digest::of(b"part");
-        assert!(!objects.has(&name, 4));
         assert_eq!(objects.read(&name), None);
         objects.keep(&name, b"part").unwrap();
         objects.keep(&name, b"part").unwrap();
@@ -136,14 +143,13 @@ mod tests {
         let hex = "37a680133bd09342f934afb8dd2c7d9e1b624da5f35e3a38adb103e37c055ed1";
         assert_eq!(names(&objects), [hex]);
         assert_eq!(fs::read(home.path().join("catalogs").join(hex)).unwrap(), b"part");
-        assert!(objects.has(&name, 4) && !objects.has(&name, 5));
         assert_eq!(objects.read(&name).unwrap(), &b"part"[..]);
     }
 
     #[test]
     fn damaged_bytes_are_removed_and_not_given() {
         let home = tempfile::tempdir().unwrap();
-        let objects = Objects::in_dir(home.path().join("catalogs"), 0);
+        let objects = Objects::open_dir(home.path().join("catalogs"), 0);
         let name = Digest::of(b"part");
         for wrong in [&b"paru"[..], b"par", b""] {
             objects.keep(&name, b"part").unwrap();
@@ -156,20 +162,24 @@ mod tests {
     #[test]
     fn what_nobody_wants_goes() {
         let home = tempfile::tempdir().unwrap();
-        let objects = Objects::in_dir(home.path().join("catalogs"), 0);
+        let objects = Objects::open_dir(home.path().join("catalogs"), 0);
         objects.retain(&HashSet::new()).unwrap();
         let (kept, gone) = (Digest::of(b"kept"), Digest::of(b"gone"));
         objects.keep(&kept, b"kept").unwrap();
         objects.keep(&gone, b"gone").unwrap();
-        fs::write(objects.path(&kept).with_extension("new"), b"ke").unwrap();
+        let half = objects.path(&kept).with_extension("7new");
+        fs::write(&half, b"ke").unwrap();
         objects.retain(&HashSet::from([kept])).unwrap();
+        // Somebody may be writing it.
+        assert_eq!(names(&objects), [kept.to_string(), format!("{kept}.7new")]);
+        let objects = Objects::open_dir(objects.dir, 0);
         assert_eq!(names(&objects), [kept.to_string()]);
     }
 
     #[test]
     fn the_space_that_stays_free_is_not_taken() {
         let home = tempfile::tempdir().unwrap();
-        let objects = Objects::in_dir(home.path().join("catalogs"), u64::MAX / 2);
+        let objects = Objects::open_dir(home.path().join("catalogs"), u64::MAX / 2);
         let kept = objects.keep(&Digest::of(b"part"), b"part");
         assert!(matches!(kept, Err(StoreError::Full)), "{kept:?}");
         assert!(names(&objects).is_empty());

@@ -1,6 +1,14 @@
 //! Objects of catalogs: from this disk, or from the bucket, which is asked until it answers.
+//!
+//! Who asks for the same at once shares one request; whoever joined one that failed before its own time was over asks again.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -13,18 +21,29 @@ use super::{
 use crate::{
     base::{digest::Digest, flight::Flights, retry::Backoff},
     namespace::background::blocking,
-    store::objects::Objects,
+    store::{StoreError, objects::Objects},
     tier::{SharedBucket, TierError},
 };
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(2);
 
+/// An object that is here.
+#[derive(Clone, Debug)]
+pub(super) struct Got {
+    pub(super) bytes: Bytes,
+    pub(super) source: Source,
+}
+
 /// Where the bytes of an object came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(super) enum Source {
     Disk,
-    Bucket,
+    /// It is on the disk now.
+    Kept,
+    /// It is not, and was not to be.
+    Passed,
+    NotKept(Arc<StoreError>),
 }
 
 /// See the module.
@@ -32,11 +51,11 @@ pub(super) enum Source {
 pub(super) struct Fetch {
     pub(super) bucket: SharedBucket,
     pub(super) objects: Objects,
-    /// Of one object.
+    /// How long an object is waited for.
     within: Duration,
     /// Catalogs of more bytes are not kept on this disk.
     most: u64,
-    under_way: Flights<Digest, Result<(Bytes, Source), Arc<CatalogError>>>,
+    under_way: Flights<Digest, Result<Got, Arc<CatalogError>>>,
 }
 
 impl Fetch {
@@ -57,23 +76,29 @@ impl Fetch {
 
     pub(super) async fn root(&self, volume: &str, digest: &Digest) -> Result<Root, Arc<CatalogError>> {
         let get = || read::root_object(self.bucket.as_ref(), volume, digest);
-        let (bytes, source) = self.object(digest, get, false).await?;
-        let root = read::root_of(volume, digest, bytes.clone()).await?;
-        if source == Source::Bucket && self.keeps(&root) {
-            self.keep(*digest, bytes).await;
+        // The disk is asked first; whether it is kept is known only when it was read.
+        let got = self.object(digest, get, false, None).await?;
+        let root = read::root_of(volume, digest, got.bytes.clone()).await?;
+        if !matches!(got.source, Source::Disk)
+            && self.keeps(&root)
+            && let Source::NotKept(err) = self.keep(*digest, got.bytes).await
+        {
+            tracing::debug!(error = %err, "the root of a catalog is not kept");
         }
         Ok(root)
     }
 
-    /// The bytes of a part of `root`.
+    /// The bytes of a part of `root`. Those that come from the bucket are counted.
     pub(super) async fn part(
         &self,
         volume: &str,
         root: &Root,
         part: &PartRef,
-    ) -> Result<(Bytes, Source), Arc<CatalogError>> {
+        counter: &AtomicU64,
+    ) -> Result<Got, Arc<CatalogError>> {
         let get = || read::part_object(self.bucket.as_ref(), volume, &part.digest);
-        self.object(&part.digest, get, self.keeps(root)).await
+        self.object(&part.digest, get, self.keeps(root), Some(counter))
+            .await
     }
 
     async fn object<F>(
@@ -81,30 +106,43 @@ impl Fetch {
         name: &Digest,
         get: impl Fn() -> F,
         keep: bool,
-    ) -> Result<(Bytes, Source), Arc<CatalogError>>
+        counter: Option<&AtomicU64>,
+    ) -> Result<Got, Arc<CatalogError>>
     where
         F: Future<Output = Result<Bytes, CatalogError>>,
     {
-        let fetch = async {
-            let (objects, digest) = (self.objects.clone(), *name);
-            if let Some(bytes) = blocking(move || objects.read(&digest)).await {
-                return Ok((bytes, Source::Disk));
+        let deadline = Instant::now() + self.within;
+        loop {
+            let fetch = async {
+                let (objects, digest) = (self.objects.clone(), *name);
+                if let Some(bytes) = blocking(move || objects.read(&digest)).await {
+                    let source = Source::Disk;
+                    return Ok(Got { bytes, source });
+                }
+                let bytes = self.insist_until(deadline, &get).await?;
+                if let Some(counter) = counter {
+                    counter.fetch_add(1, Ordering::Relaxed);
+                }
+                let source = if keep {
+                    self.keep(digest, bytes.clone()).await
+                } else {
+                    Source::Passed
+                };
+                Ok(Got { bytes, source })
+            };
+            match self.under_way.run(*name, fetch).await {
+                // It may have been another's, whose time was over sooner.
+                Err(err) if err.is_transient() && Instant::now() + MAX_BACKOFF < deadline => {}
+                done => return done,
             }
-            let bytes = self.insist(get).await?;
-            if keep {
-                self.keep(digest, bytes.clone()).await;
-            }
-            Ok((bytes, Source::Bucket))
-        };
-        self.under_way.run(*name, fetch).await
+        }
     }
 
-    async fn keep(&self, name: Digest, bytes: Bytes) {
+    async fn keep(&self, name: Digest, bytes: Bytes) -> Source {
         let objects = self.objects.clone();
-        let kept = blocking(move || objects.keep(&name, &bytes)).await;
-        if let Err(err) = kept {
-            // It is fetched again when it is wanted.
-            tracing::debug!(error = %err, "an object of a catalog is not kept");
+        match blocking(move || objects.keep(&name, &bytes)).await {
+            Ok(()) => Source::Kept,
+            Err(err) => Source::NotKept(Arc::new(err)),
         }
     }
 
@@ -113,7 +151,13 @@ impl Fetch {
     where
         F: Future<Output = Result<T, CatalogError>>,
     {
-        let deadline = Instant::now() + self.within;
+        self.insist_until(Instant::now() + self.within, read).await
+    }
+
+    async fn insist_until<T, F>(&self, deadline: Instant, read: impl Fn() -> F) -> Result<T, CatalogError>
+    where
+        F: Future<Output = Result<T, CatalogError>>,
+    {
         let mut backoff = Backoff::new(FIRST_BACKOFF, MAX_BACKOFF);
         loop {
             let err = match tokio::time::timeout_at(deadline, read()).await {

@@ -23,14 +23,13 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use lru::LruCache;
 use tokio::sync::{Mutex as TaskMutex, Notify, OnceCell};
 
 use super::{
     CatalogError,
     attach::Attached,
-    fetch::{self, Fetch},
+    fetch::Fetch,
     format::{PartRef, Root},
     order, read,
 };
@@ -75,8 +74,17 @@ pub enum LoadError {
 }
 
 impl LoadError {
+    /// Whether it is the bucket that is away, or refuses.
+    pub(super) fn is_of_bucket(&self) -> bool {
+        match self {
+            Self::Catalog { source, .. } => matches!(**source, CatalogError::Bucket(_)),
+            Self::List { source, .. } => matches!(**source, StoreError::Unreachable { .. }),
+            Self::Tree(_) => false,
+        }
+    }
+
     /// Whether an object of a catalog is gone.
-    fn is_gone(&self) -> bool {
+    pub(super) fn is_gone(&self) -> bool {
         matches!(self, Self::Catalog { source, .. } if matches!(**source, CatalogError::Missing { .. }))
     }
 }
@@ -111,7 +119,7 @@ pub(super) struct Layer {
     followed: StackLayer,
     source: Mutex<Arc<Source>>,
     pub(super) kept_parts: AtomicU64,
-    fetched_parts: AtomicU64,
+    pub(super) fetched_parts: AtomicU64,
     loaded: AtomicU64,
     last_error: Mutex<Option<String>>,
 }
@@ -270,7 +278,7 @@ impl Loader {
 
     /// Puts the newest catalog into the place of `gone`; false when there is none that could take it, as there
     /// never is for that of a snapshot.
-    async fn renew(&self, layer: &Layer, gone: &Arc<Source>) -> Result<bool, LoadError> {
+    pub(super) async fn renew(&self, layer: &Layer, gone: &Arc<Source>) -> Result<bool, LoadError> {
         if layer.followed.frozen.is_some() {
             return Ok(false);
         }
@@ -436,15 +444,13 @@ impl Loader {
         layer: &Layer,
         source: &'a Source,
     ) -> Result<&'a Arc<Root>, LoadError> {
-        let read = || async {
-            let root = self.fetch.root(&layer.volume, &source.attached.catalog).await;
-            root.map(Arc::new)
-        };
-        source
-            .root
-            .get_or_try_init(read)
-            .await
-            .map_err(|err| layer.failed(err))
+        if let Some(root) = source.root.get() {
+            return Ok(root);
+        }
+        // Not within the cell: there one would wait after the other, each for as long as a read may take.
+        let root = self.fetch.root(&layer.volume, &source.attached.catalog).await;
+        let root = Arc::new(root.map_err(|err| layer.failed(err))?);
+        Ok(source.root.get_or_init(|| async { root }).await)
     }
 
     async fn part(&self, layer: &Layer, root: &Root, part: &PartRef) -> Result<Part, LoadError> {
@@ -452,26 +458,16 @@ impl Loader {
             return Ok(Arc::clone(known));
         }
         let unpack = async {
-            let bytes = self.part_bytes(layer, root, part).await?.0;
-            let items = Arc::new(read::items_of(&layer.volume, part, bytes).await?);
+            let got = self
+                .fetch
+                .part(&layer.volume, root, part, &layer.fetched_parts)
+                .await?;
+            let items = Arc::new(read::items_of(&layer.volume, part, got.bytes).await?);
             self.recent().put(part.digest, Arc::clone(&items));
             Ok(items)
         };
         let unpacked = self.unpacking.run(part.digest, unpack).await;
         unpacked.map_err(|err| layer.failed(err))
-    }
-
-    pub(super) async fn part_bytes(
-        &self,
-        layer: &Layer,
-        root: &Root,
-        part: &PartRef,
-    ) -> Result<(Bytes, fetch::Source), Arc<CatalogError>> {
-        let got = self.fetch.part(&layer.volume, root, part).await?;
-        if got.1 == fetch::Source::Bucket {
-            layer.fetched_parts.fetch_add(1, Ordering::Relaxed);
-        }
-        Ok(got)
     }
 
     fn recent(&self) -> std::sync::MutexGuard<'_, LruCache<Digest, Part>> {

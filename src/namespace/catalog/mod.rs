@@ -32,8 +32,8 @@
 //! How cost grows. `n` names, `c` changes since the last catalog, `m` machines that mount the volume.
 //! Figures are estimates from the sizes of the formats and the shape of the code, but those measured on
 //! 2 cores with an S3 server on loopback (`scripts/bench --only first-stat,find,find-memory`); the tests
-//! hold 100,000 names to 14 GETs for all that a mount asks, three more for a first look three directories deep, and 250 MB of
-//! memory.
+//! hold 100,000 names to 14 GETs for all that a mount asks, one more for each part and the root where the catalog is fetched
+//! whole, three more for a first look three directories deep where it is not, and 250 MB of memory.
 //!
 //! | measured | first `stat` | `find` of all | daemon's memory | parts | parts, bytes |
 //! |---|---|---|---|---|---|
@@ -50,7 +50,7 @@
 //! | open | 3 GETs | head, root: 100 bytes for 2,500 names | the root, 150 bytes a part | flat |
 //! | fetched behind the mount | `n` / 2,500 GETs, four at once; none if it is larger than `catalog-prefetch` | 60 to 90 bytes a name, on the disk | 4 parts, unpacked | a GET and 2 ms each |
 //! | first look at a path | none; where the parts are not here, for each of its directories a GET for each 2,500 names in it | 100 to 300 KB each | 4 parts, unpacked | 50 ms each, and the GETs |
-//! | `find` of all | `n` / 2,500 | 60 to 90 bytes a name | flat: rows go to the index | `n` / 110,000 s, more as the index grows |
+//! | `find` of all | none; `n` / 2,500 where the parts are not here | 60 to 90 bytes a name | flat: rows go to the index | `n` / 110,000 s, more as the index grows |
 //! | compaction | one GET a segment; GET and PUT of parts in which something changed: at most `c`, at most all | the same parts | 24 MB of changes, then files | 0.1 s a part |
 //! | deciding to compact | a GET and a LIST for each 2,000 segments or 64 MB seen, and again after the catalog, each machine and layer; the same for each promotion | | | |
 //!

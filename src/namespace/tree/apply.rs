@@ -19,6 +19,8 @@ pub enum Notice {
     Attributes { ino: Ino },
     /// What the directory lists may be another thing already.
     Listing { dir: Ino },
+    /// The directory is elsewhere, which it lists as `..`. Whoever moved it may list it next.
+    Moved { dir: Ino },
 }
 
 /// Changes merged while the tree is locked once: bounds how long a program waits.

@@ -136,7 +136,7 @@ impl Edit<'_> {
         self.moved.push(moved);
         // What `..` means in it, which the kernel keeps as any entry.
         self.lists_anew(moved);
-        self.implied.push(Notice::Listing { dir: moved });
+        self.implied.push(Notice::Moved { dir: moved });
         self.tree_presets().moved();
         let replaced = old_target.as_ref().and_then(|row| row.dir);
         self.own(to.0, to.1, NameState::Live(moved))?;
