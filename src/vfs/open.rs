@@ -389,7 +389,7 @@ impl Vfs {
                 }
             }
             Source::Fresh => {
-                let (id, file) = self.store.staging.create()?;
+                let (id, file) = self.with_room(|| 0, || self.store.staging.create())?;
                 self.tree.set_staging(node.ino, id, 0, Vec::new())?;
                 if let Content::Staging(old) = row.content {
                     self.store.staging.remove_after_barrier(old);
@@ -411,7 +411,7 @@ impl Vfs {
                     Serving::Blob { loan, .. } => loan.as_ref().map(|(_, file)| *file),
                     Serving::Nothing | Serving::Empty | Serving::Staging { .. } => None,
                 };
-                let done = self.store.blobs.take_over(&blob, lent)?;
+                let done = self.with_room(|| blob.size(), || self.store.blobs.take_over(&blob, lent))?;
                 self.put_taken_over(node, state, row, done)?;
             }
             Source::Unseal(digest) => self.unseal(node, state, row, digest)?,
@@ -493,7 +493,8 @@ impl Vfs {
             && FileId::of(&blob.file()?)? == lent
         {
             let kept = *id;
-            let done = self.store.blobs.take_over(&blob, Some(lent))?;
+            let take_over = || self.store.blobs.take_over(&blob, Some(lent));
+            let done = self.with_room(|| blob.size(), take_over)?;
             self.put_taken_over(node, state, row, done)?;
             self.store.staging.remove_after_barrier(kept);
             return Ok(());
