@@ -147,7 +147,7 @@ impl Filesystem for Front {
             Err(err) => answer::attr(reply, Err(err)),
             Ok(Ok(attr)) => answer::attr(reply, Ok(attr)),
             Ok(Err(missing)) => {
-                let mut ending = self.hold.ending();
+                let ending = self.hold.ending();
                 self.runtime.spawn(async move {
                     let done = ending.or(vfs.set_attr_fetching(ino, set, missing)).await;
                     answer::attr(reply, done);
@@ -285,7 +285,7 @@ impl Filesystem for Front {
             Err(err) => answer::open(reply, Err(err)),
             Ok(OpenStep::Ready(opened)) => answer::open(reply, Ok(opened)),
             Ok(OpenStep::Fetch(missing)) => {
-                let (mut ending, passthrough) = (self.hold.ending(), self.passthrough());
+                let (ending, passthrough) = (self.hold.ending(), self.passthrough());
                 self.runtime.spawn(async move {
                     let lend = |file: &std::fs::File| reply.open_backing(file).map(|id| Arc::new(id) as Loan);
                     let opened = vfs.open_fetching(ino, request, missing, lend, passthrough);
@@ -327,7 +327,7 @@ impl Filesystem for Front {
         match vfs.create(
             convert::ino(parent),
             name.as_bytes(),
-            new,
+            &new,
             request,
             exclusive,
             lend,
@@ -340,7 +340,7 @@ impl Filesystem for Front {
                 answer::create(reply, &attr, &opened);
             }
             Ok(Created::Existing(attr, OpenStep::Fetch(missing))) => {
-                let (mut ending, passthrough) = (self.hold.ending(), self.passthrough());
+                let (ending, passthrough) = (self.hold.ending(), self.passthrough());
                 self.runtime.spawn(async move {
                     let lend = |file: &std::fs::File| reply.open_backing(file).map(|id| Arc::new(id) as Loan);
                     let opened = vfs.open_fetching(attr.ino, request, missing, lend, passthrough);
@@ -379,7 +379,7 @@ impl Filesystem for Front {
             None
         });
         let Some(reply) = unanswered else { return };
-        let mut ending = self.hold.ending();
+        let ending = self.hold.ending();
         self.runtime.spawn(async move {
             let read = ending
                 .or(vfs.read_fetching(fh.into(), offset, size as usize))

@@ -53,14 +53,18 @@ pub(super) struct Ending(watch::Receiver<bool>);
 
 impl Ending {
     /// Waits for `work`, and drops it when the mount lets go first.
-    pub(super) async fn or<T>(
-        &mut self,
+    pub(super) fn or<T>(
+        mut self,
         work: impl Future<Output = Result<T, VfsError>>,
-    ) -> Result<T, VfsError> {
-        tokio::select! {
-            done = work => done,
-            // An error: who would have told is gone as well.
-            _ = self.0.wait_for(|ended| *ended) => Err(VfsError::Unmounted),
+    ) -> impl Future<Output = Result<T, VfsError>> {
+        // Large: what fetches has much in it.
+        let work = Box::pin(work);
+        async move {
+            tokio::select! {
+                done = work => done,
+                // An error: who would have told is gone as well.
+                _ = self.0.wait_for(|ended| *ended) => Err(VfsError::Unmounted),
+            }
         }
     }
 }

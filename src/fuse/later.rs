@@ -28,7 +28,7 @@ impl Front {
         match act(vfs, names) {
             Err(err) if err.not_loaded().is_some() => {
                 let names = names.map(<[u8]>::to_vec);
-                let (vfs, mut ending) = (Arc::clone(vfs), self.hold.ending());
+                let (vfs, ending) = (Arc::clone(vfs), self.hold.ending());
                 self.runtime.spawn(async move {
                     let loaded = vfs.with_loaded(|vfs| act(vfs, names.each_ref().map(Vec::as_slice)));
                     let result = ending.or(loaded).await;

@@ -17,7 +17,7 @@ use crate::{
 pub(super) fn answer(front: &Front, vfs: &Arc<Vfs>, parent: Ino, name: &[u8], reply: ReplyEntry) {
     match vfs.lookup(parent, name) {
         Err(err) if err.not_loaded().is_some() => {
-            let (vfs, name, mut ending) = (Arc::clone(vfs), name.to_vec(), front.hold.ending());
+            let (vfs, name, ending) = (Arc::clone(vfs), name.to_vec(), front.hold.ending());
             front.runtime.spawn(async move {
                 let found = async {
                     match vfs.with_loaded(|vfs| vfs.lookup(parent, &name)).await? {
@@ -38,7 +38,7 @@ pub(super) fn answer(front: &Front, vfs: &Arc<Vfs>, parent: Ino, name: &[u8], re
         Err(err) => answer::entry(reply, Err(err)),
         Ok(Lookup::Known(attr, keep)) => answer::entry_for(reply, Ok(attr), &ttl(keep)),
         Ok(Lookup::Fetch(wanted)) => {
-            let (vfs, name, mut ending) = (Arc::clone(vfs), name.to_vec(), front.hold.ending());
+            let (vfs, name, ending) = (Arc::clone(vfs), name.to_vec(), front.hold.ending());
             front.runtime.spawn(async move {
                 let found = ending.or(vfs.lookup_fetching(parent, &name, wanted)).await;
                 answer::entry_for(reply, found, &ttl(Keep::Not));

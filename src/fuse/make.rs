@@ -43,7 +43,7 @@ impl Front {
             reply,
             [name.as_bytes()],
             answer::entry,
-            move |vfs, [name]| vfs.make(parent, name, new.clone()).map(Some),
+            move |vfs, [name]| vfs.make(parent, name, &new).map(Some),
         );
     }
 }

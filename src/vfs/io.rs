@@ -102,10 +102,12 @@ impl Vfs {
         let file = writable(&handle)?;
         // As if what the file takes lay at its start, without holes; what a call that failed could take counts then, too.
         let taken = || file.metadata().map_or(0, |meta| meta.blocks() * BLOCK_BYTES);
-        let needed = || match flags.contains(FallocateFlags::PUNCH_HOLE) {
-            true => 0,
-            false => len.saturating_sub(taken().saturating_sub(offset)),
+        let wanted = if flags.contains(FallocateFlags::PUNCH_HOLE) {
+            0
+        } else {
+            len
         };
+        let needed = || wanted.saturating_sub(taken().saturating_sub(offset));
         let allocate = || rustix::fs::fallocate(&file, flags, offset, len).map_err(std::io::Error::from);
         self.with_room_first(needed, allocate)?;
         note_written(&handle);

@@ -43,11 +43,11 @@ pub enum Created {
 
 impl Vfs {
     /// Makes anything but an open file.
-    pub fn make(&self, parent: Ino, name: &[u8], new: NewFile) -> Result<Attr, VfsError> {
+    pub fn make(&self, parent: Ino, name: &[u8], new: &NewFile) -> Result<Attr, VfsError> {
         self.writable()?;
         self.used();
         self.tree.touch(parent);
-        let make = || self.tree.create(parent, name, new.clone().into_node(None));
+        let make = || self.tree.create(parent, name, new.to_node(None));
         let node = self.with_room(|| 0, make)?;
         Ok(self.shown(&node))
     }
@@ -57,7 +57,7 @@ impl Vfs {
         &self,
         parent: Ino,
         name: &[u8],
-        new: NewFile,
+        new: &NewFile,
         request: OpenRequest,
         exclusive: bool,
         lend: Lend<'_>,
@@ -66,7 +66,7 @@ impl Vfs {
         self.used();
         self.tree.touch(parent);
         let (id, file) = self.with_room(|| 0, || self.store.staging.create())?;
-        let make = || self.tree.create(parent, name, new.clone().into_node(Some(id)));
+        let make = || self.tree.create(parent, name, new.to_node(Some(id)));
         let mut made = self.with_room(|| 0, make);
         let exists = |made: &Result<_, VfsError>| matches!(made, Err(VfsError::Tree(TreeError::Exists)));
         if exists(&made) && self.is_withheld(parent, name).unwrap_or(false) {
@@ -235,14 +235,14 @@ impl Vfs {
 }
 
 impl NewFile {
-    fn into_node(self, staging: Option<StagingId>) -> NewNode {
+    fn to_node(&self, staging: Option<StagingId>) -> NewNode {
         NewNode {
             kind: self.kind,
             perm: self.perm & 0o7777,
             uid: self.uid,
             gid: self.gid,
             rdev: self.rdev,
-            target: self.target,
+            target: self.target.clone(),
             staging,
         }
     }

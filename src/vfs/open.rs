@@ -390,7 +390,8 @@ impl Vfs {
             }
             Source::Fresh => {
                 let (id, file) = self.with_room(|| 0, || self.store.staging.create())?;
-                self.tree.set_staging(node.ino, id, 0, Vec::new())?;
+                let set = self.tree.set_staging(node.ino, id, 0, Vec::new());
+                set.inspect_err(|_| self.store.staging.remove(id))?;
                 if let Content::Staging(old) = row.content {
                     self.store.staging.remove_after_barrier(old);
                 }
@@ -456,7 +457,9 @@ impl Vfs {
     ) -> Result<(), VfsError> {
         let changes = std::mem::take(&mut done.changes);
         let id = done.id;
-        self.tree.set_staging(node.ino, id, row.size, changes)?;
+        let set = self.tree.set_staging(node.ino, id, row.size, changes);
+        // Nothing refers to it; on a full disk it would take up what is looked for.
+        set.inspect_err(|_| self.store.staging.remove(id))?;
         let file = self.store.blobs.finish_take_over(done);
         super::set_attr::set_file_times(&file, Some(row.atime), Some(row.mtime))?;
         let file = Arc::new(file);
