@@ -222,25 +222,19 @@ impl Filesystem for Front {
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (_turn, vfs) = begin!(self, Work::Quick, req, reply);
         let parent = convert::ino(parent);
-        self.with_loaded(
-            &vfs,
-            reply,
-            [name.as_bytes()],
-            answer::empty,
-            move |vfs, [name]| vfs.unlink(parent, name),
-        );
+        let names = [name.as_bytes()];
+        self.with_loaded(&vfs, reply, names, answer::empty, move |vfs, [name]| {
+            vfs.unlink(parent, name)
+        });
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (_turn, vfs) = begin!(self, Work::Quick, req, reply);
         let parent = convert::ino(parent);
-        self.with_loaded(
-            &vfs,
-            reply,
-            [name.as_bytes()],
-            answer::empty,
-            move |vfs, [name]| vfs.rmdir(parent, name),
-        );
+        let names = [name.as_bytes()];
+        self.with_loaded(&vfs, reply, names, answer::empty, move |vfs, [name]| {
+            vfs.rmdir(parent, name)
+        });
     }
 
     fn rename(
@@ -267,13 +261,10 @@ impl Filesystem for Front {
     fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
         let (_turn, vfs) = begin!(self, Work::Quick, req, reply);
         let (ino, parent) = (convert::ino(ino), convert::ino(newparent));
-        self.with_loaded(
-            &vfs,
-            reply,
-            [newname.as_bytes()],
-            answer::entry,
-            move |vfs, [name]| vfs.link(ino, parent, name).map(Some),
-        );
+        let names = [newname.as_bytes()];
+        self.with_loaded(&vfs, reply, names, answer::entry, move |vfs, [name]| {
+            vfs.link(ino, parent, name).map(Some)
+        });
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -381,9 +372,8 @@ impl Filesystem for Front {
         let Some(reply) = unanswered else { return };
         let ending = self.hold.ending();
         self.runtime.spawn(async move {
-            let read = ending
-                .or(vfs.read_fetching(fh.into(), offset, size as usize))
-                .await;
+            let read = vfs.read_fetching(fh.into(), offset, size as usize);
+            let read = ending.or(read).await;
             answer::data(reply, read);
         });
     }
