@@ -14,6 +14,7 @@ use std::{
 };
 
 use lab::{Lab, StoreKind};
+use rustix::fs::{FallocateFlags, copy_file_range, fallocate};
 use s3server::Faults;
 use support::{
     loopdev::{self, LoopFs},
@@ -27,6 +28,7 @@ on_both_stores!(
     the_cache_keeps_to_its_size_while_three_times_of_it_pass,
     dirty_files_are_never_evicted,
     open_files_stay_readable_while_others_are_evicted,
+    what_programs_ask_for_finds_room_on_a_disk_full_of_clean_files,
 );
 
 const MIB: u64 = 1 << 20;
@@ -142,6 +144,97 @@ fn open_files_stay_readable_while_others_are_evicted(kind: StoreKind) {
     held.read_exact_at(&mut bytes, 0).unwrap();
     assert!(bytes == bytes_of(0));
     lab.set_down(false);
+}
+
+fn free_bytes(disk: &LoopFs) -> u64 {
+    let stat = rustix::fs::statvfs(disk.path()).unwrap();
+    stat.f_bavail * stat.f_frsize
+}
+
+/// Whatever takes more than is free: the clean files go for it, and are fetched again.
+fn what_programs_ask_for_finds_room_on_a_disk_full_of_clean_files(kind: StoreKind) {
+    if let Err(why) = loopdev::supports("ext4") {
+        skip!("{why}");
+    }
+    let lab = Lab::new(kind);
+    let disk = LoopFs::make("ext4", lab.dir(), "disk", 256 * MIB);
+    let spec = lab.spec("a").arg("--min-free").arg("0");
+    let spec = spec.arg("--cache-size").arg("10G").arg("--no-passthrough");
+    let a = spec.cache_dir(&disk.path().join("cache")).start();
+    let mut whole = 0;
+    let mut fill = || {
+        while free_bytes(&disk) > 40 * MIB {
+            file(&a.path(format!("f{whole}")), &bytes_of(whole));
+            whole += 1;
+            if whole % 4 == 0 {
+                a.flush();
+            }
+        }
+        a.flush();
+        whole
+    };
+    let make = |name: &str| {
+        let mut options = File::options();
+        options.read(true).write(true).create_new(true);
+        options.open(a.path(name)).unwrap()
+    };
+    // What is deleted keeps its space for a while, what is cut off does not.
+    let remove = |file: File, name: &str| {
+        file.set_len(0).unwrap();
+        drop(file);
+        fs::remove_file(a.path(name)).unwrap();
+    };
+    let evicted = || a.counter("/cache/evicted_bytes");
+    let none = FallocateFlags::empty();
+
+    fill();
+    let before = evicted();
+    let allocated = make("allocated");
+    fallocate(&allocated, none, 0, 100 * MIB).unwrap();
+    assert_eq!(allocated.metadata().unwrap().len(), 100 * MIB);
+    assert!(allocated.metadata().unwrap().blocks() * 512 >= 100 * MIB);
+    assert!(evicted() - before >= 40 * MIB, "there was room for it anyway");
+    remove(allocated, "allocated");
+
+    fill();
+    let allocated = make("allocated");
+    fallocate(&allocated, FallocateFlags::KEEP_SIZE, 0, 100 * MIB).unwrap();
+    assert_eq!(allocated.metadata().unwrap().len(), 0);
+    remove(allocated, "allocated");
+
+    fill();
+    let source = make("source");
+    for n in 0..8 {
+        source.write_all_at(&bytes_of(1_000 + n), n * 4 * MIB).unwrap();
+    }
+    let copy = make("copy");
+    for _ in 0..2 {
+        let (mut from, mut to) = (0, copy.metadata().unwrap().len());
+        while from < 32 * MIB {
+            let left = (32 * MIB - from) as usize;
+            let copied = copy_file_range(&source, Some(&mut from), &copy, Some(&mut to), left).unwrap();
+            assert!(copied > 0, "the source ends early");
+        }
+    }
+    let mut half = vec![0; 4 << 20];
+    for n in 0..16 {
+        copy.read_exact_at(&mut half, n * 4 * MIB).unwrap();
+        assert!(half == bytes_of(1_000 + n % 8), "part {n} of the copy");
+    }
+    remove(source, "source");
+    remove(copy, "copy");
+
+    // Nothing goes for what would not fit anyway.
+    let whole = fill();
+    let before = evicted();
+    let huge = make("huge");
+    assert_errno!(fallocate(&huge, none, 0, 4096 * MIB), ENOSPC);
+    remove(huge, "huge");
+    assert!(evicted() - before <= 40 * MIB, "much was evicted in vain");
+    for n in 0..whole {
+        assert!(content(&a.path(format!("f{n}"))) == bytes_of(n), "f{n}");
+    }
+    assert_eq!(a.counter("/files/lost"), 0);
 }
 
 /// Writes files until the disk is full; returns how many were whole.

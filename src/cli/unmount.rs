@@ -35,7 +35,7 @@ pub struct UnmountArgs {
     /// How long to wait for uploads
     #[arg(long, value_name = "TIME", default_value = "90s", value_parser = args::duration)]
     deadline: Duration,
-    /// Unmount even while programs use it: they keep what they have open until the daemon ends
+    /// Unmount even while programs use it: they can use what they have open until everything else is uploaded
     #[arg(long)]
     lazy: bool,
     /// The work was good: a fork that was mounted with --commit on-success becomes a part of its parent

@@ -214,8 +214,8 @@ impl Layers {
 
     /// Stops everything and closes the cache directory. The mount is gone by then.
     ///
-    /// What cannot be ended in time (a program still uses a lazily unmounted
-    /// file) is left to the end of the process; the next start then mends as after a crash.
+    /// What cannot be ended in time (a disk that does not answer) is left to the end of the process; the next start
+    /// then mends as after a crash.
     pub async fn take_down(self, within: Duration) {
         let deadline = Instant::now() + within;
         if let Some(watch) = self.watch {

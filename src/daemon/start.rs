@@ -161,6 +161,7 @@ pub async fn start(plan: &Plan, announcer: &Announcer) -> Result<Serving, StartE
         if let Err(err) = mounted.unmount(true) {
             tracing::error!(%err, "cannot take the mount away again");
         }
+        mounted.let_go();
         drop(mounted);
         layers.take_down(Duration::from_secs(5)).await;
         return Err(StartError::NotAnswering {

@@ -27,9 +27,6 @@ pub const DRAIN_WITHIN: Duration = Duration::from_secs(90);
 /// How long tearing down may take once nothing is left to wait for.
 const TAKE_DOWN_WITHIN: Duration = Duration::from_secs(5);
 
-/// The same when other mount namespaces keep the mount alive: nothing ends it there but the end of the process.
-const TAKE_DOWN_ELSEWHERE_WITHIN: Duration = Duration::from_secs(1);
-
 /// Why the daemon stops.
 #[derive(Debug)]
 pub enum Cause {
@@ -119,21 +116,18 @@ fn is_busy(err: &io::Error) -> bool {
 pub async fn close(serving: Arc<Serving>, mut server: ControlServer, cause: Cause, report: UnmountReport) {
     serving.ending.send_replace(true);
     server.retire();
+    // What is used of the mount by now ends with the process; the cache directory is closed before.
+    serving.mounted.let_go();
     let elsewhere = (serving.device.as_deref()).map_or_else(Vec::new, users::elsewhere);
     if !elsewhere.is_empty() {
         tracing::warn!(
             processes = ?elsewhere,
-            "the mount is still there in mount namespaces that were made of this one, and ends with this daemon: let them get its end by shared or slave propagation"
+            "the mount is still there in mount namespaces that were made of this one; nothing can be read or written there any more: let them get its end by shared or slave propagation"
         );
     }
     if let Some(serving) = sole(serving, Instant::now() + TAKE_DOWN_WITHIN).await {
         drop(serving.mounted);
-        let within = if elsewhere.is_empty() {
-            TAKE_DOWN_WITHIN
-        } else {
-            TAKE_DOWN_ELSEWHERE_WITHIN
-        };
-        serving.layers.take_down(within).await;
+        serving.layers.take_down(TAKE_DOWN_WITHIN).await;
     } else {
         tracing::warn!("a command is still being answered; the next start mends as after a crash");
     }

@@ -21,14 +21,16 @@ use fuser::{
 };
 
 use super::{
-    answer, convert, later, lookup,
+    answer, convert,
+    hold::Hold,
+    later, lookup,
     make::NewObject,
     turns::{self, Turns, Work},
 };
 use crate::{
     namespace::tree::AttrChange,
     store::rows::NodeKind,
-    vfs::{Created, Loan, NewFile, OpenRequest, OpenStep, Seek, SetAttr, Vfs},
+    vfs::{Created, Loan, NewFile, OpenRequest, OpenStep, Seek, SetAttr},
 };
 
 /// How long the kernel may keep names and attributes: until it is told otherwise.
@@ -43,8 +45,18 @@ thread_local! {
     static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
+/// Takes a turn and the vfs for a request; answers it and returns when there is no vfs any more.
+macro_rules! begin {
+    ($front:ident, $work:expr, $req:ident, $reply:ident) => {
+        match ($front.turns.take($work, $req.pid()), $front.hold.vfs()) {
+            (turn, Some(vfs)) => (turn, vfs),
+            (_, None) => return $reply.error(Errno::ENOTCONN),
+        }
+    };
+}
+
 pub(super) struct Front {
-    pub(super) vfs: Arc<Vfs>,
+    pub(super) hold: Arc<Hold>,
     pub(super) runtime: tokio::runtime::Handle,
     /// Asked for by the user; cleared when the kernel does not offer it.
     passthrough: Arc<AtomicBool>,
@@ -55,13 +67,13 @@ pub(super) struct Front {
 
 impl Front {
     pub(super) fn new(
-        vfs: Arc<Vfs>,
+        hold: Arc<Hold>,
         runtime: tokio::runtime::Handle,
         passthrough: Arc<AtomicBool>,
         turns: Turns,
     ) -> Self {
         Self {
-            vfs,
+            hold,
             runtime,
             passthrough,
             opens_dirs: true,
@@ -82,25 +94,21 @@ impl Filesystem for Front {
     }
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let _turn = self.turns.take(Work::Quick, req.pid());
-        lookup::answer(
-            &self.vfs,
-            &self.runtime,
-            convert::ino(parent),
-            name.as_bytes(),
-            reply,
-        );
+        let (_turn, vfs) = begin!(self, Work::Quick, req, reply);
+        lookup::answer(self, &vfs, convert::ino(parent), name.as_bytes(), reply);
     }
 
     fn forget(&self, req: &Request, ino: INodeNo, _nlookup: u64) {
         let _turn = self.turns.take(Work::Quick, req.pid());
         // Numbers are never used again, and no row depends on what the kernel remembers but those without a name.
-        self.vfs.forgotten(convert::ino(ino));
+        if let Some(vfs) = self.hold.vfs() {
+            vfs.forgotten(convert::ino(ino));
+        }
     }
 
     fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        let _turn = self.turns.take(Work::Quick, req.pid());
-        answer::attr(reply, self.vfs.attr(convert::ino(ino)));
+        let (_turn, vfs) = begin!(self, Work::Quick, req, reply);
+        answer::attr(reply, vfs.attr(convert::ino(ino)));
     }
 
     fn setattr(
@@ -121,7 +129,7 @@ impl Filesystem for Front {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let _turn = self.turns.take(Work::Quick, req.pid());
+        let (_turn, vfs) = begin!(self, Work::Quick, req, reply);
         let change = AttrChange {
             perm: mode.map(|mode| mode & 0o7777),
             uid,
@@ -135,21 +143,22 @@ impl Filesystem for Front {
             handle: fh.map(u64::from),
         };
         let ino = convert::ino(ino);
-        match self.vfs.set_attr(ino, set) {
+        match vfs.set_attr(ino, set) {
             Err(err) => answer::attr(reply, Err(err)),
             Ok(Ok(attr)) => answer::attr(reply, Ok(attr)),
             Ok(Err(missing)) => {
-                let vfs = Arc::clone(&self.vfs);
+                let ending = self.hold.ending();
                 self.runtime.spawn(async move {
-                    answer::attr(reply, vfs.set_attr_fetching(ino, set, missing).await);
+                    let done = ending.or(vfs.set_attr_fetching(ino, set, missing)).await;
+                    answer::attr(reply, done);
                 });
             }
         }
     }
 
     fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
-        let _turn = self.turns.take(Work::Quick, req.pid());
-        answer::data(reply, self.vfs.read_link(convert::ino(ino)));
+        let (_turn, vfs) = begin!(self, Work::Quick, req, reply);
+        answer::data(reply, vfs.read_link(convert::ino(ino)));
     }
 
     fn mknod(
@@ -162,11 +171,12 @@ impl Filesystem for Front {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        let _turn = self.turns.take(Work::Quick, req.pid());
+        let (_turn, vfs) = begin!(self, Work::Quick, req, reply);
         let Some(kind) = convert::kind_of_mode(mode) else {
             return reply.error(Errno::EINVAL);
         };
         self.make(
+            &vfs,
             req,
             parent,
             name,
@@ -181,8 +191,9 @@ impl Filesystem for Front {
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
-        let _turn = self.turns.take(Work::Quick, req.pid());
+        let (_turn, vfs) = begin!(self, Work::Quick, req, reply);
         self.make(
+            &vfs,
             req,
             parent,
             name,
@@ -197,7 +208,7 @@ impl Filesystem for Front {
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
-        let _turn = self.turns.take(Work::Quick, req.pid());
+        let (_turn, vfs) = begin!(self, Work::Quick, req, reply);
         let target = target.as_os_str().as_bytes();
         let new = NewObject {
             kind: NodeKind::Symlink,
@@ -205,21 +216,23 @@ impl Filesystem for Front {
             rdev: 0,
             target,
         };
-        self.make(req, parent, link_name, new, reply);
+        self.make(&vfs, req, parent, link_name, new, reply);
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let _turn = self.turns.take(Work::Quick, req.pid());
+        let (_turn, vfs) = begin!(self, Work::Quick, req, reply);
         let parent = convert::ino(parent);
-        self.with_loaded(reply, [name.as_bytes()], answer::empty, move |vfs, [name]| {
+        let names = [name.as_bytes()];
+        self.with_loaded(&vfs, reply, names, answer::empty, move |vfs, [name]| {
             vfs.unlink(parent, name)
         });
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let _turn = self.turns.take(Work::Quick, req.pid());
+        let (_turn, vfs) = begin!(self, Work::Quick, req, reply);
         let parent = convert::ino(parent);
-        self.with_loaded(reply, [name.as_bytes()], answer::empty, move |vfs, [name]| {
+        let names = [name.as_bytes()];
+        self.with_loaded(&vfs, reply, names, answer::empty, move |vfs, [name]| {
             vfs.rmdir(parent, name)
         });
     }
@@ -234,39 +247,40 @@ impl Filesystem for Front {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let _turn = self.turns.take(Work::Quick, req.pid());
+        let (_turn, vfs) = begin!(self, Work::Quick, req, reply);
         let Some(mode) = convert::rename_mode(flags) else {
             return reply.error(Errno::EINVAL);
         };
         let (parent, newparent) = (convert::ino(parent), convert::ino(newparent));
         let names = [name.as_bytes(), newname.as_bytes()];
-        self.with_loaded(reply, names, answer::empty, move |vfs, [from, to]| {
+        self.with_loaded(&vfs, reply, names, answer::empty, move |vfs, [from, to]| {
             vfs.rename((parent, from), (newparent, to), mode)
         });
     }
 
     fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
-        let _turn = self.turns.take(Work::Quick, req.pid());
+        let (_turn, vfs) = begin!(self, Work::Quick, req, reply);
         let (ino, parent) = (convert::ino(ino), convert::ino(newparent));
-        self.with_loaded(reply, [newname.as_bytes()], answer::entry, move |vfs, [name]| {
+        let names = [newname.as_bytes()];
+        self.with_loaded(&vfs, reply, names, answer::entry, move |vfs, [name]| {
             vfs.link(ino, parent, name).map(Some)
         });
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let _turn = self.turns.take(Work::Quick, req.pid());
+        let (_turn, vfs) = begin!(self, Work::Quick, req, reply);
         let ino = convert::ino(ino);
         let request = convert::open_request(flags, req.uid());
         let lend = |file: &std::fs::File| reply.open_backing(file).map(|id| Arc::new(id) as Loan);
-        match self.vfs.open(ino, request, self.passthrough().then_some(&lend)) {
+        match vfs.open(ino, request, self.passthrough().then_some(&lend)) {
             Err(err) => answer::open(reply, Err(err)),
             Ok(OpenStep::Ready(opened)) => answer::open(reply, Ok(opened)),
             Ok(OpenStep::Fetch(missing)) => {
-                let vfs = Arc::clone(&self.vfs);
-                let passthrough = self.passthrough();
+                let (ending, passthrough) = (self.hold.ending(), self.passthrough());
                 self.runtime.spawn(async move {
                     let lend = |file: &std::fs::File| reply.open_backing(file).map(|id| Arc::new(id) as Loan);
-                    let opened = vfs.open_fetching(ino, request, missing, lend, passthrough).await;
+                    let opened = vfs.open_fetching(ino, request, missing, lend, passthrough);
+                    let opened = ending.or(opened).await;
                     answer::open(reply, opened);
                 });
             }
@@ -283,7 +297,7 @@ impl Filesystem for Front {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let _turn = self.turns.take(Work::Quick, req.pid());
+        let (_turn, vfs) = begin!(self, Work::Quick, req, reply);
         let new = NewFile {
             kind: NodeKind::File,
             perm: mode & 0o7777,
@@ -301,10 +315,10 @@ impl Filesystem for Front {
             .passthrough()
             .then_some(&lend as &dyn Fn(&std::fs::File) -> io::Result<Loan>);
         let exclusive = flags & libc::O_EXCL != 0;
-        match self.vfs.create(
+        match vfs.create(
             convert::ino(parent),
             name.as_bytes(),
-            new,
+            &new,
             request,
             exclusive,
             lend,
@@ -317,14 +331,11 @@ impl Filesystem for Front {
                 answer::create(reply, &attr, &opened);
             }
             Ok(Created::Existing(attr, OpenStep::Fetch(missing))) => {
-                let vfs = Arc::clone(&self.vfs);
-                let passthrough = self.passthrough();
+                let (ending, passthrough) = (self.hold.ending(), self.passthrough());
                 self.runtime.spawn(async move {
                     let lend = |file: &std::fs::File| reply.open_backing(file).map(|id| Arc::new(id) as Loan);
-                    match vfs
-                        .open_fetching(attr.ino, request, missing, lend, passthrough)
-                        .await
-                    {
+                    let opened = vfs.open_fetching(attr.ino, request, missing, lend, passthrough);
+                    match ending.or(opened).await {
                         Ok(opened) => answer::create(reply, &attr, &opened),
                         Err(err) => reply.error(convert::errno(&err)),
                     }
@@ -349,9 +360,9 @@ impl Filesystem for Front {
         } else {
             Work::Quick
         };
-        let _turn = self.turns.take(work, req.pid());
+        let (_turn, vfs) = begin!(self, work, req, reply);
         let unanswered = READ_BUFFER.with_borrow_mut(|buffer| {
-            match self.vfs.read_resident(fh.into(), offset, size as usize, buffer) {
+            match vfs.read_resident(fh.into(), offset, size as usize, buffer) {
                 Ok(None) => return Some(reply),
                 Ok(Some(here)) => answer::data(reply, Ok(here)),
                 Err(err) => answer::data(reply, Err::<&[u8], _>(err)),
@@ -359,9 +370,11 @@ impl Filesystem for Front {
             None
         });
         let Some(reply) = unanswered else { return };
-        let vfs = Arc::clone(&self.vfs);
+        let ending = self.hold.ending();
         self.runtime.spawn(async move {
-            answer::data(reply, vfs.read_fetching(fh.into(), offset, size as usize).await);
+            let read = vfs.read_fetching(fh.into(), offset, size as usize);
+            let read = ending.or(read).await;
+            answer::data(reply, read);
         });
     }
 
@@ -377,13 +390,13 @@ impl Filesystem for Front {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let _turn = self.turns.take(Work::Long, req.pid());
-        answer::written(reply, self.vfs.write(fh.into(), offset, data));
+        let (_turn, vfs) = begin!(self, Work::Long, req, reply);
+        answer::written(reply, vfs.write(fh.into(), offset, data));
     }
 
     fn flush(&self, req: &Request, _ino: INodeNo, fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
-        let _turn = self.turns.take(Work::Quick, req.pid());
-        answer::empty(reply, self.vfs.flush(fh.into()));
+        let (_turn, vfs) = begin!(self, Work::Quick, req, reply);
+        answer::empty(reply, vfs.flush(fh.into()));
     }
 
     fn release(
@@ -396,30 +409,28 @@ impl Filesystem for Front {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        let _turn = self.turns.take(Work::Quick, req.pid());
-        answer::empty(reply, self.vfs.release(fh.into()));
+        let (_turn, vfs) = begin!(self, Work::Quick, req, reply);
+        answer::empty(reply, vfs.release(fh.into()));
     }
 
     fn fsync(&self, req: &Request, _ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
         // Not by a thread that makes way for others ([`super::turns`]): what is started here would, too.
-        let _turn = self.turns.take(Work::Long, req.pid());
+        let (_turn, vfs) = begin!(self, Work::Long, req, reply);
         // Waits for the disk: not on a thread that answers other requests.
-        let vfs = Arc::clone(&self.vfs);
         self.runtime
             .spawn_blocking(move || answer::empty(reply, vfs.fsync(fh.into(), datasync)));
     }
 
     fn fsyncdir(&self, req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        let _turn = self.turns.take(Work::Long, req.pid());
-        let vfs = Arc::clone(&self.vfs);
+        let (_turn, vfs) = begin!(self, Work::Long, req, reply);
         self.runtime
             .spawn_blocking(move || answer::empty(reply, vfs.fsync_dir()));
     }
 
     fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let _turn = self.turns.take(Work::Quick, req.pid());
+        let (_turn, vfs) = begin!(self, Work::Quick, req, reply);
         if self.opens_dirs {
-            answer::open_dir(reply, self.vfs.open_dir(convert::ino(ino)));
+            answer::open_dir(reply, vfs.open_dir(convert::ino(ino)));
         } else {
             // The kernel opens them by itself from now on.
             reply.error(Errno::ENOSYS);
@@ -427,9 +438,9 @@ impl Filesystem for Front {
     }
 
     fn readdir(&self, req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, reply: ReplyDirectory) {
-        let _turn = self.turns.take(Work::Long, req.pid());
+        let (_turn, vfs) = begin!(self, Work::Long, req, reply);
         let dir = convert::ino(ino);
-        self.with_loaded(reply, [], later::directory, move |vfs, []| {
+        self.with_loaded(&vfs, reply, [], later::directory, move |vfs, []| {
             vfs.read_dir(dir, offset)
         });
     }
@@ -442,10 +453,10 @@ impl Filesystem for Front {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        let _turn = self.turns.take(Work::Long, req.pid());
-        let (vfs, dir) = (Arc::clone(&self.vfs), convert::ino(ino));
-        let answer = move |reply, page| later::directory_plus(&vfs, dir, reply, page);
-        self.with_loaded(reply, [], answer, move |vfs, []| vfs.read_dir(dir, offset));
+        let (_turn, vfs) = begin!(self, Work::Long, req, reply);
+        let (dir, shown) = (convert::ino(ino), Arc::clone(&vfs));
+        let answer = move |reply, page| later::directory_plus(&shown, dir, reply, page);
+        self.with_loaded(&vfs, reply, [], answer, move |vfs, []| vfs.read_dir(dir, offset));
     }
 
     fn releasedir(
@@ -461,8 +472,8 @@ impl Filesystem for Front {
     }
 
     fn statfs(&self, req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        let _turn = self.turns.take(Work::Quick, req.pid());
-        answer::stat_fs(reply, self.vfs.stat_fs());
+        let (_turn, vfs) = begin!(self, Work::Quick, req, reply);
+        answer::stat_fs(reply, vfs.stat_fs());
     }
 
     fn setxattr(
@@ -475,27 +486,26 @@ impl Filesystem for Front {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        let _turn = self.turns.take(Work::Quick, req.pid());
+        let (_turn, vfs) = begin!(self, Work::Quick, req, reply);
         answer::empty(
             reply,
-            self.vfs
-                .set_xattr(convert::ino(ino), name.as_bytes(), value, flags),
+            vfs.set_xattr(convert::ino(ino), name.as_bytes(), value, flags),
         );
     }
 
     fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let _turn = self.turns.take(Work::Quick, req.pid());
-        answer::xattr(reply, size, self.vfs.xattr(convert::ino(ino), name.as_bytes()));
+        let (_turn, vfs) = begin!(self, Work::Quick, req, reply);
+        answer::xattr(reply, size, vfs.xattr(convert::ino(ino), name.as_bytes()));
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let _turn = self.turns.take(Work::Quick, req.pid());
-        answer::xattr(reply, size, self.vfs.list_xattrs(convert::ino(ino)));
+        let (_turn, vfs) = begin!(self, Work::Quick, req, reply);
+        answer::xattr(reply, size, vfs.list_xattrs(convert::ino(ino)));
     }
 
     fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let _turn = self.turns.take(Work::Quick, req.pid());
-        answer::empty(reply, self.vfs.remove_xattr(convert::ino(ino), name.as_bytes()));
+        let (_turn, vfs) = begin!(self, Work::Quick, req, reply);
+        answer::empty(reply, vfs.remove_xattr(convert::ino(ino), name.as_bytes()));
     }
 
     fn fallocate(
@@ -508,8 +518,8 @@ impl Filesystem for Front {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let _turn = self.turns.take(Work::Long, req.pid());
-        answer::empty(reply, self.vfs.allocate(fh.into(), offset, length, mode));
+        let (_turn, vfs) = begin!(self, Work::Long, req, reply);
+        answer::empty(reply, vfs.allocate(fh.into(), offset, length, mode));
     }
 
     fn lseek(
@@ -521,7 +531,7 @@ impl Filesystem for Front {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let _turn = self.turns.take(Work::Long, req.pid());
+        let (_turn, vfs) = begin!(self, Work::Long, req, reply);
         let what = match whence {
             libc::SEEK_DATA => Seek::Data,
             libc::SEEK_HOLE => Seek::Hole,
@@ -531,7 +541,7 @@ impl Filesystem for Front {
         let Ok(offset) = u64::try_from(offset) else {
             return reply.error(Errno::ENXIO);
         };
-        answer::offset(reply, self.vfs.seek(fh.into(), offset, what));
+        answer::offset(reply, vfs.seek(fh.into(), offset, what));
     }
 
     fn copy_file_range(
@@ -547,10 +557,8 @@ impl Filesystem for Front {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        let _turn = self.turns.take(Work::Long, req.pid());
-        let copied = self
-            .vfs
-            .copy_range(fh_in.into(), offset_in, fh_out.into(), offset_out, len);
+        let (_turn, vfs) = begin!(self, Work::Long, req, reply);
+        let copied = vfs.copy_range(fh_in.into(), offset_in, fh_out.into(), offset_out, len);
         answer::written(reply, copied.map(|copied| copied as u32));
     }
 

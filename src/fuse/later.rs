@@ -16,6 +16,7 @@ impl Front {
     /// `act` gets `names` again then, because those of the request are gone by that time.
     pub(super) fn with_loaded<R, T, const N: usize>(
         &self,
+        vfs: &Arc<Vfs>,
         reply: R,
         names: [&[u8]; N],
         answer: impl FnOnce(R, Result<T, VfsError>) + Send + 'static,
@@ -24,14 +25,13 @@ impl Front {
         R: Send + 'static,
         T: Send + 'static,
     {
-        match act(&self.vfs, names) {
+        match act(vfs, names) {
             Err(err) if err.not_loaded().is_some() => {
                 let names = names.map(<[u8]>::to_vec);
-                let vfs = Arc::clone(&self.vfs);
+                let (vfs, ending) = (Arc::clone(vfs), self.hold.ending());
                 self.runtime.spawn(async move {
-                    let result = vfs
-                        .with_loaded(|vfs| act(vfs, names.each_ref().map(Vec::as_slice)))
-                        .await;
+                    let loaded = vfs.with_loaded(|vfs| act(vfs, names.each_ref().map(Vec::as_slice)));
+                    let result = ending.or(loaded).await;
                     answer(reply, result);
                 });
             }

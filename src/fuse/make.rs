@@ -1,11 +1,14 @@
 //! Making what is no regular file that is opened at once: one way for mknod, mkdir and symlink.
 
-use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt, sync::Arc};
 
 use fuser::{INodeNo, ReplyEntry, Request};
 
 use super::{answer, convert, front::Front};
-use crate::{store::rows::NodeKind, vfs::NewFile};
+use crate::{
+    store::rows::NodeKind,
+    vfs::{NewFile, Vfs},
+};
 
 /// What the kernel asks for, as far as the request does not say who asks.
 #[derive(Clone, Copy)]
@@ -19,6 +22,7 @@ pub(super) struct NewObject<'a> {
 impl Front {
     pub(super) fn make(
         &self,
+        vfs: &Arc<Vfs>,
         req: &Request,
         parent: INodeNo,
         name: &OsStr,
@@ -34,8 +38,12 @@ impl Front {
             target: new.target.to_vec(),
         };
         let parent = convert::ino(parent);
-        self.with_loaded(reply, [name.as_bytes()], answer::entry, move |vfs, [name]| {
-            vfs.make(parent, name, new.clone()).map(Some)
-        });
+        self.with_loaded(
+            vfs,
+            reply,
+            [name.as_bytes()],
+            answer::entry,
+            move |vfs, [name]| vfs.make(parent, name, &new).map(Some),
+        );
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! front     one method a request: call the vfs, answer
+//! hold      the vfs, until the mount lets go of it
 //! answer    results as answers
 //! negotiate what is agreed when a mount begins
 //! make      mknod, mkdir and symlink as one
@@ -15,6 +16,7 @@ mod answer;
 mod convert;
 mod follow;
 mod front;
+mod hold;
 mod later;
 mod lookup;
 mod make;
@@ -66,6 +68,7 @@ pub struct MountOptions {
 pub struct Mounted {
     mountpoint: PathBuf,
     session: Mutex<Option<BackgroundSession>>,
+    hold: Arc<hold::Hold>,
     notices: notify::Notices,
     passthrough: Arc<AtomicBool>,
 }
@@ -94,7 +97,13 @@ pub fn mount(vfs: Arc<Vfs>, options: &MountOptions, runtime: tokio::runtime::Han
     config.clone_fd = true;
     let passthrough = Arc::new(AtomicBool::new(options.passthrough.is_some()));
     let turns = turns::Turns::start()?;
-    let front = front::Front::new(vfs, runtime, Arc::clone(&passthrough), turns.clone());
+    let hold = Arc::new(hold::Hold::new(vfs));
+    let front = front::Front::new(
+        Arc::clone(&hold),
+        runtime,
+        Arc::clone(&passthrough),
+        turns.clone(),
+    );
     let session = match mount_as_root(options) {
         Ok(device) => Session::from_fd(front, device, config.acl, config).inspect_err(|_| {
             // The mount answers nobody: better none.
@@ -134,6 +143,7 @@ pub fn mount(vfs: Arc<Vfs>, options: &MountOptions, runtime: tokio::runtime::Han
     Ok(Mounted {
         mountpoint: options.mountpoint.clone(),
         session: Mutex::new(Some(session)),
+        hold,
         notices,
         passthrough,
     })
@@ -198,6 +208,13 @@ impl Mounted {
     /// `EBUSY` while programs use it; what umount(2) or `fusermount3` report else.
     pub fn unmount(&self, lazily: bool) -> io::Result<()> {
         unmount(&self.mountpoint, lazily)
+    }
+
+    /// Lets go of the vfs, whoever still asks: he is answered with `ENOTCONN` from now on, and so is who waits
+    /// for the network. For after the unmount: copies of the mount in other mount namespaces, and open files of
+    /// one that was detached, are there until the process ends.
+    pub fn let_go(&self) {
+        self.hold.let_go();
     }
 
     /// Waits until the mount is gone, however that came.

@@ -90,6 +90,13 @@ struct Call {
     stop: bool,
 }
 
+/// The disk of the cache, in bytes.
+struct Disk {
+    free: u64,
+    /// To be free for the index's reserve to be set aside.
+    room_of_index: u64,
+}
+
 impl Reclaimer {
     /// Starts the thread. It ends with [`Self::stop`], or when this is dropped.
     pub fn spawn(
@@ -135,6 +142,36 @@ impl Reclaimer {
             self.shared.ledger.restore_reserve();
         }
         evicted
+    }
+
+    /// Makes so much room that `bytes` more fit on the disk, for whoever was told that it is full or will be; whether there
+    /// is sense in trying.
+    ///
+    /// Evicts nothing for what would not fit if all that is clean had left. What left may have a staging name and keep
+    /// its space until the next barrier: that is waited for if it takes that, and before much is evicted.
+    pub fn make_room_for(&self, bytes: u64) -> bool {
+        let shared = &self.shared;
+        let _running = shared.lock_running();
+        let fits = || shared.disk().is_some_and(|disk| disk.free >= bytes);
+        let much = bytes > MIN_ROOM;
+        let made = if much && shared.run_awaited_barrier() && self.fits_on_disk(bytes) {
+            true
+        } else if shared.evict_for(bytes) > 0 && fits() {
+            shared.ledger.ring_barrier();
+            true
+        } else {
+            shared.run_awaited_barrier() && fits()
+        };
+        if made {
+            shared.ledger.restore_reserve();
+        }
+        made
+    }
+
+    /// Whether `bytes` fit on the disk beside what the index wants free.
+    pub fn fits_on_disk(&self, bytes: u64) -> bool {
+        let disk = self.shared.disk();
+        disk.is_some_and(|disk| disk.free >= bytes.saturating_add(disk.room_of_index))
     }
 
     /// Whether so many bytes more would be within the limit of the cache's size. Costs nothing.
@@ -281,6 +318,51 @@ impl Shared {
             0
         };
         Ok(over.max(short))
+    }
+
+    /// Evicts for [`Reclaimer::make_room_for`]; returns how many bytes.
+    fn evict_for(&self, bytes: u64) -> u64 {
+        let Some(disk) = self.disk() else { return 0 };
+        let totals = self.ledger.totals();
+        let clean = totals.resident_bytes.saturating_sub(totals.dirty_bytes);
+        if bytes.saturating_sub(disk.free) > clean {
+            return 0;
+        }
+        // Beside the index's own room: what it needs for the eviction would be taken from it, and names are refused while
+        // it has none.
+        let wanted = bytes.saturating_add(disk.room_of_index);
+        self.evict(wanted.saturating_sub(disk.free).max(MIN_ROOM))
+    }
+
+    fn disk(&self) -> Option<Disk> {
+        match rustix::fs::statvfs(&self.options.dir) {
+            Ok(found) => {
+                // Only root may use what is kept for root.
+                let is_root = rustix::process::geteuid().is_root();
+                let blocks = if is_root { found.f_bfree } else { found.f_bavail };
+                Some(Disk {
+                    free: blocks.saturating_mul(found.f_frsize),
+                    room_of_index: Ledger::room_on(found.f_blocks.saturating_mul(found.f_frsize)),
+                })
+            }
+            Err(err) => {
+                error!(error = %err, "cannot tell how full the cache disk is");
+                None
+            }
+        }
+    }
+
+    /// Runs a barrier if something leaves the disk behind it; whether it did.
+    fn run_awaited_barrier(&self) -> bool {
+        if !self.ledger.is_barrier_awaited() {
+            return false;
+        }
+        let done = self.ledger.barrier();
+        if let Err(err) = &done {
+            // The barrier's own thread tells, once.
+            debug!(error = %chain(err), "what nobody needs any more cannot leave the disk yet");
+        }
+        done.is_ok()
     }
 
     /// Evicts at least `wanted` bytes if it can; returns how many.

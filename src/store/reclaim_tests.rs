@@ -87,6 +87,19 @@ fn what_must_stay_stays_and_the_rest_goes_by_least_recent_use() {
 }
 
 #[test]
+fn nothing_leaves_for_what_would_not_fit_if_all_had_left() {
+    let rig = Rig::new();
+    let clean = rig.seal_clean(&noise(BLOB, 9));
+    let reclaimer = rig.reclaimer(u64::MAX);
+    assert!(!reclaimer.fits_on_disk(u64::MAX / 2));
+    assert!(!reclaimer.make_room_for(u64::MAX / 2));
+    assert_eq!(rig.residency(&clean), Residency::Whole);
+    // Whoever needs little was told that the disk is full, whatever it says itself.
+    assert!(reclaimer.make_room_for(1));
+    assert_eq!(rig.residency(&clean), Residency::Nothing);
+}
+
+#[test]
 fn a_cache_of_which_nothing_can_leave_is_reported_until_something_can() {
     let rig = Rig::new();
     let sliced = rig.seal(&noise(BLOB, 7));

@@ -10,7 +10,10 @@ use super::{
 };
 use crate::{
     namespace::tree::Notice,
-    store::{error::chain, rows::Ino},
+    store::{
+        error::chain,
+        rows::{Content, Ino, NodeRow, StagingId},
+    },
 };
 
 impl Vfs {
@@ -66,11 +69,13 @@ impl Vfs {
         let closing = self.settling.closing();
         // Of several that close at once the last one here, not the last one above: while the tree knows of a writer
         // the file is not sealed, and nobody would put it to rest again.
-        let last_writer = self.tree.unpin(node.ino, handle.write)?;
-        if written && last_writer {
+        let unpinned = self.tree.unpin(node.ino, handle.write);
+        // One too many is found out when its rest is over; one that rests never would never be sealed.
+        if written && !matches!(unpinned, Ok(false)) {
             self.settling.rest(node.ino, self.settle_of(node.ino));
         }
         drop(closing);
+        unpinned?;
         if handle.write {
             // Where one file is closed the next is made; mostly nobody waits for this.
             self.store.staging.prepare();
@@ -113,10 +118,7 @@ impl Vfs {
         let Serving::Staging { id, .. } = &state.serving else {
             return;
         };
-        let needed = self.tree.node(ino).is_ok_and(|node| {
-            node.is_some_and(|node| node.content == crate::store::rows::Content::Staging(*id))
-        });
-        if !needed {
+        if is_left_over(*id, &self.tree.node(ino)) {
             self.store.staging.remove_after_barrier(*id);
         }
     }
@@ -155,5 +157,36 @@ impl Vfs {
 
     pub(super) fn handle(&self, handle: u64) -> Result<Arc<Handle>, VfsError> {
         self.handles.get(handle).ok_or(VfsError::BadHandle)
+    }
+}
+
+/// Whether no row needs a staging file any more, by what was found of its file's. One that cannot be read may need it: the
+/// next start removes what nobody does.
+pub(super) fn is_left_over<E>(id: StagingId, found: &Result<Option<Arc<NodeRow>>, E>) -> bool {
+    match found {
+        Ok(Some(node)) => node.content != Content::Staging(id),
+        Ok(None) => true,
+        Err(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::rows::NodeKind;
+
+    #[test]
+    fn a_staging_file_goes_only_when_it_is_known_that_no_row_needs_it() {
+        let id = StagingId(7);
+        let node = |content| {
+            let mut node = NodeRow::new(Ino(2), NodeKind::File, 0);
+            node.content = content;
+            Ok::<_, ()>(Some(Arc::new(node)))
+        };
+        assert!(!is_left_over(id, &node(Content::Staging(id))));
+        assert!(is_left_over(id, &node(Content::Staging(StagingId(8)))));
+        assert!(is_left_over(id, &node(Content::None)));
+        assert!(is_left_over(id, &Ok::<_, ()>(None)));
+        assert!(!is_left_over(id, &Err(())));
     }
 }

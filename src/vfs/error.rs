@@ -39,6 +39,9 @@ pub enum VfsError {
     TooLarge,
     #[error("no data or hole behind this offset")]
     NoSuchOffset,
+    /// The mount was taken away, and what still asks is a copy of it.
+    #[error("the mount is gone")]
+    Unmounted,
     /// The disk said this about a staging file.
     #[error("the cache disk failed")]
     Io(#[from] io::Error),
@@ -62,6 +65,7 @@ impl VfsError {
             Self::NoXattr => libc::ENOSYS,
             Self::TooLarge => libc::ERANGE,
             Self::NoSuchOffset => libc::ENXIO,
+            Self::Unmounted => libc::ENOTCONN,
             Self::Io(err) => err.raw_os_error().unwrap_or(libc::EIO),
         }
     }

@@ -1,6 +1,10 @@
 //! Reading and writing what the kernel does not do by itself.
 
-use std::{fs::File, os::unix::fs::FileExt, sync::Arc};
+use std::{
+    fs::File,
+    os::unix::fs::{FileExt, MetadataExt},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use rustix::fs::{FallocateFlags, SeekFrom};
@@ -10,6 +14,9 @@ use super::{
     handle::{Handle, Serving},
 };
 use crate::store::{StoreError, blobs::Blob, fetch::Here};
+
+/// What `st_blocks` counts, see stat(2).
+const BLOCK_BYTES: u64 = 512;
 
 /// What `SEEK_DATA` and `SEEK_HOLE` of lseek(2) look for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,38 +89,28 @@ impl Vfs {
     /// a descriptor can change its mind (`F_SETFL`, `RWF_NOAPPEND`).
     pub fn write(&self, handle: u64, offset: u64, data: &[u8]) -> Result<u32, VfsError> {
         let handle = self.handle(handle)?;
-        let file = {
-            let mut state = handle.node.lock();
-            let Serving::Staging { file, .. } = &state.serving else {
-                return Err(VfsError::BadHandle);
-            };
-            let file = Arc::clone(file);
-            if !handle.write {
-                return Err(VfsError::BadHandle);
-            }
-            state.written = true;
-            file
-        };
-        match file.write_all_at(data, offset) {
-            Err(err) if err.raw_os_error() == Some(libc::ENOSPC) => {
-                self.store.reclaimer.make_room(data.len() as u64);
-                file.write_all_at(data, offset)?;
-            }
-            other => other?,
-        }
+        let file = writable(&handle)?;
+        note_written(&handle);
+        self.with_room(|| data.len() as u64, || file.write_all_at(data, offset))?;
         Ok(data.len() as u32)
     }
 
     /// Allocates or frees space (fallocate(2)); `mode` as in the kernel's interface.
     pub fn allocate(&self, handle: u64, offset: u64, len: u64, mode: i32) -> Result<(), VfsError> {
         let handle = self.handle(handle)?;
-        let mut state = handle.node.lock();
-        let Serving::Staging { file, .. } = &state.serving else {
-            return Err(VfsError::BadHandle);
-        };
         let flags = FallocateFlags::from_bits(mode as u32).ok_or(VfsError::NotSupported)?;
-        rustix::fs::fallocate(file, flags, offset, len).map_err(std::io::Error::from)?;
-        state.written = true;
+        let file = writable(&handle)?;
+        // As if what the file takes lay at its start, without holes; what a call that failed could take counts then, too.
+        let taken = || file.metadata().map_or(0, |meta| meta.blocks() * BLOCK_BYTES);
+        let wanted = if flags.contains(FallocateFlags::PUNCH_HOLE) {
+            0
+        } else {
+            len
+        };
+        let needed = || wanted.saturating_sub(taken().saturating_sub(offset));
+        let allocate = || rustix::fs::fallocate(&file, flags, offset, len).map_err(std::io::Error::from);
+        self.with_room_first(needed, allocate)?;
+        note_written(&handle);
         Ok(())
     }
 
@@ -158,21 +155,32 @@ impl Vfs {
             Bytesource::Blob(_) => return Err(VfsError::NotSupported),
         };
         let target = self.handle(to)?;
-        let file = {
-            let mut state = target.node.lock();
-            state.written = true;
-            match &state.serving {
-                Serving::Staging { file, .. } if target.write => Arc::clone(file),
-                _ => return Err(VfsError::BadHandle),
-            }
+        let file = writable(&target)?;
+        note_written(&target);
+        let wanted = usize::try_from(len).unwrap_or(usize::MAX);
+        let copy = || {
+            let (mut from, mut to) = (from_offset, to_offset);
+            rustix::fs::copy_file_range(&source, Some(&mut from), &file, Some(&mut to), wanted)
+                .map_err(std::io::Error::from)
         };
-        let (mut from_offset, mut to_offset) = (from_offset, to_offset);
-        let len = usize::try_from(len).unwrap_or(usize::MAX);
-        let copied =
-            rustix::fs::copy_file_range(&source, Some(&mut from_offset), &file, Some(&mut to_offset), len)
-                .map_err(std::io::Error::from)?;
+        // Who copies a file asks for as much as there can be.
+        let there = source.metadata().map_or(0, |meta| meta.len());
+        let copied = self.with_room(|| len.min(there.saturating_sub(from_offset)), copy)?;
         Ok(copied as u64)
     }
+}
+
+/// The staging file of a handle that writes.
+pub(super) fn writable(handle: &Handle) -> Result<Arc<File>, VfsError> {
+    match &handle.node.lock().serving {
+        Serving::Staging { file, .. } if handle.write => Ok(Arc::clone(file)),
+        _ => Err(VfsError::BadHandle),
+    }
+}
+
+/// What was done through a handle is a change of its file.
+pub(super) fn note_written(handle: &Handle) {
+    handle.node.lock().written = true;
 }
 
 fn source(handle: &Handle) -> Result<Bytesource, VfsError> {

@@ -24,6 +24,7 @@ mod names;
 mod open;
 mod report;
 mod resume;
+mod room;
 mod seal;
 mod set_attr;
 

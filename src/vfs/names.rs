@@ -43,11 +43,12 @@ pub enum Created {
 
 impl Vfs {
     /// Makes anything but an open file.
-    pub fn make(&self, parent: Ino, name: &[u8], new: NewFile) -> Result<Attr, VfsError> {
+    pub fn make(&self, parent: Ino, name: &[u8], new: &NewFile) -> Result<Attr, VfsError> {
         self.writable()?;
         self.used();
         self.tree.touch(parent);
-        let node = self.tree.create(parent, name, new.into_node(None))?;
+        let make = || self.tree.create(parent, name, new.to_node(None));
+        let node = self.with_room(|| 0, make)?;
         Ok(self.shown(&node))
     }
 
@@ -56,7 +57,7 @@ impl Vfs {
         &self,
         parent: Ino,
         name: &[u8],
-        new: NewFile,
+        new: &NewFile,
         request: OpenRequest,
         exclusive: bool,
         lend: Lend<'_>,
@@ -64,22 +65,30 @@ impl Vfs {
         self.writable()?;
         self.used();
         self.tree.touch(parent);
-        let (id, file) = self.store.staging.create()?;
-        let mut made = self.tree.create(parent, name, new.clone().into_node(Some(id)));
-        if matches!(made, Err(TreeError::Exists)) && self.is_withheld(parent, name).unwrap_or(false) {
+        let (id, file) = self.with_room(|| 0, || self.store.staging.create())?;
+        let make = || self.tree.create(parent, name, new.to_node(Some(id)));
+        let mut made = self.with_room(|| 0, make);
+        let exists = |made: &Result<_, VfsError>| matches!(made, Err(VfsError::Tree(TreeError::Exists)));
+        if exists(&made) && self.is_withheld(parent, name).unwrap_or(false) {
             // Nobody sees what is there.
-            made = self.tree.unlink(parent, name).and_then(|removed| {
-                self.removed(removed);
-                self.tree.create(parent, name, new.into_node(Some(id)))
-            });
+            made = self
+                .tree
+                .unlink(parent, name)
+                .map_err(VfsError::from)
+                .and_then(|removed| {
+                    self.removed(removed);
+                    self.with_room(|| 0, make)
+                });
         }
         let node = match made {
             Ok(node) => node,
             Err(err) => {
                 self.store.staging.remove(id);
                 return match (err, exclusive) {
-                    (TreeError::Exists, false) => self.open_existing(parent, name, request, lend),
-                    (err, _) => Err(err.into()),
+                    (VfsError::Tree(TreeError::Exists), false) => {
+                        self.open_existing(parent, name, request, lend)
+                    }
+                    (err, _) => Err(err),
                 };
             }
         };
@@ -139,7 +148,7 @@ impl Vfs {
     pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr, VfsError> {
         self.writable()?;
         self.used();
-        let (node, done) = self.tree.link(ino, parent, name)?;
+        let (node, done) = self.with_room(|| 0, || self.tree.link(ino, parent, name))?;
         self.removed(done);
         Ok(self.attr_of(&node))
     }
@@ -196,7 +205,7 @@ impl Vfs {
     pub fn rename(&self, from: (Ino, &[u8]), to: (Ino, &[u8]), mode: RenameMode) -> Result<(), VfsError> {
         self.writable()?;
         self.used();
-        let removed = self.tree.rename(from, to, mode)?;
+        let removed = self.with_room(|| 0, || self.tree.rename(from, to, mode))?;
         self.tree.hold(&removed.nameless);
         self.removed(removed);
         Ok(())
@@ -226,14 +235,14 @@ impl Vfs {
 }
 
 impl NewFile {
-    fn into_node(self, staging: Option<StagingId>) -> NewNode {
+    fn to_node(&self, staging: Option<StagingId>) -> NewNode {
         NewNode {
             kind: self.kind,
             perm: self.perm & 0o7777,
             uid: self.uid,
             gid: self.gid,
             rdev: self.rdev,
-            target: self.target,
+            target: self.target.clone(),
             staging,
         }
     }

@@ -389,8 +389,9 @@ impl Vfs {
                 }
             }
             Source::Fresh => {
-                let (id, file) = self.store.staging.create()?;
-                self.tree.set_staging(node.ino, id, 0, Vec::new())?;
+                let (id, file) = self.with_room(|| 0, || self.store.staging.create())?;
+                let set = self.tree.set_staging(node.ino, id, 0, Vec::new());
+                set.inspect_err(|_| self.store.staging.remove(id))?;
                 if let Content::Staging(old) = row.content {
                     self.store.staging.remove_after_barrier(old);
                 }
@@ -411,7 +412,7 @@ impl Vfs {
                     Serving::Blob { loan, .. } => loan.as_ref().map(|(_, file)| *file),
                     Serving::Nothing | Serving::Empty | Serving::Staging { .. } => None,
                 };
-                let done = self.store.blobs.take_over(&blob, lent)?;
+                let done = self.with_room(|| blob.size(), || self.store.blobs.take_over(&blob, lent))?;
                 self.put_taken_over(node, state, row, done)?;
             }
             Source::Unseal(digest) => self.unseal(node, state, row, digest)?,
@@ -456,7 +457,9 @@ impl Vfs {
     ) -> Result<(), VfsError> {
         let changes = std::mem::take(&mut done.changes);
         let id = done.id;
-        self.tree.set_staging(node.ino, id, row.size, changes)?;
+        let set = self.tree.set_staging(node.ino, id, row.size, changes);
+        // Nothing refers to it; on a full disk it would take up what is looked for.
+        set.inspect_err(|_| self.store.staging.remove(id))?;
         let file = self.store.blobs.finish_take_over(done);
         super::set_attr::set_file_times(&file, Some(row.atime), Some(row.mtime))?;
         let file = Arc::new(file);
@@ -493,7 +496,8 @@ impl Vfs {
             && FileId::of(&blob.file()?)? == lent
         {
             let kept = *id;
-            let done = self.store.blobs.take_over(&blob, Some(lent))?;
+            let take_over = || self.store.blobs.take_over(&blob, Some(lent));
+            let done = self.with_room(|| blob.size(), take_over)?;
             self.put_taken_over(node, state, row, done)?;
             self.store.staging.remove_after_barrier(kept);
             return Ok(());

@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Vfs, VfsError, count, handle::Serving, open::change_time};
+use super::{Vfs, VfsError, close::is_left_over, count, handle::Serving, open::change_time};
 use crate::{
     namespace::{
         TreeError,
@@ -216,7 +216,11 @@ impl Settling {
         }
         let again = match end {
             End::Sealed | End::NotNeeded => state.due.get(&ino).copied(),
-            End::Unquiet | End::Failed => Some(Instant::now() + RETRY),
+            // Not before the rest that a close since then began.
+            End::Unquiet | End::Failed => {
+                let retry = Instant::now() + RETRY;
+                Some(state.due.get(&ino).map_or(retry, |&due| due.max(retry)))
+            }
         };
         if let Some(due) = again {
             state.due.insert(ino, due);
@@ -373,12 +377,42 @@ impl Vfs {
             self.nodes.release(ino, &open, |open| open.lock().handles == 0);
         }
         // A writer that came at once may have made it the file's own again.
-        let again = self
-            .tree
-            .node(ino)
-            .is_ok_and(|node| node.is_some_and(|node| node.content == Content::Staging(id)));
-        if !kept && !again {
+        if !kept && is_left_over(id, &self.tree.node(ino)) {
             self.store.staging.remove_after_barrier(id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SEALED: Ino = Ino(7);
+
+    #[test]
+    fn what_is_closed_again_while_it_is_sealed_rests_as_long_as_any_other() {
+        for end in [End::Unquiet, End::Failed, End::NotNeeded] {
+            let settling = Settling::default();
+            settling.rest(SEALED, Duration::ZERO);
+            assert_eq!(settling.next(), Some(SEALED));
+            let rest = RETRY * 100;
+            let closed = Instant::now();
+            settling.rest(SEALED, rest);
+            settling.done(SEALED, end);
+            let due = settling.lock().due[&SEALED];
+            assert!(due >= closed + rest, "{end:?}: its rest was cut short");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_sealed_is_tried_again_soon() {
+        for end in [End::Unquiet, End::Failed] {
+            let settling = Settling::default();
+            settling.rest(SEALED, Duration::ZERO);
+            assert_eq!(settling.next(), Some(SEALED));
+            settling.done(SEALED, end);
+            let due = settling.lock().due[&SEALED];
+            assert!(due <= Instant::now() + RETRY);
         }
     }
 }

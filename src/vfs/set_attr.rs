@@ -7,6 +7,7 @@ use rustix::fs::{Timespec, Timestamps};
 use super::{
     Attr, Lend, OpenRequest, OpenStep, Vfs, VfsError,
     handle::Serving,
+    io::{note_written, writable},
     open::{ATTEMPTS, Missing, is_spare, may_block, nanos, stat},
 };
 use crate::{
@@ -165,12 +166,10 @@ impl Vfs {
             && self.handle(handle)?.write
         {
             let handle = self.handle(handle)?;
-            let mut state = handle.node.lock();
-            let Serving::Staging { file, .. } = &state.serving else {
-                return Err(VfsError::BadHandle);
-            };
-            file.set_len(size)?;
-            state.written = true;
+            let file = writable(&handle)?;
+            // Holes need no space, but the list of what is none may.
+            self.with_room(|| 0, || file.set_len(size))?;
+            note_written(&handle);
             return Ok(None);
         }
         let request = OpenRequest {

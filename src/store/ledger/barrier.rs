@@ -179,6 +179,11 @@ impl Ledger {
         self.core.callbacks().0.push(callback);
     }
 
+    /// Whether something is done after the next barrier.
+    pub fn is_barrier_awaited(&self) -> bool {
+        !self.core.callbacks().0.is_empty()
+    }
+
     pub(super) fn spawn(core: &Arc<Core>, options: &LedgerOptions) -> Result<Self, StoreError> {
         let thread = |name: &str, run: Box<dyn FnOnce() + Send>| {
             let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(run);
