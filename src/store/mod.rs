@@ -153,7 +153,7 @@ impl Store {
         }
         let (ledger, replayed) = Ledger::open(&options.dir, last_stop, &ledger::LedgerOptions::default())?;
         let ledger = Arc::new(ledger);
-        let (staging, blobs, fetcher, reclaimer) = bytes_half(options, &ledger, bucket)?;
+        let (staging, blobs, fetcher, reclaimer, objects) = bytes_half(options, &ledger, bucket)?;
         if last_stop == LastStop::PowerLost {
             cache_dir.mark_running()?;
         }
@@ -176,7 +176,7 @@ impl Store {
             blobs,
             fetcher,
             reclaimer,
-            objects: Objects::open_dir(options.dir.join("catalogs"), options.min_free),
+            objects,
             machine: cache_dir.machine(),
             recovery: Recovery {
                 crashed: last_stop != LastStop::Clean,
@@ -212,7 +212,7 @@ impl Store {
     }
 }
 
-type BytesHalf = (Staging, Arc<Blobs>, Arc<Fetcher>, Arc<Reclaimer>);
+type BytesHalf = (Staging, Arc<Blobs>, Arc<Fetcher>, Arc<Reclaimer>, Objects);
 
 /// The half of the store that holds bytes.
 fn bytes_half(
@@ -228,12 +228,13 @@ fn bytes_half(
         Arc::clone(&bucket),
     )?;
     let blobs = Arc::new(blobs);
+    let objects = Objects::open_dir(options.dir.join("catalogs"), options.min_free);
     let limits = reclaim::ReclaimOptions {
         dir: options.dir.clone(),
         cache_size: options.cache_size,
         min_free: options.min_free,
     };
-    let reclaimer = Reclaimer::spawn(limits, Arc::clone(ledger), Arc::clone(&blobs))?;
+    let reclaimer = Reclaimer::spawn(limits, Arc::clone(ledger), Arc::clone(&blobs), objects.clone())?;
     let fetcher = Fetcher::new(
         bucket,
         Arc::clone(ledger),
@@ -241,5 +242,5 @@ fn bytes_half(
         Arc::clone(&reclaimer),
         options.read_timeout,
     );
-    Ok((staging, blobs, Arc::new(fetcher), reclaimer))
+    Ok((staging, blobs, Arc::new(fetcher), reclaimer, objects))
 }

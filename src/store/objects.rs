@@ -11,18 +11,21 @@
 //!
 //! - Bytes that are not those of their name are never given: what is found to be so is removed.
 //! - Nothing here is needed. Any of it may be gone at any time, and the bucket is asked again; so nothing is synced.
-//! - It takes no space that `--min-free` keeps.
+//! - It takes no space that `--min-free` or the index keeps, and leaves when the disk is short of what cannot be had again.
 
 use std::{
     collections::HashSet,
     fs, io,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use bytes::Bytes;
 
-use super::{StoreError, error::chain};
+use super::{StoreError, error::chain, ledger::Ledger};
 use crate::base::{digest::Digest, durable};
 
 /// See the module.
@@ -30,13 +33,18 @@ use crate::base::{digest::Digest, durable};
 pub struct Objects {
     dir: PathBuf,
     min_free: u64,
+    clearings: Arc<AtomicU64>,
 }
 
 impl Objects {
     /// Removes what a daemon before did not write to its end. Makes nothing: the directory comes with the first object.
     #[must_use]
     pub fn open_dir(dir: PathBuf, min_free: u64) -> Self {
-        let objects = Self { dir, min_free };
+        let objects = Self {
+            dir,
+            min_free,
+            clearings: Arc::default(),
+        };
         if let Err(err) = objects.remove(|path| path.extension().is_some()) {
             tracing::warn!(error = %chain(&err), "cannot look for what a crash left");
         }
@@ -72,7 +80,8 @@ impl Objects {
         fs::create_dir_all(&self.dir).map_err(StoreError::disk("create", &self.dir))?;
         let disk = rustix::fs::statvfs(&self.dir)
             .map_err(|err| StoreError::disk("ask for the free space of", &self.dir)(err.into()))?;
-        if disk.f_bavail * disk.f_frsize < self.min_free + bytes.len() as u64 {
+        let least = self.min_free.max(Ledger::room_on(disk.f_blocks * disk.f_frsize));
+        if disk.f_bavail * disk.f_frsize < least.saturating_add(bytes.len() as u64) {
             return Err(StoreError::Full);
         }
         // Others may write the same.
@@ -89,24 +98,45 @@ impl Objects {
 
     /// Removes all others but those that are being written.
     pub fn retain(&self, wanted: &HashSet<Digest>) -> Result<(), StoreError> {
-        self.remove(|path| {
+        let is_unwanted = |path: &Path| {
             path.extension().is_none() && !named(path).is_some_and(|name| wanted.contains(&name))
-        })
+        };
+        self.remove(is_unwanted).map(drop)
     }
 
-    fn remove(&self, is_unwanted: impl Fn(&Path) -> bool) -> Result<(), StoreError> {
+    /// Removes all, because the disk is short; returns how many bytes came free.
+    pub(super) fn clear(&self) -> u64 {
+        self.clearings.fetch_add(1, Ordering::Relaxed);
+        self.remove(|path| path.extension().is_none())
+            .unwrap_or_else(|err| {
+                tracing::warn!(error = %chain(&err), "kept objects of catalogs cannot leave");
+                0
+            })
+    }
+
+    /// How often all was removed: what was kept before is gone when it was more often now.
+    #[must_use]
+    pub fn clearings(&self) -> u64 {
+        self.clearings.load(Ordering::Relaxed)
+    }
+
+    /// Returns how many bytes came free.
+    fn remove(&self, is_unwanted: impl Fn(&Path) -> bool) -> Result<u64, StoreError> {
         let entries = match fs::read_dir(&self.dir) {
             Ok(entries) => entries,
-            Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(0),
             Err(err) => return Err(StoreError::disk("list", &self.dir)(err)),
         };
+        let mut freed = 0;
         for entry in entries {
-            let path = entry.map_err(StoreError::disk("list", &self.dir))?.path();
+            let entry = entry.map_err(StoreError::disk("list", &self.dir))?;
+            let path = entry.path();
             if is_unwanted(&path) {
+                freed += entry.metadata().map_or(0, |meta| meta.len());
                 durable::remove_if_there(&path).map_err(StoreError::disk("remove", &path))?;
             }
         }
-        Ok(())
+        Ok(freed)
     }
 
     fn path(&self, name: &Digest) -> PathBuf {
@@ -174,6 +204,19 @@ mod tests {
         assert_eq!(names(&objects), [kept.to_string(), format!("{kept}.7new")]);
         let objects = Objects::open_dir(objects.dir, 0);
         assert_eq!(names(&objects), [kept.to_string()]);
+    }
+
+    #[test]
+    fn all_leaves_when_the_disk_is_short() {
+        let home = tempfile::tempdir().unwrap();
+        let objects = Objects::open_dir(home.path().join("catalogs"), 0);
+        assert_eq!(objects.clear(), 0);
+        let also = objects.clone();
+        objects.keep(&Digest::of(b"part"), b"part").unwrap();
+        objects.keep(&Digest::of(b"other"), b"other").unwrap();
+        assert_eq!(also.clear(), 9);
+        assert!(names(&objects).is_empty());
+        assert_eq!(objects.clearings(), 2);
     }
 
     #[test]

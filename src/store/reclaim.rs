@@ -7,6 +7,7 @@
 //!
 //! The same thread writes down, now and then, what the blobs keep in memory: uses and residency; and has blobs forgotten
 //! that no file has any more and nobody ever will have (see `super::blob_rows`), which is also the first way to make room.
+//! The last are objects of catalogs, which lookups want sooner than reads want most blobs.
 
 use std::{
     io,
@@ -26,6 +27,7 @@ use super::{
     blobs::Blobs,
     error::chain,
     ledger::Ledger,
+    objects::Objects,
     victims::{Candidate, choose_victims},
 };
 
@@ -75,6 +77,7 @@ struct Shared {
     options: ReclaimOptions,
     ledger: Arc<Ledger>,
     blobs: Arc<Blobs>,
+    objects: Objects,
     /// One eviction at a time: two would evict twice as much as needed.
     running: Mutex<()>,
     call: Mutex<Call>,
@@ -103,11 +106,13 @@ impl Reclaimer {
         options: ReclaimOptions,
         ledger: Arc<Ledger>,
         blobs: Arc<Blobs>,
+        objects: Objects,
     ) -> Result<Arc<Self>, StoreError> {
         let shared = Arc::new(Shared {
             options,
             ledger,
             blobs,
+            objects,
             running: Mutex::default(),
             call: Mutex::default(),
             called: Condvar::new(),
@@ -394,7 +399,17 @@ impl Shared {
                 }
             }
         }
+        if evicted < wanted && self.is_disk_short_of(wanted - evicted) {
+            evicted += self.objects.clear();
+        }
         evicted
+    }
+
+    /// Whether what has to stay free would not, if so many bytes more came.
+    fn is_disk_short_of(&self, bytes: u64) -> bool {
+        let least = |disk: &Disk| self.options.min_free.max(disk.room_of_index);
+        self.disk()
+            .is_some_and(|disk| disk.free < least(&disk).saturating_add(bytes))
     }
 
     /// Evicts among the `limit` least recently used; also tells whether there are more.

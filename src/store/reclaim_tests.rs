@@ -5,9 +5,11 @@ use std::sync::Arc;
 use super::{
     StoreError,
     fetch::ReadCursor,
+    objects::Objects,
     rows::{BlobRow, Change, Residency},
     testing::{READ_TIMEOUT, Rig, eventually, noise},
 };
+use crate::base::digest::Digest;
 
 const BLOB: usize = 1 << 20;
 
@@ -160,10 +162,14 @@ fn free_disk_space_is_a_limit_too() {
         // More than there is: whatever may go goes.
         min_free: u64::MAX / 4,
     };
-    let reclaimer =
-        super::reclaim::Reclaimer::spawn(options, Arc::clone(&rig.ledger), Arc::clone(&rig.blobs)).unwrap();
+    let objects = Objects::open_dir(rig.dir.path().join("catalogs"), 0);
+    let name = Digest::of(b"part");
+    objects.keep(&name, b"part").unwrap();
+    let (ledger, blobs) = (Arc::clone(&rig.ledger), Arc::clone(&rig.blobs));
+    let reclaimer = super::reclaim::Reclaimer::spawn(options, ledger, blobs, objects.clone()).unwrap();
     reclaimer.run_now();
     assert_eq!(rig.residency(&sliced), Residency::Nothing);
+    assert_eq!(objects.read(&name), None);
 }
 
 #[test]

@@ -26,6 +26,7 @@ use super::{
     fetch::Fetcher,
     ingest,
     ledger::{Ledger, LedgerOptions},
+    objects::Objects,
     pack,
     reclaim::{ReclaimOptions, Reclaimer},
     rows::{BlobRow, Change, Durability, Residency, StagingId},
@@ -452,7 +453,14 @@ impl Rig {
             cache_size,
             min_free: 0,
         };
-        Reclaimer::spawn(options, Arc::clone(&self.ledger), Arc::clone(&self.blobs)).unwrap()
+        let objects = Objects::open_dir(self.dir.path().join("catalogs"), 0);
+        Reclaimer::spawn(
+            options,
+            Arc::clone(&self.ledger),
+            Arc::clone(&self.blobs),
+            objects,
+        )
+        .unwrap()
     }
 
     pub(crate) fn fetcher(&self) -> Fetcher {

@@ -154,6 +154,8 @@ pub struct Loader {
     store: Arc<Store>,
     pub(super) layers: Vec<Layer>,
     pub(super) fetch: Fetch,
+    /// How often the disk was cleared when the parts that are kept were counted.
+    pub(super) clearings: AtomicU64,
     /// Another catalog took the place of one that is gone.
     pub(super) renewed: Notify,
     parts: Mutex<LruCache<Digest, Part>>,
@@ -203,6 +205,7 @@ impl Loader {
             store: Arc::clone(store),
             layers,
             fetch: Fetch::new(bucket, &store.objects, within, most_kept),
+            clearings: AtomicU64::new(0),
             renewed: Notify::new(),
             parts: Mutex::new(LruCache::new(PARTS)),
             unpacking: Flights::default(),
@@ -211,6 +214,7 @@ impl Loader {
     }
 
     pub fn status(&self) -> Vec<CatalogStatus> {
+        let is_cleared = self.fetch.objects.clearings() != self.clearings.load(Ordering::Relaxed);
         let status = |layer: &Layer| {
             let source = layer.source();
             let root = source.root.get();
@@ -220,7 +224,11 @@ impl Loader {
                 watermark_millis: source.attached.watermark_millis,
                 names: root.map(|root| root.names),
                 parts: root.map(|root| (root.parts.len() + root.linked.len()) as u64),
-                kept_parts: layer.kept_parts.load(Ordering::Relaxed),
+                kept_parts: if is_cleared {
+                    0
+                } else {
+                    layer.kept_parts.load(Ordering::Relaxed)
+                },
                 fetched_parts: layer.fetched_parts.load(Ordering::Relaxed),
                 loaded_registers: layer.loaded.load(Ordering::Relaxed),
                 last_error: layer.error().clone(),

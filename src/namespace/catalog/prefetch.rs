@@ -134,6 +134,8 @@ impl Loader {
     /// Puts all catalogs that are to be kept on this disk, and takes those away that are not. Returns the first of what
     /// hindered it, and does the rest all the same where that can help.
     async fn fetch_whole(self: &Arc<Self>, too_large: &mut HashSet<Digest>) -> Result<(), Short> {
+        let clearings = self.fetch.objects.clearings();
+        self.clearings.store(clearings, Ordering::Relaxed);
         let mut first = Ok(());
         let (mut wanted, mut whole, mut seen) = (HashSet::new(), Vec::new(), Vec::new());
         for (number, layer) in self.layers.iter().enumerate() {
