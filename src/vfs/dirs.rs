@@ -4,8 +4,9 @@
 //! (`FOPEN_CACHE_DIR`), until it is told that a name in it changed, just as it is told of each name that it keeps. Nobody
 //! tells the daemon that a directory is opened, where the kernel can do without (`FUSE_NO_OPENDIR_SUPPORT`, Linux 5.1): a
 //! second `find` or `git status` asks nothing. On older ones each open says whether the entries are still right.
-//! When nobody asked anything for `QUIET`, what is kept of those that are listed here is dropped: who waits for a file by
-//! listing has to be heard of, or others' changes would come as slowly as to a mount that nobody uses.
+//! When nobody asked anything for four fifths of the time after which a mount counts as not in use (4 minutes), what is kept of
+//! those that are listed here is dropped: who waits for a file by listing has to be heard of, or others' changes would come
+//! as slowly as to a mount that nobody uses.
 //!
 //! A *listing* is the entries of a directory in one edition ([`Tree::edition`](crate::namespace::tree::Tree::edition)), in
 //! order, as far as somebody asked for them. Readers of the same edition share it. It asks the tree for more, a page at a
@@ -35,7 +36,7 @@ mod tests;
 
 use std::{
     sync::{Arc, MutexGuard},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 pub(super) use listings::Listings;
@@ -63,9 +64,6 @@ pub type DirPage = Vec<DirEntry>;
 /// Names asked for at once.
 const PAGE: usize = 512;
 
-/// Before the mount counts as not in use (`namespace::follow`).
-const QUIET: Duration = Duration::from_secs(240);
-
 impl Vfs {
     /// For kernels that open directories: whether the entries that they kept of one are still right.
     pub fn open_dir(&self, ino: Ino) -> bool {
@@ -77,7 +75,8 @@ impl Vfs {
     /// Has the kernel drop what it keeps of directories, once in a while without requests: who lists one again and again, to wait
     /// for a file, is heard of then, and the mount is in use. `asked`: since the last request.
     pub(super) fn ask_who_lists(&self, asked: &mut bool) {
-        let is_quiet = self.options.activity.quiet_for() >= QUIET;
+        // Early enough that the mount is never taken for one that nobody uses.
+        let is_quiet = self.options.activity.quiet_for() >= self.options.rests_after * 4 / 5;
         if !is_quiet || *asked {
             *asked = is_quiet;
             return;

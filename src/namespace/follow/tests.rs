@@ -1,4 +1,4 @@
-//! The loop that follows a log, where merging takes for ever.
+//! The loop that follows a log, where merging takes for ever; and what is fetched at once.
 
 use super::*;
 use crate::{
@@ -18,16 +18,25 @@ use crate::{
 
 const NOW: u64 = 1_767_225_600_000;
 
-/// It never ends to merge what it is given.
+/// It notes the paths that it is given.
 #[derive(Debug, Default)]
-struct Slow {
+struct Taker {
+    /// It never ends to merge them.
+    is_slow: bool,
     merging: Notify,
+    paths: Mutex<Vec<Vec<u8>>>,
 }
 
-impl Sink for Slow {
-    fn apply(&self, _changes: Vec<PathChange>) -> BoxFuture<'_, Result<(), TreeError>> {
+impl Sink for Taker {
+    fn apply(&self, changes: Vec<PathChange>) -> BoxFuture<'_, Result<(), TreeError>> {
+        let paths = changes.into_iter().map(|change| change.path);
+        self.paths.lock().unwrap().extend(paths);
         self.merging.notify_one();
-        Box::pin(std::future::pending())
+        if self.is_slow {
+            Box::pin(std::future::pending())
+        } else {
+            Box::pin(std::future::ready(Ok(())))
+        }
     }
 
     fn fetch_list(
@@ -79,7 +88,10 @@ async fn who_waits_for_a_poll_or_its_end_does_not_wait_for_what_is_being_merged(
         .await
         .unwrap();
 
-    let sink = Arc::new(Slow::default());
+    let sink = Arc::new(Taker {
+        is_slow: true,
+        ..Taker::default()
+    });
     let read_by = Arc::clone(&sink);
     let open = move || {
         let view = LogView {
@@ -98,36 +110,6 @@ async fn who_waits_for_a_poll_or_its_end_does_not_wait_for_what_is_being_merged(
     let waits = tokio::time::timeout(limit, follower.caught_up(deadline));
     assert!(!waits.await.unwrap(), "it is being merged still");
     tokio::time::timeout(limit, follower.shutdown()).await.unwrap();
-}
-
-/// It takes what it is given, and notes the paths.
-#[derive(Debug, Default)]
-struct Quick {
-    paths: Mutex<Vec<Vec<u8>>>,
-}
-
-impl Sink for Quick {
-    fn apply(&self, changes: Vec<PathChange>) -> BoxFuture<'_, Result<(), TreeError>> {
-        let paths = changes.into_iter().map(|change| change.path);
-        self.paths.lock().unwrap().extend(paths);
-        Box::pin(std::future::ready(Ok(())))
-    }
-
-    fn fetch_list(
-        &self,
-        _list: (Digest, u64),
-        _blob: (Digest, u64),
-    ) -> BoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(std::future::ready(Ok(())))
-    }
-
-    fn note(&self, _key: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        Ok(None)
-    }
-
-    fn keep_note(&self, _key: &str, _value: Vec<u8>) -> Result<(), StoreError> {
-        Ok(())
-    }
 }
 
 /// How many segments are fetched at once of a log with `count` of them, each of a name with attributes of so many bytes.
@@ -174,7 +156,7 @@ async fn fetched_at_once(count: u64, bytes: usize) -> usize {
         without: None,
         until_millis: None,
     };
-    let sink = Arc::new(Quick::default());
+    let sink = Arc::new(Taker::default());
     let shared = Arc::clone(&bucket) as SharedBucket;
     let mut reader = Reader::open(view, Arc::clone(&sink), shared, Arc::new(|| NOW)).unwrap();
     bucket.hold();

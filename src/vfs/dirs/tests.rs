@@ -1,6 +1,6 @@
 //! What is seen by who goes on in a listing that is gone.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use super::{listings::Limits, *};
 use crate::{
@@ -56,6 +56,7 @@ impl Rig {
             read_only: false,
             xattr: false,
             activity: Arc::new(Activity::default()),
+            rests_after: Duration::from_secs(3600),
         };
         let vfs = Vfs::new(options, store, tree).unwrap();
         *vfs.listings() = Listings::with(Limits {
