@@ -9,7 +9,7 @@ use std::{
     collections::BTreeSet,
     fs::{self, File},
     path::Path,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use casmount::base::digest::Digest;
@@ -23,6 +23,7 @@ use support::{
 
 on_both_stores!(
     a_listing_is_asked_for_once_and_never_old,
+    who_waits_by_listing_alone_keeps_the_mount_in_use,
     a_reader_in_the_middle_of_a_listing_sees_every_name_that_stays_once,
     a_small_file_is_read_again_only_when_it_is_another,
     a_small_file_whose_bytes_left_this_disk_is_fetched_again,
@@ -93,6 +94,48 @@ fn a_listing_is_asked_for_once_and_never_old(kind: StoreKind) {
         (names(&b.path("dir")) == set(&["five", "six", "three"])).then_some(())
     });
     assert_eq!(names(&b.path("dir")), names(&a.path("dir")));
+}
+
+/// A mount that rests looks for changes of others every hour here: they come in time only to one that is in use.
+fn who_waits_by_listing_alone_keeps_the_mount_in_use(kind: StoreKind) {
+    const RESTS_AFTER: Duration = Duration::from_secs(5);
+    let lab = Lab::new(kind);
+    let a = lab.machine("a");
+    let resting = |name: &str| {
+        let spec = lab
+            .spec(name)
+            .arg("--rests-after")
+            .arg(format!("{}s", RESTS_AFTER.as_secs()));
+        let spec = spec.arg("--rest-pace").arg("1h");
+        spec.arg("--log-level").arg("info,fuser=debug").start()
+    };
+    let (b, unused) = (resting("b"), resting("unused"));
+    fs::create_dir(a.path("dir")).unwrap();
+    catch_up(&a, &b, "sign");
+    unused.until_content("sign", b"sign");
+    assert!(names(&unused.path("dir")).is_empty());
+    let segments = |machine: &Machine| machine.counter("/follow/segments");
+    let dir = b.path("dir");
+    let mut there = BTreeSet::new();
+    for round in 0..2 {
+        // From here on it lists, and does nothing else, for longer than it takes until a mount rests; and is heard of then.
+        let (began, mut before) = (Instant::now(), asked(&b, "READDIR"));
+        wait::until("the daemon hears of who lists", SOON, || {
+            assert_eq!(names(&dir), there);
+            let is_heard = asked(&b, "READDIR") > std::mem::replace(&mut before, asked(&b, "READDIR"));
+            (is_heard && began.elapsed() > RESTS_AFTER + Duration::from_secs(1)).then_some(())
+        });
+        let rests = segments(&unused);
+        there.insert(format!("file-{round}"));
+        file(&a.path(format!("dir/file-{round}")), b"");
+        a.flush();
+        wait::until("who lists sees it", SOON, || (names(&dir) == there).then_some(()));
+        assert_eq!(segments(&unused), rests, "a mount that nobody uses rests");
+    }
+    // And that one is in use again with the first look at what the kernel was told to drop.
+    wait::until("the first who looks sees it soon", SOON, || {
+        (names(&unused.path("dir")) == there).then_some(())
+    });
 }
 
 /// Entries of a directory through one descriptor, some at a time.

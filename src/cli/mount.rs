@@ -119,6 +119,12 @@ pub struct MountArgs {
     /// Where the log goes [default: standard error in the foreground, else the user's state directory]
     #[arg(long, value_name = "FILE")]
     log_file: Option<PathBuf>,
+    /// How long nobody used a mount that is not in use any more; for tests, which do not wait for minutes.
+    #[arg(long, value_name = "TIME", value_parser = args::duration, hide = true)]
+    rests_after: Option<Duration>,
+    /// How often such a mount looks for changes of other machines; for tests as well.
+    #[arg(long, value_name = "TIME", value_parser = args::duration, hide = true)]
+    rest_pace: Option<Duration>,
     /// This is the daemon that another casmount started.
     #[arg(long, hide = true)]
     detached: bool,
@@ -182,6 +188,7 @@ pub fn run(args: &MountArgs) -> Result<(), Failure> {
 
 fn prepare(args: &MountArgs, dirs: &Dirs) -> Result<Plan, Failure> {
     let mut settings = args::settings(args.layer(), args.store.bucket.config.as_deref(), dirs)?;
+    (settings.rests_after, settings.rest_pace) = (args.rests_after, args.rest_pace);
     if settings.fork_from.as_ref() == Some(&settings.volume) {
         return Err(Failure::usage(format!(
             "a fork of volume {0} needs another name than {0}: name it with --volume",

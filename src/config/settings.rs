@@ -56,6 +56,10 @@ pub struct Settings {
     pub umask: u32,
     /// Of directories of the volume.
     pub presets: Vec<PresetAt>,
+    /// When the mount counts as not in use, and how often it looks for changes then. Nobody needs others
+    /// but tests: there is a hidden flag for each, no variable and no key.
+    pub rests_after: Option<Duration>,
+    pub rest_pace: Option<Duration>,
     /// A level or a filter.
     pub log_level: String,
     /// `None`: standard error in the foreground, else the user's state directory.
@@ -131,6 +135,8 @@ impl Settings {
             gid: layer.gid,
             umask: layer.umask.unwrap_or(0),
             presets: layer.preset.unwrap_or_default(),
+            rests_after: None,
+            rest_pace: None,
             log_level: layer.log_level.unwrap_or_else(|| "info".to_owned()),
             log_file: layer.log_file.map(absolute).transpose()?,
         })

@@ -128,11 +128,11 @@ impl Layers {
                 activity: Arc::clone(&activity),
             },
         );
-        let pace = follow::Pace::default();
+        let pace = pace_of(settings);
         let follower = follow::spawn(runtime, stack, &tree, &store, bucket, tell_kernel, pace);
         let follower = Arc::new(follower);
         let vfs = Vfs::new(
-            vfs_options(settings, activity),
+            vfs_options(settings, activity, pace),
             Arc::clone(&store),
             Arc::clone(&tree),
         )
@@ -304,7 +304,16 @@ fn meanwhile(follower: &Arc<StackFollowerHandle>, vfs: &Arc<Vfs>, bucket: &Share
     }
 }
 
-fn vfs_options(settings: &Settings, activity: Arc<Activity>) -> VfsOptions {
+fn pace_of(settings: &Settings) -> follow::Pace {
+    let usual = follow::Pace::default();
+    follow::Pace {
+        idle: settings.rest_pace.unwrap_or(usual.idle),
+        rests_after: settings.rests_after.unwrap_or(usual.rests_after),
+        ..usual
+    }
+}
+
+fn vfs_options(settings: &Settings, activity: Arc<Activity>, pace: follow::Pace) -> VfsOptions {
     let uid = settings
         .uid
         .unwrap_or_else(|| rustix::process::geteuid().as_raw());
@@ -323,6 +332,7 @@ fn vfs_options(settings: &Settings, activity: Arc<Activity>) -> VfsOptions {
         read_only: settings.read_only,
         xattr: settings.xattr,
         activity,
+        rests_after: pace.rests_after,
     }
 }
 

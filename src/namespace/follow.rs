@@ -52,7 +52,7 @@
 //! bucket is read once a zone; and a pace that follows the number of writers.
 //!
 //! A machine with an empty cache reads the log from its newest catalog on ([`super::catalog`]): at most
-//! 2,000 segments, 16 at once.
+//! 2,000 segments, 16 at once, or fewer of very long ones.
 
 mod cursor;
 mod fetch;

@@ -55,7 +55,7 @@ impl Blobs {
     /// them still; returns how many bytes they have, which come free with the next barrier.
     ///
     /// The rows go at once, and the files when those, and the bytes that took their place, survive power loss.
-    pub(super) fn forget_unwanted(&self) -> Result<u64, StoreError> {
+    pub(crate) fn forget_unwanted(&self) -> Result<u64, StoreError> {
         let (mut forgotten, mut bytes, mut outcome) = (Vec::new(), 0, Ok(()));
         for digest in self.shared.ledger.unwanted_blobs() {
             let shard = self.shared.shard(&digest);

@@ -29,6 +29,7 @@
 //! file system carries locks to its server, as Linux does for NFS unless it is
 //! mounted with `nolock` or `local_lock`.
 
+mod clock;
 mod list;
 mod write;
 
@@ -38,7 +39,8 @@ use std::{
     ops::Range,
     os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock},
+    time::Instant,
 };
 
 use super::{Body, Bucket, Etag, Object, ObjectMeta, Page, Put, TierError, aside};
@@ -63,19 +65,22 @@ struct State {
     /// Device and inode of the root, once it was seen.
     seen: OnceLock<(u64, u64)>,
     clock: ServerClock,
+    /// When it was learned what the clock is, by time and by this machine's own clock in milliseconds since 1970.
+    learned: Mutex<Option<(Instant, u64)>>,
 }
 
 impl DirBucket {
     /// Opens `root`, which need not exist yet.
     ///
     /// Of one that is in use it learns the time and removes what crashes left,
-    /// as far as it may write there; every write learns the time anew.
+    /// as far as it may write there; every write learns the time anew, and so does a listing once in a while.
     pub async fn connect(root: PathBuf) -> Self {
         let bucket = Self {
             state: Arc::new(State {
                 root,
                 seen: OnceLock::new(),
                 clock: ServerClock::default(),
+                learned: Mutex::default(),
             }),
         };
         let state = Arc::clone(&bucket.state);

@@ -34,7 +34,7 @@ use super::{
     Shared,
     chunks::{confirm_members, find_pack, places_for, present, read_checked},
     status::UploadingGuard,
-    task::{Outcome, UploadError, aside, put, upload_blob},
+    task::{Outcome, UploadError, aside, keep, put, upload_blob},
 };
 use crate::{
     base::{
@@ -42,7 +42,6 @@ use crate::{
         digest::Digest,
     },
     store::{
-        StoreError,
         blobs::Blob,
         pack::{self, MAX_MEMBERS, MAX_PACKED_BYTES, Pack},
         rows::BlobRow,
@@ -104,16 +103,9 @@ impl Member {
             Ok(false) => return ended(Ok(Outcome::Gone)),
             Err(err) => return ended(Err(err.into())),
         }
-        let leased = shared.blobs.lease(&row.digest, row.size);
-        // From here on it is not forgotten any more; before, it may have been.
-        match shared.ledger.blob(&row.digest) {
-            Ok(Some(_)) => {}
-            Ok(None) => return ended(Ok(Outcome::Gone)),
-            Err(err) => return ended(Err(err.into())),
-        }
-        let blob = match leased {
+        let blob = match keep(&shared.blobs, &shared.ledger, row) {
             Ok(Some(blob)) => blob,
-            Ok(None) => return ended(Err(StoreError::Missing { blob: row.digest }.into())),
+            Ok(None) => return ended(Ok(Outcome::Gone)),
             Err(err) => return ended(Err(err.into())),
         };
         let uploading = shared.uploading(row.size);

@@ -26,7 +26,8 @@ use crate::{
     base::{BoxFuture, digest::Digest, retry::Backoff},
     store::{
         StoreError,
-        blobs::Blob,
+        blobs::{Blob, Blobs},
+        ledger::Ledger,
         manifest::{self, MAX_INLINE_CHUNKS},
         rows::{BlobRow, Change, ListObject},
     },
@@ -76,13 +77,8 @@ pub(super) async fn upload_blob(shared: Arc<Shared>, row: Arc<BlobRow>) -> Resul
     }
     let _uploading = shared.uploading(row.size);
     let began_millis = shared.bucket.clock().now_millis();
-    let leased = shared.blobs.lease(&digest, row.size)?;
-    // From here on it is not forgotten any more; before, it may have been.
-    if shared.ledger.blob(&digest)?.is_none() {
+    let Some(blob) = keep(&shared.blobs, &shared.ledger, &row)? else {
         return Ok(Outcome::Gone);
-    }
-    let Some(blob) = leased else {
-        return Err(StoreError::Missing { blob: digest }.into());
     };
     let wrong = upload_chunks(&shared, &blob).await?;
     if !wrong.is_empty() {
@@ -98,6 +94,17 @@ pub(super) async fn upload_blob(shared: Arc<Shared>, row: Arc<BlobRow>) -> Resul
     }
     shared.counters.uploaded_blob();
     Ok(Outcome::Durable)
+}
+
+/// Keeps a blob here that was dirty a moment ago; `None` if it was forgotten in between: then its file may be
+/// there still, and is not to be sent.
+pub(super) fn keep(blobs: &Blobs, ledger: &Ledger, row: &BlobRow) -> Result<Option<Arc<Blob>>, StoreError> {
+    let leased = blobs.lease(&row.digest, row.size);
+    // From here on it is not forgotten any more; before, it may have been.
+    if ledger.blob(&row.digest)?.is_none() {
+        return Ok(None);
+    }
+    leased?.map(Some).ok_or(StoreError::Missing { blob: row.digest })
 }
 
 /// Uploads the chunk list, with the places of the chunks, and notes its name.

@@ -1,5 +1,7 @@
 //! Tests of uploading: what is sent, what is not, and what survives trouble.
 
+mod forgotten;
+
 use std::{
     fs,
     sync::Arc,

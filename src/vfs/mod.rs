@@ -88,6 +88,8 @@ pub struct VfsOptions {
     pub xattr: bool,
     /// Told of requests that use names; sealing gives way to a stream of them.
     pub activity: Arc<Activity>,
+    /// When the mount counts as not in use (`namespace::follow`).
+    pub rests_after: Duration,
 }
 
 /// What the counters of [`VfsStatus`] count.

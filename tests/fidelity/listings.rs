@@ -27,7 +27,10 @@ use crate::{
     },
 };
 
-on_both_stores!(what_another_machine_does_ends_no_listing);
+on_both_stores!(
+    what_another_machine_does_ends_no_listing,
+    a_reader_whose_listing_is_forgotten_goes_on_where_it_was,
+);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Entry {
@@ -451,4 +454,74 @@ fn what_another_machine_does_ends_no_listing(kind: StoreKind) {
     );
     fs::create_dir(&there).unwrap();
     assert_eq!(rest(&File::open(&there).unwrap(), 4_096).len(), 2);
+}
+
+/// More than the daemon keeps.
+const LISTINGS: usize = 8_500;
+
+/// One reads what the kernel kept, while so many others are listed that the daemon forgets the listing, and while
+/// what the kernel kept is dropped, because names come and go here and elsewhere.
+fn a_reader_whose_listing_is_forgotten_goes_on_where_it_was(kind: StoreKind) {
+    const NAMES: usize = 3_000;
+    let lab = Lab::new(kind);
+    let (a, b) = (lab.machine("a"), lab.machine("b"));
+    let (path, there) = (a.path("d"), b.path("d"));
+    fs::create_dir(&path).unwrap();
+    for n in 0..NAMES {
+        file(&path.join(format!("name-{n:05}")), b"");
+    }
+    a.flush();
+    file(&a.path("sign"), b"1");
+    a.flush();
+    b.until_content("sign", b"1");
+    let all = rest(&File::open(&there).unwrap(), 1 << 16);
+    assert_eq!(all.len(), NAMES + 2);
+    let mut readers: Vec<_> = [1, 20, 1_000, 2_500]
+        .into_iter()
+        .map(|count| {
+            let dir = File::open(&there).unwrap();
+            let mut seen = Vec::new();
+            while seen.len() < count {
+                seen.extend(some(&dir, 500).unwrap());
+            }
+            (dir, seen)
+        })
+        .collect();
+    let at: Vec<_> = readers
+        .iter()
+        .map(|(_, seen)| seen.last().unwrap().name.clone())
+        .collect();
+    let many = b.path("many");
+    fs::create_dir(&many).unwrap();
+    for n in 0..LISTINGS {
+        let other = many.join(n.to_string());
+        fs::create_dir(&other).unwrap();
+        assert_eq!(rest(&File::open(&other).unwrap(), 4_096).len(), 2);
+    }
+    // On this machine, behind whom each reader stands among them, and on the other one.
+    let text = |dir: &Path, name: &[u8]| dir.join(std::ffi::OsStr::from_bytes(name));
+    let mut gone = BTreeSet::new();
+    for name in at.iter().filter(|name| name.starts_with(b"name")) {
+        fs::remove_file(text(&there, name)).unwrap();
+        gone.insert(name.clone());
+    }
+    for entry in all[2..].iter().step_by(7) {
+        if gone.insert(entry.name.clone()) {
+            fs::remove_file(text(&path, &entry.name)).unwrap();
+        }
+    }
+    for n in (0..NAMES).step_by(9) {
+        file(&path.join(format!("name-{n:05}-came")), b"");
+    }
+    a.flush();
+    file(&a.path("sign"), b"2");
+    a.flush();
+    b.until_content("sign", b"2");
+    for (dir, seen) in &mut readers {
+        seen.extend(rest(dir, 500));
+        let seen = names(seen.iter());
+        let stay = all.iter().filter(|entry| !gone.contains(&entry.name));
+        let missed = stay.filter(|entry| !seen.contains(&entry.name)).count();
+        assert_eq!(missed, 0);
+    }
 }

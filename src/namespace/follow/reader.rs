@@ -30,8 +30,9 @@
 //!
 //! # Cost
 //!
-//! One LIST for a thousand new segments, one GET for each, [`PARALLEL`] at once. Memory: the
-//! segments under way, and changes of one batch.
+//! One LIST for a thousand new segments, one GET for each, [`PARALLEL`] at once. Memory: the segments under way, of which
+//! as many are fetched as take some 64 MiB ([`MAX_UNDER_WAY`]) by what the listing says of their sizes, and changes of
+//! one batch. One that was made to be packed many times as densely as any machine's takes more, up to 8 MiB of records each.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -57,6 +58,16 @@ use crate::{
 
 /// Segments that are fetched at once.
 const PARALLEL: usize = 16;
+
+/// What segments that are fetched at once may take in memory; one is always fetched.
+const MAX_UNDER_WAY: u64 = 64 << 20;
+
+/// A segment takes so many times its length as stored, when it was read: a change has 50 to 100 bytes there, and some 300
+/// in memory.
+const GROWS_BY: u64 = 6;
+
+/// And at most this, in whatever it consists: three times the longest payload.
+const MAX_READ_BYTES: u64 = 3 * segment::MAX_PAYLOAD_BYTES;
 
 /// After a full listing that came to its end, so long nothing is removed that it did not see: sweeps keep the log of
 /// the last hour at least ([`crate::namespace::sweep::MIN_LOG_AGE`]).
@@ -256,8 +267,8 @@ impl<S: Sink> Reader<S> {
         loop {
             let page = self.bucket.list(&prefix, Some(&listing.after)).await?;
             let keys = self.segments_of(&page);
-            let newest = keys.iter().map(|key| key.millis).max();
-            let wanted = keys.into_iter().filter(|key| self.wants(*key, listing.full));
+            let newest = keys.iter().map(|(key, _)| key.millis).max();
+            let wanted = keys.into_iter().filter(|(key, _)| self.wants(*key, listing.full));
             if let Ended::Gap(previous) = self.read(wanted.collect(), &sought).await? {
                 sought.insert(previous);
                 listing.go_back(&self.view.volume, previous.millis);
@@ -292,7 +303,8 @@ impl<S: Sink> Reader<S> {
         Ok(listing)
     }
 
-    fn segments_of(&self, page: &Page) -> Vec<SegmentKey> {
+    /// The segments of a page, and about how many bytes each takes in memory.
+    fn segments_of(&self, page: &Page) -> Vec<(SegmentKey, u64)> {
         let parse = |key: &str| {
             let parsed = SegmentKey::parse(&self.view.volume, key);
             if parsed.is_none() {
@@ -302,7 +314,7 @@ impl<S: Sink> Reader<S> {
         };
         page.objects
             .iter()
-            .filter_map(|object| parse(&object.key))
+            .filter_map(|object| Some((parse(&object.key)?, read_bytes(object.size))))
             .collect()
     }
 
@@ -315,20 +327,24 @@ impl<S: Sink> Reader<S> {
     /// Fetches `wanted`, several at once, and applies them in their order.
     async fn read(
         &mut self,
-        mut wanted: VecDeque<SegmentKey>,
+        mut wanted: VecDeque<(SegmentKey, u64)>,
         sought: &BTreeSet<SegmentKey>,
     ) -> Result<Ended, FollowError> {
-        let mut fetches: VecDeque<(SegmentKey, Fetch)> = VecDeque::new();
+        let mut fetches: VecDeque<(SegmentKey, u64, Fetch)> = VecDeque::new();
+        let mut under_way = 0;
         let mut batch = Batch::default();
         loop {
-            while fetches.len() < PARALLEL
-                && let Some(key) = wanted.pop_front()
+            while let Some((key, bytes)) = wanted.front().copied()
+                && (fetches.is_empty() || (fetches.len() < PARALLEL && under_way + bytes <= MAX_UNDER_WAY))
             {
-                fetches.push_back((key, self.fetch(key)));
+                wanted.pop_front();
+                under_way += bytes;
+                fetches.push_back((key, bytes, self.fetch(key)));
             }
-            let Some((key, fetch)) = fetches.pop_front() else {
+            let Some((key, bytes, fetch)) = fetches.pop_front() else {
                 break;
             };
+            under_way -= bytes;
             let decoded = match fetch.join().await {
                 Ok(decoded) => decoded,
                 Err(err) => {
@@ -410,6 +426,11 @@ impl<S: Sink> Reader<S> {
             Arc::clone(&self.sink),
         )))
     }
+}
+
+/// About what a segment takes in memory that has so many bytes in the bucket.
+fn read_bytes(stored: u64) -> u64 {
+    stored.saturating_mul(GROWS_BY).min(MAX_READ_BYTES)
 }
 
 /// Segments whose changes are applied as one.

@@ -302,6 +302,24 @@ impl Tree {
         Ok((seen, next))
     }
 
+    /// The first name in `dir`, in the order of [`Self::list`], that fits; also one that is deleted, or not seen.
+    ///
+    /// Looks at all names before it.
+    pub fn find_known(&self, dir: Ino, fits: impl Fn(&[u8]) -> bool) -> Result<Option<Vec<u8>>, TreeError> {
+        self.need(dir)?;
+        let mut after: Option<Vec<u8>> = None;
+        loop {
+            let page = self.ledger.names_in(dir, after.as_deref(), 1000)?;
+            if let Some(row) = page.iter().find(|row| fits(&row.name)) {
+                return Ok(Some(row.name.clone()));
+            }
+            match page.last() {
+                Some(last) => after = Some(last.name.clone()),
+                None => return Ok(None),
+            }
+        }
+    }
+
     /// Sets who tells the kernel what it does not know of: what follows from a change that a program asked for, beside what
     /// it asked for.
     pub fn set_tell_kernel(&self, tell_kernel: TellKernel) {

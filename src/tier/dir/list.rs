@@ -21,6 +21,7 @@ struct Walk<'a> {
 
 impl State {
     pub(super) fn list(&self, prefix: &str, after: Option<&str>) -> Result<Page, TierError> {
+        self.renew_clock();
         let mut walk = Walk {
             prefix,
             after: after.unwrap_or_default(),

@@ -13,7 +13,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::{HASHED_BYTES, PRIVATE, State, etag_of_content, etag_of_file, failed, is_absent, mtime_millis};
+use super::{HASHED_BYTES, PRIVATE, State, etag_of_content, etag_of_file, failed, is_absent};
 use crate::{
     base::{
         clock::local_millis,
@@ -297,13 +297,6 @@ impl State {
         if let Ok(meta) = sampled {
             self.observe_clock(sent, &meta);
         }
-    }
-
-    fn observe_clock(&self, sent: u64, meta: &fs::Metadata) {
-        // The kernel stamps files with the time of its last tick; some servers with whole seconds.
-        let resolution = if meta.mtime_nsec() == 0 { 1000 } else { 12 };
-        self.clock
-            .observe(sent, local_millis(), mtime_millis(meta), resolution);
     }
 
     /// Removes the temporary files of crashes.
