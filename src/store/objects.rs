@@ -28,6 +28,9 @@ use bytes::Bytes;
 use super::{StoreError, error::chain, ledger::Ledger};
 use crate::base::{digest::Digest, durable};
 
+/// Of what is being written: several may write the same.
+static NUMBER: AtomicU64 = AtomicU64::new(0);
+
 /// See the module.
 #[derive(Clone, Debug)]
 pub struct Objects {
@@ -84,8 +87,6 @@ impl Objects {
         if disk.f_bavail * disk.f_frsize < least.saturating_add(bytes.len() as u64) {
             return Err(StoreError::Full);
         }
-        // Others may write the same.
-        static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let path = self.path(name);
         let new = path.with_extension(format!("{number}new"));

@@ -26,7 +26,6 @@ use super::{
     fetch::Fetcher,
     ingest,
     ledger::{Ledger, LedgerOptions},
-    objects::Objects,
     pack,
     reclaim::{ReclaimOptions, Reclaimer},
     rows::{BlobRow, Change, Durability, Residency, StagingId},
@@ -453,7 +452,7 @@ impl Rig {
             cache_size,
             min_free: 0,
         };
-        let objects = Objects::open_dir(self.dir.path().join("catalogs"), 0);
+        let objects = super::objects::Objects::open_dir(self.dir.path().join("catalogs"), 0);
         Reclaimer::spawn(
             options,
             Arc::clone(&self.ledger),

@@ -64,7 +64,7 @@ impl Rig {
             names: 1 << 20,
             begun: 1 << 20,
         });
-        let dir = vfs.make(Ino::ROOT, b"dir", new(NodeKind::Dir)).unwrap().ino;
+        let dir = vfs.make(Ino::ROOT, b"dir", &new(NodeKind::Dir)).unwrap().ino;
         let rig = Self {
             vfs,
             dir: Ino(dir.0),
@@ -76,7 +76,7 @@ impl Rig {
 
     fn add(&self, name: &str) {
         self.vfs
-            .make(self.dir, name.as_bytes(), new(NodeKind::Fifo))
+            .make(self.dir, name.as_bytes(), &new(NodeKind::Fifo))
             .unwrap();
     }
 
