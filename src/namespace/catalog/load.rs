@@ -5,7 +5,7 @@
 //! - A directory is loaded in all of its layers, and with it those that follow it in the same
 //!   part, up to `AHEAD` registers: who walks a tree wants them next.
 //! - Parts that came are kept in memory, unpacked, a few of them. Where they come from, and what is kept on the disk, is
-//!   [`super::fetch`]'s; that most of them are there before anybody looks, [`super::prefetch`]'s.
+//!   `fetch`'s; that most of them are there before anybody looks, [`super::prefetch`]'s.
 //! - A part that does not come is asked for again until the time of a read is over; one
 //!   that is damaged fails at once. Nothing is marked as loaded then.
 //! - A catalog of which something is gone was superseded long ago, and a sweep took it. The newest one takes its

@@ -3,7 +3,7 @@
 //! # Policy
 //!
 //! - Of each layer whose catalog has no more bytes than the mount was told (`catalog-prefetch`): first the parts with hard
-//!   links, which any first look waits for, then all others in their order; [`PARALLEL`] at once, so that files that are read
+//!   links, which any first look waits for, then all others in their order; four at once, so that files that are read
 //!   have most of the link. With a part come the chunk lists that it names.
 //! - A look-up that is faster fetches its part itself, and it is not fetched again. So once it is known how large a
 //!   catalog is, look-ups add no request to those that are made anyway.
