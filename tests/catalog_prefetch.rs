@@ -45,6 +45,7 @@ on_both_stores!(
     a_catalog_that_is_gone_is_replaced_before_anybody_looks,
     chunk_lists_that_were_missed_are_fetched_at_the_next_start,
     a_mount_that_ends_meanwhile_ends_cleanly,
+    what_is_damaged_hinders_nothing_else,
     lookups_ask_for_nothing_once_the_catalog_is_here,
     lookups_that_come_first_add_no_request,
     what_is_damaged_or_gone_on_the_disk_is_fetched_again,
@@ -377,7 +378,8 @@ fn a_mount_that_ends_meanwhile_ends_cleanly(kind: StoreKind) {
     let mut machine = lab.machine("machine");
     for _ in 0..3 {
         machine.unmount();
-        fs::remove_dir_all(machine.spec.cache_dir.join("catalogs")).unwrap();
+        // There is none when it ended before anything came.
+        let _ = fs::remove_dir_all(machine.spec.cache_dir.join("catalogs"));
         if kind == StoreKind::S3 {
             lab.server().set_faults(Faults {
                 latency_ms: 200,
@@ -393,4 +395,21 @@ fn a_mount_that_ends_meanwhile_ends_cleanly(kind: StoreKind) {
         lab.server().set_faults(Faults::default());
     }
     until_whole(&machine);
+}
+
+fn what_is_damaged_hinders_nothing_else(kind: StoreKind) {
+    let lab = Lab::new(kind);
+    generate(&lab);
+    let parts: Vec<_> = lab
+        .objects()
+        .into_iter()
+        .filter(|object| object.bytes.starts_with(b"casmpart"))
+        .collect();
+    let last = parts.last().unwrap();
+    lab.tamper(&last.key, Some(b"casmpart, or what is left of it".to_vec()));
+    let machine = lab.machine("machine");
+    wait::until("all others are here", SOON, || {
+        let kept = machine.counter("/catalogs/0/kept_parts");
+        (kept + 1 == parts.len() as u64 && machine.log().contains("is damaged")).then_some(())
+    });
 }

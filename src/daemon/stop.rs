@@ -90,9 +90,15 @@ pub async fn drain_and_unmount(serving: &Serving, cause: &Cause) -> Option<Unmou
         }
         tracing::error!(%err, "cannot unmount");
     }
-    // Now nothing can be closed any more: what was closed since the first drain.
-    let seconds = report.seconds;
+    // What was closed since the first drain.
+    let mut seconds = report.seconds;
     let mut last = drain::run(serving, deadline, cause.replies()).await;
+    // Now nothing can be closed any more, in copies of the mount elsewhere neither, where that went on until now.
+    serving.mounted.let_go();
+    if !elsewhere(serving).is_empty() {
+        seconds += last.seconds;
+        last = drain::run(serving, deadline, cause.replies()).await;
+    }
     last.seconds += seconds;
     // Whoever only takes the mount away, or kills the daemon, did not say that the work was good.
     let committed = match cause {
@@ -107,6 +113,11 @@ pub async fn drain_and_unmount(serving: &Serving, cause: &Cause) -> Option<Unmou
     })
 }
 
+/// Those who have a copy of the mount in a mount namespace of their own.
+fn elsewhere(serving: &Serving) -> Vec<users::User> {
+    (serving.device.as_deref()).map_or_else(Vec::new, users::elsewhere)
+}
+
 /// `fusermount3` only says it in words.
 fn is_busy(err: &io::Error) -> bool {
     Errno::from_io_error(err) == Some(Errno::BUSY) || err.to_string().contains("busy")
@@ -118,7 +129,7 @@ pub async fn close(serving: Arc<Serving>, mut server: ControlServer, cause: Caus
     server.retire();
     // What is used of the mount by now ends with the process; the cache directory is closed before.
     serving.mounted.let_go();
-    let elsewhere = (serving.device.as_deref()).map_or_else(Vec::new, users::elsewhere);
+    let elsewhere = elsewhere(&serving);
     if !elsewhere.is_empty() {
         tracing::warn!(
             processes = ?elsewhere,

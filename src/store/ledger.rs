@@ -108,7 +108,7 @@ struct Core {
     numbers: Numbers,
     /// The newest record that survives power loss; held while a barrier runs.
     barrier_seq: Mutex<u64>,
-    callbacks: Mutex<Callbacks>,
+    callbacks: Callbacks,
     absorber: Bell,
     barriers: Bell,
 }

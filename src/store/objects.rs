@@ -24,9 +24,13 @@ use std::{
 };
 
 use bytes::Bytes;
+use tokio::sync::watch;
 
 use super::{StoreError, error::chain, ledger::Ledger};
 use crate::base::{digest::Digest, durable};
+
+/// How much more than has to be has to stay free: a tenth.
+const SLACK: u64 = 10;
 
 /// Of what is being written: several may write the same.
 static NUMBER: AtomicU64 = AtomicU64::new(0);
@@ -36,7 +40,7 @@ static NUMBER: AtomicU64 = AtomicU64::new(0);
 pub struct Objects {
     dir: PathBuf,
     min_free: u64,
-    clearings: Arc<AtomicU64>,
+    clearings: Arc<watch::Sender<u64>>,
 }
 
 impl Objects {
@@ -46,7 +50,7 @@ impl Objects {
         let objects = Self {
             dir,
             min_free,
-            clearings: Arc::default(),
+            clearings: Arc::new(watch::Sender::new(0)),
         };
         if let Err(err) = objects.remove(|path| path.extension().is_some()) {
             tracing::warn!(error = %chain(&err), "cannot look for what a crash left");
@@ -84,6 +88,8 @@ impl Objects {
         let disk = rustix::fs::statvfs(&self.dir)
             .map_err(|err| StoreError::disk("ask for the free space of", &self.dir)(err.into()))?;
         let least = self.min_free.max(Ledger::room_on(disk.f_blocks * disk.f_frsize));
+        // Somewhat more than below which it would leave again.
+        let least = least.saturating_add(least / SLACK);
         if disk.f_bavail * disk.f_frsize < least.saturating_add(bytes.len() as u64) {
             return Err(StoreError::Full);
         }
@@ -107,18 +113,30 @@ impl Objects {
 
     /// Removes all, because the disk is short; returns how many bytes came free.
     pub(super) fn clear(&self) -> u64 {
-        self.clearings.fetch_add(1, Ordering::Relaxed);
-        self.remove(|path| path.extension().is_none())
-            .unwrap_or_else(|err| {
-                tracing::warn!(error = %chain(&err), "kept objects of catalogs cannot leave");
-                0
-            })
+        let freed = self.remove(|path| path.extension().is_none());
+        let freed = freed.unwrap_or_else(|err| {
+            tracing::warn!(error = %chain(&err), "kept objects of catalogs cannot leave");
+            0
+        });
+        if freed > 0 {
+            self.clearings.send_modify(|clearings| *clearings += 1);
+        }
+        freed
+    }
+
+    /// How many bytes all take. Costs a look at each.
+    pub(super) fn bytes(&self) -> u64 {
+        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        entries
+            .filter_map(|entry| entry.metadata().ok())
+            .map(|meta| meta.len())
+            .sum()
     }
 
     /// How often all was removed: what was kept before is gone when it was more often now.
     #[must_use]
-    pub fn clearings(&self) -> u64 {
-        self.clearings.load(Ordering::Relaxed)
+    pub fn clearings(&self) -> watch::Receiver<u64> {
+        self.clearings.subscribe()
     }
 
     /// Returns how many bytes came free.
@@ -215,9 +233,10 @@ mod tests {
         let also = objects.clone();
         objects.keep(&Digest::of(b"part"), b"part").unwrap();
         objects.keep(&Digest::of(b"other"), b"other").unwrap();
+        assert_eq!(objects.bytes(), 9);
         assert_eq!(also.clear(), 9);
         assert!(names(&objects).is_empty());
-        assert_eq!(objects.clearings(), 2);
+        assert_eq!(*objects.clearings().borrow(), 1);
     }
 
     #[test]

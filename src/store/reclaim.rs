@@ -41,6 +41,9 @@ const TICK: Duration = Duration::from_secs(1);
 /// How many ticks pass between two times that uses are written down.
 const TICKS_PER_SAVE: u32 = 5;
 
+/// How long what leaves the disk behind a barrier is waited for.
+const CALLBACKS_WITHIN: Duration = Duration::from_secs(10);
+
 /// Rows looked at in one go.
 const BATCH: usize = 256;
 
@@ -93,6 +96,15 @@ struct Call {
     stop: bool,
 }
 
+/// How many bytes must leave, for each limit.
+#[derive(Clone, Copy, Debug)]
+struct Wanted {
+    /// Of blobs, because they are more than the cache may take.
+    over: u64,
+    /// Of anything, because the disk has less free than it shall.
+    short: u64,
+}
+
 /// The disk of the cache, in bytes.
 struct Disk {
     free: u64,
@@ -140,7 +152,7 @@ impl Reclaimer {
     /// whoever was told that the disk is full.
     pub fn make_room(&self, bytes: u64) -> u64 {
         let _running = self.shared.lock_running();
-        let evicted = self.shared.evict(bytes.max(MIN_ROOM));
+        let evicted = self.shared.evict_for_disk(bytes);
         // What left may have a staging name until then.
         if evicted > 0 {
             self.shared.ledger.ring_barrier();
@@ -273,7 +285,7 @@ impl Shared {
     fn run(&self) {
         let _running = self.lock_running();
         let wanted = match self.wanted_bytes() {
-            Ok(0) => {
+            Ok(Wanted { over: 0, short: 0 }) => {
                 self.stuck.store(false, Ordering::Relaxed);
                 return;
             }
@@ -283,18 +295,22 @@ impl Shared {
                 return;
             }
         };
-        let evicted = self.evict(wanted);
-        debug!(wanted, evicted, "made room in the cache");
+        let mut evicted = self.evict(wanted.over.max(wanted.short));
+        // What the cache may take is a limit of blobs alone.
+        if evicted < wanted.short {
+            evicted += self.objects.clear();
+        }
+        debug!(?wanted, evicted, "made room in the cache");
         if evicted == 0 && !self.stuck.swap(true, Ordering::Relaxed) {
             warn!(
-                wanted,
+                wanted = wanted.over.max(wanted.short),
                 "the cache is over its limits, and all that is left is dirty, open or pinned"
             );
         }
     }
 
-    /// How many bytes must leave; 0 while both limits hold.
-    fn wanted_bytes(&self) -> Result<u64, StoreError> {
+    /// How many bytes must leave; 0 while a limit holds.
+    fn wanted_bytes(&self) -> Result<Wanted, StoreError> {
         let ReclaimOptions {
             dir,
             cache_size,
@@ -322,21 +338,23 @@ impl Shared {
         } else {
             0
         };
-        Ok(over.max(short))
+        Ok(Wanted { over, short })
     }
 
     /// Evicts for [`Reclaimer::make_room_for`]; returns how many bytes.
     fn evict_for(&self, bytes: u64) -> u64 {
-        let Some(disk) = self.disk() else { return 0 };
+        let unwanted = self.evict(0);
+        let Some(disk) = self.disk() else { return unwanted };
         let totals = self.ledger.totals();
         let clean = totals.resident_bytes.saturating_sub(totals.dirty_bytes);
-        if bytes.saturating_sub(disk.free) > clean {
-            return 0;
+        let may_leave = clean.saturating_add(self.objects.bytes());
+        if bytes.saturating_sub(disk.free) > may_leave {
+            return unwanted;
         }
         // Beside the index's own room: what it needs for the eviction would be taken from it, and names are refused while
         // it has none.
         let wanted = bytes.saturating_add(disk.room_of_index);
-        self.evict(wanted.saturating_sub(disk.free).max(MIN_ROOM))
+        unwanted + self.evict_for_disk(wanted.saturating_sub(disk.free))
     }
 
     fn disk(&self) -> Option<Disk> {
@@ -363,6 +381,8 @@ impl Shared {
             return false;
         }
         let done = self.ledger.barrier();
+        // Those of one that was under way run behind its end.
+        self.ledger.wait_for_callbacks(CALLBACKS_WITHIN);
         if let Err(err) = &done {
             // The barrier's own thread tells, once.
             debug!(error = %chain(err), "what nobody needs any more cannot leave the disk yet");
@@ -370,7 +390,7 @@ impl Shared {
         done.is_ok()
     }
 
-    /// Evicts at least `wanted` bytes if it can; returns how many.
+    /// Evicts at least `wanted` bytes if it can, and what no file has any more in any case; returns how many.
     fn evict(&self, wanted: u64) -> u64 {
         // The rows decide who was used least recently.
         self.save(true);
@@ -399,17 +419,18 @@ impl Shared {
                 }
             }
         }
-        if evicted < wanted && self.is_disk_short_of(wanted - evicted) {
-            evicted += self.objects.clear();
-        }
         evicted
     }
 
-    /// Whether what has to stay free would not, if so many bytes more came.
-    fn is_disk_short_of(&self, bytes: u64) -> bool {
-        let least = |disk: &Disk| self.options.min_free.max(disk.room_of_index);
-        self.disk()
-            .is_some_and(|disk| disk.free < least(&disk).saturating_add(bytes))
+    /// Evicts for a disk that lacks `missing` bytes, and somewhat more. When blobs are not enough, what is kept of catalogs
+    /// goes as well.
+    fn evict_for_disk(&self, missing: u64) -> u64 {
+        let evicted = self.evict(missing.max(MIN_ROOM));
+        if evicted < missing.max(1) {
+            evicted + self.objects.clear()
+        } else {
+            evicted
+        }
     }
 
     /// Evicts among the `limit` least recently used; also tells whether there are more.

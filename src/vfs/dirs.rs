@@ -76,7 +76,7 @@ impl Vfs {
     /// for a file, is heard of then, and the mount is in use. `asked`: since the last request.
     pub(super) fn ask_who_lists(&self, asked: &mut bool) {
         // Early enough that the mount is never taken for one that nobody uses.
-        let is_quiet = self.options.activity.quiet_for() >= self.options.rests_after * 4 / 5;
+        let is_quiet = self.options.activity.quiet_for() >= self.options.rests_after / 5 * 4;
         if !is_quiet || *asked {
             *asked = is_quiet;
             return;
@@ -176,7 +176,8 @@ impl Vfs {
         let mut listings = self.listings();
         Ok(match name {
             Some(name) => (listings.resume(dir, edition, name, place.count(), now), 0),
-            None => (listings.begin(dir, edition, now), place.count()),
+            // Nobody knows where that was: better seen twice than not at all.
+            None => (listings.begin(dir, edition, now), 0),
         })
     }
 

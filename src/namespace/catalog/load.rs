@@ -83,6 +83,22 @@ impl LoadError {
         }
     }
 
+    /// Whether it is this disk that takes nothing.
+    pub(super) fn is_of_disk(&self) -> bool {
+        match self {
+            Self::List { source, .. } => {
+                let of_disk = |err: &StoreError| {
+                    matches!(
+                        err,
+                        StoreError::Full | StoreError::Disk { .. } | StoreError::Index { .. }
+                    )
+                };
+                of_disk(source)
+            }
+            Self::Catalog { .. } | Self::Tree(_) => false,
+        }
+    }
+
     /// Whether an object of a catalog is gone.
     pub(super) fn is_gone(&self) -> bool {
         matches!(self, Self::Catalog { source, .. } if matches!(**source, CatalogError::Missing { .. }))
@@ -214,7 +230,8 @@ impl Loader {
     }
 
     pub fn status(&self) -> Vec<CatalogStatus> {
-        let is_cleared = self.fetch.objects.clearings() != self.clearings.load(Ordering::Relaxed);
+        let clearings = self.fetch.objects.clearings();
+        let is_cleared = *clearings.borrow() != self.clearings.load(Ordering::Relaxed);
         let status = |layer: &Layer| {
             let source = layer.source();
             let root = source.root.get();

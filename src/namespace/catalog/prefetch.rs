@@ -4,10 +4,12 @@
 //!
 //! - Of each layer whose catalog has no more bytes than the mount was told (`catalog-prefetch`): first the parts with hard
 //!   links, which any first look waits for, then all others in their order; four at once, so that files that are read
-//!   have most of the link. With a part come the chunk lists that it names.
+//!   have most of the link. With a part come the chunk lists that it names, one of each file of more than 1,024 chunks, which
+//!   count for no limit.
 //! - A look-up that is faster fetches its part itself, and it is not fetched again. So once it is known how large a
 //!   catalog is, look-ups add no request to those that are made anyway.
-//! - What is on the disk already is read once at each start: damage is found before somebody needs it.
+//! - What is on the disk already is read once at each start: damage is found before somebody needs it. What leaves because
+//!   the disk is short is fetched again later.
 //! - What a damaged or missing part hinders is that part alone. While the bucket is away it is asked again, at least once a
 //!   minute. Where the disk has no room, which is looked at again later, or the catalog is larger, directories are loaded
 //!   from the bucket as they are touched.
@@ -69,7 +71,7 @@ impl Short {
     /// Whether what comes next would fail alike.
     fn ends_all(&self) -> bool {
         match self {
-            Self::Load(err) => err.is_of_bucket(),
+            Self::Load(err) => err.is_of_bucket() || err.is_of_disk(),
             Self::NoRoom | Self::Disk(_) => true,
         }
     }
@@ -91,11 +93,16 @@ impl PrefetchHandle {
 }
 
 async fn run(loader: Arc<Loader>) {
+    let mut clearings = loader.fetch.objects.clearings();
+    let mut known = Known::default();
     let mut said = None;
-    let mut too_large = HashSet::new();
     let mut backoff = Backoff::new(FIRST_BACKOFF, MAX_BACKOFF);
     loop {
-        let again = match loader.fetch_whole(&mut too_large).await {
+        let cleared = *clearings.borrow_and_update();
+        if loader.clearings.swap(cleared, Ordering::Relaxed) != cleared {
+            known.verified.clear();
+        }
+        let again = match loader.fetch_whole(&mut known).await {
             Ok(()) => {
                 said = None;
                 backoff.reset();
@@ -115,11 +122,24 @@ async fn run(loader: Arc<Loader>) {
         };
         let renewed = loader.renewed.notified();
         match again {
-            None => renewed.await,
+            None => tokio::select! {
+                () = renewed => {}
+                // The disk was short a moment ago.
+                _ = clearings.changed() => tokio::time::sleep(SLOWLY).await,
+            },
             // It is the same to do, sooner or later.
             Some(wait) => drop(tokio::time::timeout(wait, renewed).await),
         }
     }
+}
+
+/// What the rounds before found.
+#[derive(Debug, Default)]
+struct Known {
+    /// Catalogs of which it was said.
+    too_large: HashSet<Digest>,
+    /// Parts that are whole on the disk, with all that they name.
+    verified: HashSet<Digest>,
 }
 
 /// A layer whose catalog is to be whole on the disk.
@@ -133,9 +153,7 @@ struct Whole {
 impl Loader {
     /// Puts all catalogs that are to be kept on this disk, and takes those away that are not. Returns the first of what
     /// hindered it, and does the rest all the same where that can help.
-    async fn fetch_whole(self: &Arc<Self>, too_large: &mut HashSet<Digest>) -> Result<(), Short> {
-        let clearings = self.fetch.objects.clearings();
-        self.clearings.store(clearings, Ordering::Relaxed);
+    async fn fetch_whole(self: &Arc<Self>, known: &mut Known) -> Result<(), Short> {
         let mut first = Ok(());
         let (mut wanted, mut whole, mut seen) = (HashSet::new(), Vec::new(), Vec::new());
         for (number, layer) in self.layers.iter().enumerate() {
@@ -153,7 +171,7 @@ impl Loader {
                 wanted.insert(catalog);
                 wanted.extend(parts_of(&root).map(|part| part.digest));
                 whole.push(Whole { number, source, root });
-            } else if too_large.insert(catalog) {
+            } else if known.too_large.insert(catalog) {
                 let bytes = format_size(bytes_of(&root));
                 tracing::info!(
                     volume = layer.volume,
@@ -173,7 +191,7 @@ impl Loader {
         for Whole { number, source, root } in whole {
             let layer = &self.layers[number];
             let before = layer.fetched_parts.load(Ordering::Relaxed);
-            let done = self.fetch_parts(number, &root).await;
+            let done = self.fetch_parts(number, &root, &mut known.verified).await;
             if done.is_ok() && layer.fetched_parts.load(Ordering::Relaxed) > before {
                 let bytes = format_size(bytes_of(&root));
                 tracing::info!(volume = layer.volume, bytes, "the catalog is whole on this disk");
@@ -185,11 +203,11 @@ impl Loader {
                 // Whoever renewed it is heard, and all begins anew.
                 continue;
             }
-            let ends_all = done.as_ref().is_err_and(Short::ends_all);
-            first = first.and(done);
-            if ends_all {
-                break;
+            // Else whoever hears of it would wait for too long.
+            if done.as_ref().is_err_and(Short::ends_all) {
+                return done;
             }
+            first = first.and(done);
         }
         first
     }
@@ -218,25 +236,45 @@ impl Loader {
         Ok((source, root))
     }
 
-    async fn fetch_parts(self: &Arc<Self>, layer: usize, root: &Arc<Root>) -> Result<(), Short> {
-        let mut first = Ok(());
+    /// Adds the parts that are there to `verified`.
+    async fn fetch_parts(
+        self: &Arc<Self>,
+        layer: usize,
+        root: &Arc<Root>,
+        verified: &mut HashSet<Digest>,
+    ) -> Result<(), Short> {
+        let mut outcome = Ok(());
+        let mut goes_on = true;
         // Dropped in the middle, it ends all of them.
         let mut under_way = JoinSet::new();
         let mut parts = parts_of(root);
         loop {
-            let goes_on = !first.as_ref().is_err_and(Short::ends_all);
-            if under_way.len() < PARALLEL
-                && goes_on
+            if goes_on
+                && under_way.len() < PARALLEL
                 && let Some(part) = parts.next()
             {
+                if verified.contains(&part.digest) {
+                    self.layers[layer].kept_parts.fetch_add(1, Ordering::Relaxed);
+                    continue;
+                }
                 let (loader, root, part) = (Arc::clone(self), Arc::clone(root), part.clone());
-                under_way.spawn(async move { loader.fetch_part(&loader.layers[layer], &root, &part).await });
+                under_way.spawn(async move {
+                    let done = loader.fetch_part(&loader.layers[layer], &root, &part).await;
+                    done.map(|()| part.digest)
+                });
                 continue;
             }
             let Some(done) = under_way.join_next().await else {
-                return first;
+                return outcome;
             };
-            first = first.and(done.expect("fetching does not panic"));
+            match done.expect("fetching does not panic") {
+                Ok(part) => drop(verified.insert(part)),
+                Err(short) if goes_on && short.ends_all() => {
+                    goes_on = false;
+                    outcome = Err(short);
+                }
+                Err(short) => outcome = outcome.and(Err(short)),
+            }
         }
     }
 

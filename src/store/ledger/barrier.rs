@@ -12,7 +12,7 @@
 //! A crash between any two of these steps costs nothing but the barrier.
 
 use std::{
-    sync::{Arc, Condvar, Mutex},
+    sync::{Arc, Condvar, Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -26,11 +26,56 @@ type Callback = Box<dyn FnOnce() + Send>;
 
 /// What waits for a barrier.
 #[derive(Default)]
-pub struct Callbacks(Vec<Callback>);
+pub struct Callbacks {
+    waiting: Mutex<Waiting>,
+    /// Rung when a barrier's callbacks have run.
+    run: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    next: Vec<Callback>,
+    /// How many are of a barrier that is under way.
+    under_way: usize,
+}
 
 impl std::fmt::Debug for Callbacks {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} callbacks", self.0.len())
+        let waiting = self.waiting();
+        write!(f, "{} and {} callbacks", waiting.next.len(), waiting.under_way)
+    }
+}
+
+impl Callbacks {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting
+            .lock()
+            .expect("no code panics while it holds the callbacks")
+    }
+
+    fn take(&self) -> Vec<Callback> {
+        let mut waiting = self.waiting();
+        let taken = std::mem::take(&mut waiting.next);
+        waiting.under_way += taken.len();
+        taken
+    }
+
+    /// Runs what was taken, behind its barrier.
+    fn run(&self, taken: Vec<Callback>) {
+        let count = taken.len();
+        for callback in taken {
+            callback();
+        }
+        self.waiting().under_way -= count;
+        self.run.notify_all();
+    }
+
+    /// For the next barrier, because there was none.
+    fn give_back(&self, taken: Vec<Callback>) {
+        let mut waiting = self.waiting();
+        waiting.under_way -= taken.len();
+        waiting.next.splice(0..0, taken);
+        self.run.notify_all();
     }
 }
 
@@ -79,7 +124,7 @@ impl Core {
         // One at a time. Callbacks are taken first: all that was committed
         // before they were given is then before the cut.
         let mut last = self.barrier_seq.lock().expect("no code panics in a barrier");
-        let callbacks = std::mem::take(&mut self.callbacks().0);
+        let callbacks = self.callbacks.take();
         let outcome = match self.run_barrier(*last) {
             Err(StoreError::Full) if self.layers.reserve.release() => self.run_barrier(*last),
             other => other,
@@ -88,13 +133,11 @@ impl Core {
             Ok(cut) => {
                 *last = cut;
                 drop(last);
-                for callback in callbacks {
-                    callback();
-                }
+                self.callbacks.run(callbacks);
                 Ok(())
             }
             Err(err) => {
-                self.callbacks().0.splice(0..0, callbacks);
+                self.callbacks.give_back(callbacks);
                 Err(err)
             }
         }
@@ -114,12 +157,6 @@ impl Core {
         }
         self.journal.settled(number, cut)?;
         Ok(cut)
-    }
-
-    fn callbacks(&self) -> std::sync::MutexGuard<'_, Callbacks> {
-        self.callbacks
-            .lock()
-            .expect("no code panics while it holds the callbacks")
     }
 
     fn run_absorber(&self, every: Duration) {
@@ -176,12 +213,22 @@ impl Ledger {
     /// Runs `callback` after the next barrier that covers everything committed before this call, on
     /// the barrier's thread; never when the daemon dies before. In the order they were given.
     pub fn after_barrier(&self, callback: Box<dyn FnOnce() + Send>) {
-        self.core.callbacks().0.push(callback);
+        self.core.callbacks.waiting().next.push(callback);
     }
 
-    /// Whether something is done after the next barrier.
+    /// Whether something is done after the next barrier, or after one that is under way.
     pub fn is_barrier_awaited(&self) -> bool {
-        !self.core.callbacks().0.is_empty()
+        let waiting = self.core.callbacks.waiting();
+        !waiting.next.is_empty() || waiting.under_way > 0
+    }
+
+    /// Waits, `timeout` at the most, until what barriers so far are waited for is done. Not to be called by what is.
+    pub fn wait_for_callbacks(&self, timeout: Duration) {
+        let callbacks = &self.core.callbacks;
+        let waited = callbacks
+            .run
+            .wait_timeout_while(callbacks.waiting(), timeout, |waiting| waiting.under_way > 0);
+        drop(waited.expect("no code panics while it holds the callbacks"));
     }
 
     pub(super) fn spawn(core: &Arc<Core>, options: &LedgerOptions) -> Result<Self, StoreError> {

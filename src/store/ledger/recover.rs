@@ -79,7 +79,7 @@ impl Ledger {
             journal: Journal::open(&journal_dir, seq)?,
             numbers: Numbers::new(ceilings),
             barrier_seq: Mutex::new(state.barrier),
-            callbacks: Mutex::new(Callbacks::default()),
+            callbacks: Callbacks::default(),
             absorber: Bell::default(),
             barriers: Bell::default(),
         };
