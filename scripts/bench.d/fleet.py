@@ -90,6 +90,8 @@ def commit(server, machine, runs):
     writer.until_commanded()
     (writer.path / "first").write_bytes(b"first")
     writer.flush()
+    # That is fetched behind the mount, whatever is committed.
+    writer.until_whole()
     requests, kilobytes, seconds = [], [], []
     for number in range(runs):
         place = writer.path / f"new{number}"

@@ -68,18 +68,6 @@ def measure(server, machine, compact, runs, wants):
     return samples
 
 
-def until_whole(machine):
-    """Waits until the catalogs of a mount are whole on its disk."""
-    deadline = time.monotonic() + 60
-    while True:
-        catalogs = machine.status()["catalogs"]
-        if catalogs and all(catalog["kept_parts"] == catalog["parts"] for catalog in catalogs):
-            return
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"the catalog did not come: {catalogs}")
-        time.sleep(0.1)
-
-
 def jobs(server, machine, kind, runs, wants, samples, rng):
     lookups, gets, puts = (samples.setdefault(f"{kind}-{what}", []) for what in ("lookups", "gets", "puts"))
     # Of names that no job of another kind writes.
@@ -96,7 +84,7 @@ def jobs(server, machine, kind, runs, wants, samples, rng):
         everything = [(job, file) for job in range(JOBS) for file in range(FILES_OF_JOB)]
         rng.shuffle(everything)
         if kind == "job-catalog":
-            until_whole(cold)
+            cold.until_whole()
         began = counts(server)
         for job, file in everything[: LOOKUPS - MISSES]:
             os.stat(cold.path / name(job, file))

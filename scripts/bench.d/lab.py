@@ -143,6 +143,17 @@ class Casmount:
     def flush(self):
         run(self.program, "flush", self.path, "--deadline", "15m", env=self.env)
 
+    def until_whole(self):
+        """Waits until the catalogs of the mount are whole on its disk."""
+        deadline = time.monotonic() + 60
+        while True:
+            catalogs = self.status()["catalogs"]
+            if catalogs and all(catalog["kept_parts"] == catalog["parts"] for catalog in catalogs):
+                return
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the catalog did not come: {catalogs}")
+            time.sleep(0.1)
+
     def status(self):
         return json.loads(run(self.program, "status", self.path, "--json", env=self.env))
 
