@@ -27,8 +27,8 @@
 //! - Offsets are positive for programs, and 0 is the start.
 //!
 //! What is not held: a name of this machine alone leaves no tombstone when it is deleted, and those of a directory that is
-//! renamed stay behind. Who is to go on behind such a name, when its listing is gone as well, goes on
-//! behind as many names as were before it.
+//! renamed stay behind. Who is to go on behind such a name, when its listing is gone as well, begins anew: names are
+//! better seen twice than not at all.
 
 mod listings;
 #[cfg(test)]

@@ -173,3 +173,17 @@ async fn every_step_may_be_in_another_listing() {
     seen.retain(|name| name.starts_with("name"));
     assert!(seen.into_iter().eq(numbered(0..40)));
 }
+
+#[tokio::test]
+async fn who_stands_where_nobody_knows_begins_anew_and_misses_nothing() {
+    let rig = Rig::new(numbered(0..600));
+    let all = rig.rest(0);
+    let (_, offset) = all[300];
+    rig.evict();
+    // Another mark: as of a name that left nothing behind.
+    let rest = rig.rest(offset ^ 1);
+    assert_eq!(names(&rest), names(&all));
+    // It goes on from there as any other reader.
+    let (_, offset) = rest[450];
+    assert_eq!(names(&rig.rest(offset)), names(&all[451..]));
+}
