@@ -31,6 +31,7 @@ on_both_stores!(
     a_file_open_for_writing_elsewhere_is_kept_as_far_as_it_was_written,
     a_file_lent_for_writing_elsewhere_is_kept_to_its_end,
     files_of_a_detached_mount_get_errors_and_hinder_no_clean_end,
+    what_is_closed_elsewhere_until_the_end_is_told_or_named,
 );
 
 const SOON: Duration = Duration::from_secs(60);
@@ -269,4 +270,34 @@ fn files_of_a_detached_mount_get_errors_and_hinder_no_clean_end(kind: StoreKind)
     assert_eq!(content(&a.path("f")), b"f");
     assert_eq!(content(&a.path("g")), b"g");
     a.unmount();
+}
+
+/// Somebody elsewhere makes files until he is refused: what he closed is in the store, or the unmount is no success.
+fn what_is_closed_elsewhere_until_the_end_is_told_or_named(kind: StoreKind) {
+    if !is_root() {
+        skip!("mount namespaces need root");
+    }
+    let lab = Lab::new(kind);
+    let mut a = lab.spec("a").arg("--settle=0s").start();
+    let mut elsewhere = Elsewhere::start();
+    let at = shown(&a.path("f"));
+    elsewhere.begin(&format!(
+        "n=0; while echo $n >{at}$n; do n=$((n+1)); sleep 0.02; done; echo made $n"
+    ));
+    wait::until("some are made", SOON, || a.path("f20").exists().then_some(()));
+    let out = a.control("unmount", &["--deadline", "90s"]);
+    let is_all = out.status.success();
+    a.wait_until_ended_with(i32::from(!is_all));
+    let (said, _) = elsewhere.end();
+    let made = said.lines().find_map(|line| line.strip_prefix("made "));
+    let made: usize = made.expect("it says how many").parse().unwrap();
+    assert!(made > 20, "{said}");
+    if !is_all {
+        a.restart();
+        a.flush();
+    }
+    let b = lab.machine("b");
+    for n in 0..made {
+        b.until_content(&format!("f{n}"), format!("{n}\n").as_bytes());
+    }
 }
