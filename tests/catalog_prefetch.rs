@@ -24,7 +24,10 @@ use casmount::{
         chunk::{Chunk, ChunkList},
         digest::Digest,
     },
-    namespace::change::{Entry, EntryBlob, EntryChunks},
+    namespace::{
+        catalog::read,
+        change::{Entry, EntryBlob, EntryChunks},
+    },
     store::{
         manifest::{self, MAX_INLINE_CHUNKS},
         rows::NodeKind,
@@ -400,16 +403,16 @@ fn a_mount_that_ends_meanwhile_ends_cleanly(kind: StoreKind) {
 fn what_is_damaged_hinders_nothing_else(kind: StoreKind) {
     let lab = Lab::new(kind);
     generate(&lab);
-    let parts: Vec<_> = lab
-        .objects()
-        .into_iter()
-        .filter(|object| object.bytes.starts_with(b"casmpart"))
-        .collect();
-    let last = parts.last().unwrap();
-    lab.tamper(&last.key, Some(b"casmpart, or what is left of it".to_vec()));
+    let newest = lab.with_bucket(async |bucket| read::newest(bucket.as_ref(), "main", None).await);
+    let root = newest.unwrap().expect("it was made").root;
+    // That of the top is the first, and a mount looks into it.
+    let second = layout::catalog("main", &root.parts[1].digest);
+    lab.tamper(&second, Some(b"casmpart, or what is left of it".to_vec()));
     let machine = lab.machine("machine");
     wait::until("all others are here", SOON, || {
         let kept = machine.counter("/catalogs/0/kept_parts");
-        (kept + 1 == parts.len() as u64 && machine.log().contains("is damaged")).then_some(())
+        let log = machine.log();
+        let is_said = log.contains("a catalog is not fetched whole") && log.contains("is damaged");
+        (is_said && kept + 1 == root.parts.len() as u64).then_some(())
     });
 }
