@@ -85,18 +85,8 @@ impl LoadError {
 
     /// Whether it is this disk that takes nothing.
     pub(super) fn is_of_disk(&self) -> bool {
-        match self {
-            Self::List { source, .. } => {
-                let of_disk = |err: &StoreError| {
-                    matches!(
-                        err,
-                        StoreError::Full | StoreError::Disk { .. } | StoreError::Index { .. }
-                    )
-                };
-                of_disk(source)
-            }
-            Self::Catalog { .. } | Self::Tree(_) => false,
-        }
+        use StoreError::{Disk, Full, Index};
+        matches!(self, Self::List { source, .. } if matches!(**source, Full | Disk { .. } | Index { .. }))
     }
 
     /// Whether an object of a catalog is gone.

@@ -32,7 +32,8 @@
 //!
 //! One LIST for a thousand new segments, one GET for each, [`PARALLEL`] at once. Memory: the segments under way, of which
 //! as many are fetched as take some 64 MiB ([`MAX_UNDER_WAY`]) by what the listing says of their sizes, and changes of
-//! one batch. One that was made to be packed many times as densely as any machine's takes more, up to 8 MiB of records each.
+//! one batch. Names that are alike and were deleted pack more densely than that: a segment of those takes more than it is
+//! taken for, at most [`MAX_READ_BYTES`].
 
 use std::{
     collections::{BTreeSet, VecDeque},
